@@ -1,0 +1,187 @@
+"""What a kernel can hold: links, addresses, routes, neighbours, FDB entries, sysctls, nft objects.
+
+Values only, frozen, without I/O. Planners return them, `podwire.kernel` reads, compares and applies
+them. Each carries a `Why`: the object that asked for it and the reason in words. The why is shown
+(`podwire plan`, `explain`, `trace`) and never compared; neither is anything that is None, which
+means "as the kernel likes".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
+
+import msgspec
+
+IPAddress = IPv4Address | IPv6Address
+IPInterface = IPv4Interface | IPv6Interface
+IPNetwork = IPv4Network | IPv6Network
+
+#: Our routes carry this protocol number, so that they are told from everybody else's
+#: (rtnetlink(7): values above 4 are free for routing daemons; 112 is unused in iproute2's table).
+ROUTE_PROTOCOL = 112
+
+#: Our links are in this device group (IFLA_GROUP), set in the same message that creates them, so
+#: that not even a crash leaves a link whose owner is in doubt.
+LINK_GROUP = 7077
+
+
+class Why(msgspec.Struct, frozen=True):
+    """`object` caused an entry (`Node/node2`), because of `reason` (`leases 10.244.2.0/24`)."""
+
+    object: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.object} {self.reason}"
+
+
+class Bridge(msgspec.Struct, frozen=True, tag="bridge"):
+    """An Ethernet bridge without spanning tree."""
+
+
+class Vxlan(msgspec.Struct, frozen=True, tag="vxlan"):
+    """A VXLAN tunnel end point (RFC 7348). `port` is UDP; `dev` the underlay link, by name."""
+
+    vni: int
+    port: int
+    local: IPAddress
+    dev: str
+    learning: bool = False
+
+
+class Veth(msgspec.Struct, frozen=True, tag="veth"):
+    """One end of a pair. The other end is `peer`, made in another namespace."""
+
+    peer: str
+    peer_mac: bytes
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """A network interface. `mac` is 6 bytes; `hairpin` is of the bridge port that it is."""
+
+    name: str
+    kind: Bridge | Vxlan | Veth
+    why: Why
+    mtu: int | None = None
+    mac: bytes | None = None
+    master: str | None = None
+    hairpin: bool | None = None
+    alias: str = ""
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """An address of a link, with its prefix length."""
+
+    dev: str
+    ip: IPInterface
+    why: Why
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A unicast route of the main table. `onlink`: take `via` to be reachable on `dev`."""
+
+    dst: IPNetwork
+    dev: str
+    why: Why
+    via: IPAddress | None = None
+    src: IPAddress | None = None
+    onlink: bool = False
+
+
+class Neighbor(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A permanent neighbour (ARP or NDP) entry: `ip` has `mac` on `dev`."""
+
+    dev: str
+    ip: IPAddress
+    mac: bytes
+    why: Why
+
+
+class FdbEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A permanent forwarding entry of a VXLAN device: frames for `mac` go to the VTEP at `dst`."""
+
+    dev: str
+    mac: bytes
+    dst: IPAddress
+    why: Why
+
+
+class Sysctl(msgspec.Struct, frozen=True, kw_only=True):
+    """A key below /proc/sys with slashes (`net/ipv4/ip_forward`) and the value it must have."""
+
+    key: str
+    value: str
+    why: Why
+
+
+class NftRule(msgspec.Struct, frozen=True, kw_only=True):
+    """A rule in nft(8) syntax, without its chain: `ip saddr @cluster4 … masquerade`."""
+
+    text: str
+    why: Why
+
+
+class NftChain(msgspec.Struct, frozen=True, kw_only=True):
+    """A chain; `hook` is nft's `type … hook … priority …;` clause, empty for a regular chain."""
+
+    name: str
+    rules: tuple[NftRule, ...]
+    hook: str = ""
+
+
+class NftSet(msgspec.Struct, frozen=True, kw_only=True):
+    """A named set of `type` (`ipv4_addr`); elements are in nft's own canonical text."""
+
+    name: str
+    type: str
+    elements: tuple[str, ...]
+    why: Why
+    flags: tuple[str, ...] = ()
+
+
+class NftTable(msgspec.Struct, frozen=True, kw_only=True):
+    """A table that is ours as a whole: what is in it and not here is removed."""
+
+    name: str
+    why: Why
+    family: str = "inet"
+    sets: tuple[NftSet, ...] = ()
+    chains: tuple[NftChain, ...] = ()
+
+
+Entry = Link | Address | Route | Neighbor | FdbEntry | Sysctl | NftTable
+
+
+class Desired(msgspec.Struct, frozen=True):
+    """What a namespace should hold, kept by the object that caused it.
+
+    `by_cause` maps a cause (`Node/node2`) to its entries; the order within a cause is the order
+    in which a person would type them.
+    """
+
+    by_cause: dict[str, tuple[Entry, ...]]
+
+    def entries(self) -> Iterable[Entry]:
+        for entries in self.by_cause.values():
+            yield from entries
+
+
+def format_mac(mac: bytes) -> str:
+    """`b"\\x0a\\x58…"` as `0a:58:…`."""
+    return mac.hex(":")
+
+
+def parse_mac(text: str) -> bytes:
+    """Six bytes of `0a:58:0a:f4:01:02`. Raises ValueError on anything else."""
+    parts = text.split(":")
+    if len(parts) != 6 or any(len(part) != 2 for part in parts):
+        raise ValueError(f"{text!r} is not a MAC address (six hexadecimal pairs with colons)")
+    return bytes(int(part, 16) for part in parts)

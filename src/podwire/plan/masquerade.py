@@ -1,0 +1,45 @@
+"""Masquerade: packets that leave the cluster network take the node's address, others keep theirs.
+
+A pod's address means nothing to anyone outside, so their answers would be lost. Multicast is left
+alone, as Flannel does. Pure: values in, one nft table out.
+"""
+
+from __future__ import annotations
+
+from podwire.model.cluster import NetworkConfig
+from podwire.model.state import NftChain, NftRule, NftSet, NftTable, Why
+
+TABLE = "podwire"
+_MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
+
+
+def plan_node(config: NetworkConfig) -> tuple[NftTable, ...]:
+    """The table `inet podwire`; none when masquerade is switched off."""
+    if not config.masquerade:
+        return ()
+    why = Why("Network", "pods are unknown outside " + ", ".join(map(str, config.network)))
+    sets: list[NftSet] = []
+    rules: list[NftRule] = []
+    for version, family, name in ((4, "ip", "cluster4"), (6, "ip6", "cluster6")):
+        networks = tuple(str(net) for net in config.network if net.version == version)
+        if not networks:
+            continue
+        sets.append(
+            NftSet(
+                name=name,
+                type=f"ipv{version}_addr",
+                flags=("interval",),
+                elements=networks,
+                why=Why("Network", "is the cluster network"),
+            )
+        )
+        outside = f"{family} daddr != @{name} {family} daddr != {_MULTICAST[version]}"
+        rules.append(
+            NftRule(text=f"{family} saddr @{name} {outside} masquerade fully-random", why=why)
+        )
+    postrouting = NftChain(
+        name="postrouting",
+        hook="type nat hook postrouting priority srcnat; policy accept;",
+        rules=tuple(rules),
+    )
+    return (NftTable(name=TABLE, sets=tuple(sets), chains=(postrouting,), why=why),)

@@ -1,0 +1,51 @@
+"""A node's whole plan: this node's own entries, and those for each of its peers.
+
+Desired state is kept by the object that caused it, so that a change of one Node object re-plans
+that node's entries only, however many peers there are. Pure: values in, entries out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from podwire.model.cluster import Attachment, ClusterView, NetworkConfig, Node
+from podwire.model.state import Desired, Entry
+from podwire.plan import masquerade
+from podwire.plan.transport import vxlan
+from podwire.plan.wiring import bridge
+
+
+def cause_of_node(name: str) -> str:
+    """The key of a node's entries in `Desired.by_cause`."""
+    return f"Node/{name}"
+
+
+def cause_of_attachment(attachment: Attachment) -> str:
+    """The key of a pod interface's entries in `Desired.by_cause`."""
+    return f"Attachment/{attachment.container_id}/{attachment.ifname}"
+
+
+def plan_self(config: NetworkConfig) -> tuple[Entry, ...]:
+    """What this node holds for its own sake: transport device, bridge, masquerade."""
+    return (
+        *vxlan.plan_node(config),
+        *bridge.plan_node(config),
+        *masquerade.plan_node(config),
+    )
+
+
+def plan_peer(config: NetworkConfig, peer: Node) -> tuple[Entry, ...]:
+    """What this node holds to reach `peer`."""
+    return vxlan.plan_peer(config, peer)
+
+
+def plan(view: ClusterView, attachments: Iterable[Attachment] = ()) -> Desired:
+    """All that this node's kernel should hold."""
+    config = view.config
+    by_cause = {cause_of_node(config.node): plan_self(config)}
+    for name, node in view.nodes.items():
+        if name != config.node and (entries := plan_peer(config, node)):
+            by_cause[cause_of_node(name)] = entries
+    for attachment in attachments:
+        by_cause[cause_of_attachment(attachment)] = (bridge.plan_port(config, attachment),)
+    return Desired(by_cause)

@@ -1,0 +1,75 @@
+"""The VXLAN transport, laid out as Flannel's, so that nodes of both share one network.
+
+    cni0 ─ route SUBNET via SUBNET_BASE dev flannel.1 onlink
+         ─ neighbour SUBNET_BASE → VTEP_MAC of the peer      ─ Ethernet header
+         ─ FDB VTEP_MAC → NODE_IP of the peer                ─ VXLAN, UDP, IP: 50 bytes (70 on v6)
+         ─ underlay
+
+Three permanent entries a peer and subnet, and the kernel never has to ask for one: learning is off.
+Pure: values in, entries out.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_interface
+
+from podwire.model.cluster import NetworkConfig, Node
+from podwire.model.state import Address, Entry, FdbEntry, Link, Neighbor, Route, Vxlan, Why
+
+BACKEND = "vxlan"
+
+#: Outer IP + UDP 8 + VXLAN 8 + inner Ethernet 14 (RFC 7348, figure 1), by IP version.
+OVERHEAD = {4: 20 + 8 + 8 + 14, 6: 40 + 8 + 8 + 14}
+
+
+def mtu(underlay_mtu: int, ip_version: int) -> int:
+    """The largest packet that still fits into the underlay's MTU once encapsulated."""
+    return underlay_mtu - OVERHEAD[ip_version]
+
+
+def plan_node(config: NetworkConfig) -> tuple[Entry, ...]:
+    """This node's own VTEP: the device and, on it, the base address of each own subnet."""
+    lease = config.lease
+    why = Why(f"Node/{config.node}", f"is the VTEP {lease.public_ip} of VNI {lease.vni}")
+    device = Link(
+        name=config.vxlan_dev,
+        kind=Vxlan(
+            vni=lease.vni,
+            port=config.vxlan_port,
+            local=config.underlay.ip,
+            dev=config.underlay.dev,
+        ),
+        mtu=config.mtu,
+        mac=lease.vtep_mac,
+        alias=f"podwire VTEP of {config.node}",
+        why=why,
+    )
+    # A node's own packets to remote pods leave with this address, which peers can route back.
+    addresses = tuple(
+        Address(
+            dev=config.vxlan_dev,
+            ip=ip_interface((subnet.network_address, subnet.max_prefixlen)),
+            why=why,
+        )
+        for subnet in lease.subnets
+    )
+    return (device, *addresses)
+
+
+def plan_peer(config: NetworkConfig, peer: Node) -> tuple[Entry, ...]:
+    """The entries that reach one peer's pods; none while it has no VXLAN lease of our VNI."""
+    lease = peer.lease
+    if lease is None or lease.backend != BACKEND or lease.vtep_mac is None:
+        return ()
+    if lease.vni != config.lease.vni:
+        return ()
+    dev = config.vxlan_dev
+    entries: list[Entry] = []
+    for subnet in lease.subnets:
+        why = Why(f"Node/{peer.name}", f"leases {subnet}")
+        base = subnet.network_address
+        entries.append(Neighbor(dev=dev, ip=base, mac=lease.vtep_mac, why=why))
+        entries.append(Route(dst=subnet, via=base, dev=dev, onlink=True, why=why))
+    reached = Why(f"Node/{peer.name}", f"is reached at {lease.public_ip}")
+    entries.append(FdbEntry(dev=dev, mac=lease.vtep_mac, dst=lease.public_ip, why=reached))
+    return tuple(entries)
