@@ -1,0 +1,71 @@
+"""Network namespaces: open one by its path, and do something inside it.
+
+A thread is in one namespace at a time, and a socket stays in the namespace it was made in. So the
+way into a pod is to enter for as long as it takes to make a socket.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from podwire.errors import KernelError
+
+CLONE_NEWNET = 0x40000000
+
+#: statfs(2) type of a namespace file (include/uapi/linux/magic.h, NSFS_MAGIC).
+_NSFS_MAGIC = 0x6E736673
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def open_netns(path: str | Path) -> int:
+    """A file descriptor of the network namespace at `path`; the caller closes it.
+
+    Raises KernelError where there is none, also for a file that a namespace was once mounted on.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise KernelError(
+            f"network namespace {path}: {os.strerror(error.errno or 0)}", errno=error.errno or 0
+        ) from error
+    if not is_netns(fd):
+        os.close(fd)
+        raise KernelError(f"{path} is not a network namespace", errno=22)
+    return fd
+
+
+def is_netns(fd: int) -> bool:
+    """Whether `fd` is of a namespace file (and not of the empty file under a gone mount)."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(fd, buffer) != 0:
+        return False
+    return int.from_bytes(buffer.raw[:4], "little") == _NSFS_MAGIC
+
+
+def inode(fd: int) -> int:
+    """The number that tells one namespace from another, as in /proc/PID/ns/net."""
+    return os.fstat(fd).st_ino
+
+
+@contextmanager
+def entered(fd: int) -> Iterator[None]:
+    """The calling thread is inside the namespace for the duration of the block."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _setns(fd)
+        try:
+            yield
+        finally:
+            _setns(home)
+    finally:
+        os.close(home)
+
+
+def _setns(fd: int) -> None:
+    if _libc.setns(fd, CLONE_NEWNET) != 0:
+        errno = ctypes.get_errno()
+        raise KernelError(f"enter network namespace: {os.strerror(errno)}", errno=errno)
