@@ -129,12 +129,21 @@ class NftRule(msgspec.Struct, frozen=True, kw_only=True):
     why: Why
 
 
+class NftHook(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a base chain sits: its type (`nat`), its hook (`postrouting`), priority, policy."""
+
+    type: str
+    hook: str
+    priority: int
+    policy: str = "accept"
+
+
 class NftChain(msgspec.Struct, frozen=True, kw_only=True):
-    """A chain; `hook` is nft's `type … hook … priority …;` clause, empty for a regular chain."""
+    """A chain; without `hook` a regular one, which others jump to."""
 
     name: str
     rules: tuple[NftRule, ...]
-    hook: str = ""
+    hook: NftHook | None = None
 
 
 class NftSet(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,9 +7,10 @@ alone, as Flannel does. Pure: values in, one nft table out.
 from __future__ import annotations
 
 from podwire.model.cluster import NetworkConfig
-from podwire.model.state import NftChain, NftRule, NftSet, NftTable, Why
+from podwire.model.state import NftChain, NftHook, NftRule, NftSet, NftTable, Why
 
 TABLE = "podwire"
+_SRCNAT = 100  # nft's name for the usual priority of source NAT
 _MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 
 
@@ -39,7 +40,7 @@ def plan_node(config: NetworkConfig) -> tuple[NftTable, ...]:
         )
     postrouting = NftChain(
         name="postrouting",
-        hook="type nat hook postrouting priority srcnat; policy accept;",
+        hook=NftHook(type="nat", hook="postrouting", priority=_SRCNAT),
         rules=tuple(rules),
     )
     return (NftTable(name=TABLE, sets=tuple(sets), chains=(postrouting,), why=why),)

@@ -1,0 +1,468 @@
+"""Desired against actual: read the kernel, compare, apply the difference.
+
+A `Reconciler` holds what one network namespace should hold, by cause. It is used by one thread,
+which is in that namespace.
+
+- `reconcile` reads everything and applies what differs: at start, and when something is amiss.
+- `update` replaces one cause's entries and touches only those: what a changed node costs does
+  not grow with the number of nodes.
+- `is_amiss` tells from a kernel notification whether somebody changed what we want otherwise.
+  Echoes of our own changes agree with what is wanted, so they never do.
+
+Entries of Podwire that nobody wants any more are recognised by what only Podwire makes: routes by
+their protocol, links by their group, neighbours and FDB entries by the device, nft by the table.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from podwire.errors import KernelError
+from podwire.kernel import links, messages, nft, sysctl, tables
+from podwire.kernel.attach import links as read_links
+from podwire.kernel.messages import LinkState
+from podwire.kernel.netlink import NetlinkSocket, kernel_error
+from podwire.kernel.tables import ADDRESSES, FDB, NEIGHBORS, ROUTES, TABLES, Op, Wanted
+from podwire.model.state import (
+    ROUTE_PROTOCOL,
+    Bridge,
+    Desired,
+    Entry,
+    Link,
+    NftTable,
+    Sysctl,
+    Veth,
+    Vxlan,
+    Why,
+)
+
+Actual = dict[str, dict[Any, Any]]
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A difference for a person: what kind, what is done, the line to type, and why."""
+
+    kind: str
+    action: str
+    line: str
+    why: Why | None
+
+
+class Report(msgspec.Struct):
+    """What a reconciliation did. `changes` are applied ones, `failures` one sentence each.
+
+    `missing` are the pods' links that are gone and have to be attached anew.
+    """
+
+    changes: int = 0
+    failures: list[str] = []
+    missing: list[Link] = []
+    seconds: float = 0.0
+    lines: list[Change] = []
+
+
+class Reconciler:
+    """Keeps one network namespace as desired. Make it in the thread that will use it."""
+
+    def __init__(self) -> None:
+        self._socket = NetlinkSocket()
+        self._nft = nft.Nft()
+        self._desired: dict[str, tuple[Entry, ...]] = {}
+        self._wanted: dict[str, dict[Any, Wanted]] = {table.name: {} for table in TABLES}
+        self._links: dict[str, Link] = {}
+        self._indexes: dict[str, int] = {}
+        self._nft_tables: dict[str, NftTable] = {}
+        #: The last thing seen of our devices that we want: what a notification is compared with.
+        self._overlay: frozenset[int] = frozenset()
+
+    def close(self) -> None:
+        self._socket.close()
+        self._nft.close()
+
+    @property
+    def desired(self) -> Mapping[str, tuple[Entry, ...]]:
+        return self._desired
+
+    def replace(self, desired: Desired) -> None:
+        """Want exactly this from now on; nothing is read or applied until `reconcile`."""
+        self._desired = dict(desired.by_cause)
+
+    # --- the whole ------------------------------------------------------------------------
+
+    def plan(self) -> list[Change]:
+        """The difference between desired and actual, as a person would type it; changes nothing."""
+        actual_links = read_links(self._socket)
+        self._index_desired()
+        link_diff = links.diff(self._links, actual_links)
+        changes = [Change("link", op.action, op.line(), op.why) for op in link_diff.ops]
+        changes += [
+            Change("link", "add", f"# {link.name} is gone: its pod is attached anew", link.why)
+            for link in link_diff.missing
+        ]
+        names = self._number(actual_links)
+        actual = self._read(actual_links)
+        for table in TABLES:
+            for op in tables.diff(table, self._wanted[table.name], actual[table.name]):
+                changes.append(Change(table.name, op.action, op.line(names), op.why))
+        for one in self._wrong_sysctls():
+            changes.append(Change("sysctl", "change", sysctl.line(one.key, one.value), one.why))
+        for nft_table in self._nft_tables.values():
+            text = nft.transaction(nft_table, self._nft.read(nft_table.family, nft_table.name))
+            if text:
+                line = f"nft -f - <<'END'\n{text}END"
+                changes.append(Change("nft", "change", line, nft_table.why))
+        return changes
+
+    def reconcile(self, *, record: bool = False) -> Report:
+        """Read everything, apply the difference. `record` fills in `Report.lines`."""
+        started = time.perf_counter()
+        report = Report()
+        actual_links = read_links(self._socket)
+        self._index_desired()
+        link_diff = links.diff(self._links, actual_links)
+        report.failures += link_diff.refused
+        report.missing = link_diff.missing
+        if link_diff.ops:
+            self._apply_links(link_diff.ops, actual_links, report, record)
+            actual_links = read_links(self._socket)
+        names = self._number(actual_links)
+        self._apply_sysctls(report, record)
+        actual = self._read(actual_links, only=(ADDRESSES,))
+        self._apply(
+            tables.diff(ADDRESSES, self._wanted[ADDRESSES.name], actual[ADDRESSES.name]),
+            names,
+            report,
+            record,
+        )
+        # Read after the addresses are right: changing one makes the kernel drop routes.
+        actual = self._read(actual_links, only=(NEIGHBORS, FDB, ROUTES))
+        ops: list[Op] = []
+        for table in (NEIGHBORS, FDB, ROUTES):
+            ops += tables.diff(table, self._wanted[table.name], actual[table.name])
+        self._apply(ops, names, report, record)
+        self._apply_nft(report, record)
+        report.seconds = time.perf_counter() - started
+        return report
+
+    # --- one cause ------------------------------------------------------------------------
+
+    def update(self, cause: str, entries: tuple[Entry, ...]) -> Report | None:
+        """Want `entries` for `cause` from now on, and apply just that difference.
+
+        None where entries are among them that need the whole compared (this node's own links,
+        addresses, nft tables): then `reconcile` does it.
+        """
+        started = time.perf_counter()
+        before = self._desired.get(cause, ())
+        if entries:
+            self._desired[cause] = entries
+        else:
+            self._desired.pop(cause, None)
+        if before == entries:
+            return Report()
+        if not self._indexes or not all(
+            type(entry) in tables.TABLE_OF and tables.TABLE_OF[type(entry)] is not ADDRESSES
+            for entry in (*before, *entries)
+        ):
+            return None
+        report = Report()
+        ops: list[Op] = []
+        gone = self._wire(before, cause)
+        for name, pairs in self._wire(entries, cause).items():
+            table, wanted = _BY_NAME[name], self._wanted[name]
+            for key, want in pairs.items():
+                old = gone.get(name, {}).pop(key, None)
+                if key not in wanted:
+                    ops.append(Op(table, "add", key, want.value, want.why))
+                elif old is None or old.value != want.value:
+                    ops.append(Op(table, "change", key, want.value, want.why))
+                wanted[key] = want
+        deletions: list[Op] = []
+        for name, pairs in gone.items():
+            table, wanted = _BY_NAME[name], self._wanted[name]
+            for key, old in pairs.items():
+                # Another cause may have taken the key over (a subnet that changed hands).
+                if key in wanted and wanted[key].cause == cause:
+                    del wanted[key]
+                    deletions.insert(0, Op(table, "delete", key, old.value, old.why))
+        self._apply([*deletions, *ops], {}, report, record=False)
+        report.seconds = time.perf_counter() - started
+        return report
+
+    def note_link(self, cause: str, link: Link | None) -> None:
+        """Want (or no longer want) a pod's link that has just been attached (or detached)."""
+        for entry in self._desired.get(cause, ()):
+            if isinstance(entry, Link):
+                self._links.pop(entry.name, None)
+        if link is None:
+            self._desired.pop(cause, None)
+        else:
+            self._desired[cause] = (link,)
+            self._links[link.name] = link
+
+    # --- notifications --------------------------------------------------------------------
+
+    def is_amiss(self, kind: int, payload: bytes) -> bool:
+        """Whether an rtnetlink notification shows something other than what is wanted."""
+        match kind:
+            case messages.RTM_NEWLINK | messages.RTM_DELLINK:
+                return self._link_is_amiss(kind, messages.parse_link(payload))
+            case messages.RTM_NEWADDR | messages.RTM_DELADDR:
+                address, _ = messages.parse_address(payload)
+                gone = kind == messages.RTM_DELADDR
+                return self._entry_is_amiss(ADDRESSES.name, address, None, gone=gone)
+            case messages.RTM_NEWROUTE | messages.RTM_DELROUTE:
+                key, value, _, table = messages.parse_route(payload)
+                if table != messages.RT_TABLE_MAIN:
+                    return False
+                gone = kind == messages.RTM_DELROUTE
+                return self._entry_is_amiss(ROUTES.name, key, value, gone=gone)
+            case messages.RTM_NEWNEIGH | messages.RTM_DELNEIGH:
+                family, index, _, dst, mac = messages.parse_neighbor(payload)
+                if index not in self._overlay:
+                    return False
+                gone = kind == messages.RTM_DELNEIGH
+                if family == messages.AF_BRIDGE:
+                    fdb = messages.FdbKey(index, mac)
+                    return self._entry_is_amiss(FDB.name, fdb, dst, gone=gone)
+                neighbor = messages.NeighborKey(index, family, dst)
+                return self._entry_is_amiss(NEIGHBORS.name, neighbor, mac, gone=gone)
+        return False
+
+    def nft_is_amiss(self, table: str) -> bool:
+        """Whether the nft table of a notification is one of ours and not as it should be."""
+        wanted = self._nft_tables.get(table)
+        if wanted is None:
+            return False
+        return self._nft.read(wanted.family, wanted.name) != nft.wanted_state(wanted)
+
+    def _link_is_amiss(self, kind: int, state: LinkState) -> bool:
+        link = self._links.get(state.name)
+        if link is None:
+            # The underlay may have come back with another index: our tunnel hangs on it.
+            known = self._indexes.get(state.name)
+            return kind == messages.RTM_NEWLINK and known is not None and known != state.index
+        if kind == messages.RTM_DELLINK:
+            return self._indexes.get(state.name, state.index) == state.index
+        if state.mac != link.mac and link.mac is not None:
+            return True
+        if link.master is not None and state.master != self._indexes.get(link.master):
+            return True
+        return not state.up or (link.mtu is not None and state.mtu != link.mtu)
+
+    def _entry_is_amiss(self, table: str, key: Any, value: Any, *, gone: bool) -> bool:
+        want = self._wanted[table].get(key)
+        if want is None:
+            return False
+        return gone or (value is not None and want.value != value)
+
+    # --- reading --------------------------------------------------------------------------
+
+    def _index_desired(self) -> None:
+        """Sort the desired entries that are few into links, sysctls and nft tables."""
+        self._links = {}
+        self._nft_tables = {}
+        for entry in self._entries():
+            if isinstance(entry, Link):
+                self._links[entry.name] = entry
+            elif isinstance(entry, NftTable):
+                self._nft_tables[entry.name] = entry
+
+    def _number(self, actual: Mapping[str, LinkState]) -> dict[int, str]:
+        """Fix interface indexes, and put desired entries into the form that they are compared in.
+
+        Links that are not there get negative indexes, which no kernel entry has. Returns the
+        names by index.
+        """
+        indexes = {name: state.index for name, state in actual.items()}
+        for number, name in enumerate(sorted({*self._links} - {*actual}), 1):
+            indexes[name] = -number
+        self._overlay = frozenset(
+            indexes[link.name] for link in self._links.values() if isinstance(link.kind, Vxlan)
+        )
+        self._indexes = indexes
+        self._wanted = {table.name: {} for table in TABLES}
+        for cause, entries in self._desired.items():
+            for name, pairs in self._wire(entries, cause).items():
+                self._wanted[name].update(pairs)
+        return {index: name for name, index in indexes.items()}
+
+    def _wire(self, entries: Iterable[Entry], cause: str) -> dict[str, dict[Any, Wanted]]:
+        found: dict[str, dict[Any, Wanted]] = {}
+        for entry in entries:
+            table = tables.TABLE_OF.get(type(entry))
+            if table is None:
+                continue
+            key, value = table.wire(entry, self._indexes)
+            found.setdefault(table.name, {})[key] = Wanted(value, entry.why, cause)
+        return found
+
+    def _read(
+        self, actual: Mapping[str, LinkState], only: Iterable[tables.Table] = TABLES
+    ) -> Actual:
+        """What is in the tables and ours."""
+        mine = {
+            state.index: link
+            for name, link in self._links.items()
+            if (state := actual.get(name)) is not None
+            and state.ours
+            and not isinstance(link.kind, Veth)
+        }
+        overlay = [index for index, link in mine.items() if isinstance(link.kind, Vxlan)]
+        readers: dict[str, Callable[[], dict[Any, Any]]] = {
+            ADDRESSES.name: lambda: self._read_addresses(mine),
+            NEIGHBORS.name: lambda: self._read_neighbors(overlay),
+            FDB.name: lambda: self._read_fdb(overlay),
+            ROUTES.name: self._read_routes,
+        }
+        return {table.name: readers[table.name]() for table in only}
+
+    def _read_addresses(self, mine: Mapping[int, Link]) -> dict[Any, Any]:
+        found: dict[Any, Any] = {}
+        for body in self._socket.dump(messages.RTM_GETADDR, messages.get_addresses()):
+            key, scope = messages.parse_address(body)
+            if key.ifindex in mine and scope == messages.RT_SCOPE_UNIVERSE:
+                found[key] = None
+        return found
+
+    def _read_neighbors(self, overlay: Iterable[int]) -> dict[Any, Any]:
+        found: dict[Any, Any] = {}
+        for index in overlay:
+            for family in (socket.AF_INET, socket.AF_INET6):
+                question = messages.get_neighbors(family, index)
+                for body in self._socket.dump(messages.RTM_GETNEIGH, question):
+                    _, _, state, ip, mac = messages.parse_neighbor(body)
+                    if state & messages.NUD_PERMANENT:
+                        found[messages.NeighborKey(index, family, ip)] = mac
+        return found
+
+    def _read_fdb(self, overlay: Iterable[int]) -> dict[Any, Any]:
+        found: dict[Any, Any] = {}
+        for index in overlay:
+            for body in self._socket.dump(messages.RTM_GETNEIGH, messages.get_fdb(index)):
+                _, where, _, dst, mac = messages.parse_neighbor(body)
+                if where == index and dst:
+                    found[messages.FdbKey(index, mac)] = dst
+        return found
+
+    def _read_routes(self) -> dict[Any, Any]:
+        found: dict[Any, Any] = {}
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for body in self._socket.dump(messages.RTM_GETROUTE, messages.get_routes(family)):
+                key, value, protocol, table = messages.parse_route(body)
+                if protocol == ROUTE_PROTOCOL and table == messages.RT_TABLE_MAIN:
+                    found[key] = value
+        return found
+
+    def _wrong_sysctls(self) -> list[Sysctl]:
+        return [
+            entry
+            for entry in self._entries()
+            if isinstance(entry, Sysctl) and sysctl.read(entry.key) != entry.value
+        ]
+
+    def _entries(self) -> Iterable[Entry]:
+        for entries in self._desired.values():
+            yield from entries
+
+    # --- applying -------------------------------------------------------------------------
+
+    def _apply_links(
+        self,
+        ops: list[links.LinkOp],
+        actual: Mapping[str, LinkState],
+        report: Report,
+        record: bool,
+    ) -> None:
+        indexes = {name: state.index for name, state in actual.items()}
+        for op in ops:
+            missing = [name for name in _refers_to(op) if name not in indexes]
+            if missing:
+                report.failures.append(f"link {op.name}: {missing[0]} does not exist")
+                continue
+            failures = self._socket.request(op.message(indexes))
+            if failures:
+                report.failures.append(str(kernel_error(f"{op.action} {op.name}", failures[0])))
+                continue
+            report.changes += 1
+            if record:
+                report.lines.append(Change("link", op.action, op.line(), op.why))
+            if op.action == "add":
+                found = self._socket.get(messages.RTM_GETLINK, messages.get_link(op.name))
+                if found is not None:
+                    indexes[op.name] = messages.parse_link(found).index
+            elif op.action == "delete":
+                indexes.pop(op.name, None)
+
+    def _apply(self, ops: list[Op], names: Mapping[int, str], report: Report, record: bool) -> None:
+        # What hangs on a link that could not be made would fail one by one: its link has said so.
+        ops = [op for op in ops if _ifindex(op) > 0]
+        if not ops:
+            return
+        failures = self._socket.request([op.message() for op in ops])
+        failed = {failure.index for failure in failures}
+        for failure in failures:
+            op = ops[failure.index]
+            if op.action == "delete" and failure.errno in _ALREADY_GONE:
+                continue
+            line = op.line(names or {index: name for name, index in self._indexes.items()})
+            report.failures.append(str(kernel_error(line, failure)))
+        report.changes += len(ops) - len(failed)
+        if record:
+            report.lines += [
+                Change(op.table.name, op.action, op.line(names), op.why)
+                for number, op in enumerate(ops)
+                if number not in failed
+            ]
+
+    def _apply_sysctls(self, report: Report, record: bool) -> None:
+        for one in self._wrong_sysctls():
+            try:
+                sysctl.write(one.key, one.value)
+            except KernelError as error:
+                report.failures.append(str(error))
+                continue
+            report.changes += 1
+            if record:
+                line = sysctl.line(one.key, one.value)
+                report.lines.append(Change("sysctl", "change", line, one.why))
+
+    def _apply_nft(self, report: Report, record: bool) -> None:
+        for table in self._nft_tables.values():
+            text = nft.transaction(table, self._nft.read(table.family, table.name))
+            if not text:
+                continue
+            try:
+                self._nft.run(text)
+            except KernelError as error:
+                report.failures.append(str(error))
+                continue
+            report.changes += 1
+            if record:
+                report.lines.append(Change("nft", "change", text, table.why))
+
+
+_BY_NAME = {table.name: table for table in TABLES}
+_ALREADY_GONE = {2, 3, 19, 99}  # ENOENT, ESRCH, ENODEV, EADDRNOTAVAIL
+
+
+def _ifindex(op: Op) -> int:
+    index: int = op.value.ifindex if op.table is ROUTES else op.key.ifindex
+    return index
+
+
+def _refers_to(op: links.LinkOp) -> list[str]:
+    """Names of other links that must exist for this operation."""
+    if op.action == "delete" or op.link is None:
+        return []
+    names = [op.link.kind.dev] if isinstance(op.link.kind, Vxlan) else []
+    if isinstance(op.link.kind, Bridge):
+        return names
+    if op.changes.get("master"):
+        names.append(op.link.master or "")
+    return names
