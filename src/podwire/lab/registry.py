@@ -1,0 +1,190 @@
+"""Which labs there are on this machine, and what is written down about each.
+
+What lives here: names, addresses and paths of a lab, its record on disk (`lab.json`), and the
+rule by which a command finds its lab. What does not: anything running.
+
+    /var/lib/podwire/labs/NAME/
+      lab.json         the record: what the lab should consist of
+      supervisor.pid   the lab's supervisor, while it runs
+      supervisor.sock  requests to it (`podwire.lab.control`)
+      api.db           every Kubernetes object
+      kubeconfig       credentials for the host (kubectl, podwire)
+      api/             the API's Unix socket; appears in each node as /run/podwire-api
+      nodes/NODE/      one node's disk: etc, opt, var-lib; kubelet.sock; holder.pid
+      log/             one file a process
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from podwire.errors import InputError, LabError
+
+LABS = Path("/var/lib/podwire/labs")
+NETNS_DIR = Path("/run/netns")
+"""Where `ip netns` keeps the names of network namespaces."""
+
+MAX_NODES = 100
+MAX_NAME = 32
+"""A lab's name is part of namespace names and of socket paths, which end at 107 bytes."""
+
+UNDERLAY_GATEWAY = "172.18.0.1"
+UNDERLAY_PREFIX = 16
+UNDERLAY_MTU = 1500
+CLUSTER_CIDR = "10.244.0.0/16"
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_RECORD = "lab.json"
+
+
+class NodeRecord(msgspec.Struct, frozen=True):
+    """One node of a lab. `index` counts from 1 and is never given twice."""
+
+    name: str
+    index: int
+
+    @property
+    def address(self) -> str:
+        """The node's IP on the underlay."""
+        return f"172.18.0.{10 + self.index}"
+
+    @property
+    def mac(self) -> str:
+        """MAC of the node's eth0: locally administered, the IP in its last four bytes."""
+        return "02:00:" + ":".join(f"{int(part):02x}" for part in self.address.split("."))
+
+
+class LabRecord(msgspec.Struct, frozen=True):
+    """What a lab should consist of; `lab.json`. `id` marks the lab's processes."""
+
+    id: str
+    name: str
+    created: float
+    nodes: tuple[NodeRecord, ...]
+    cluster_cidr: str = CLUSTER_CIDR
+    api_port: int = 0
+    """Loopback TCP port of the API; 0 until it has been given one."""
+
+
+class LabInfo:
+    """A lab by its name: where its things are. Exists also where the lab does not (yet)."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.dir = LABS / name
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.dir / "kubeconfig"
+
+    @property
+    def api_dir(self) -> Path:
+        return self.dir / "api"
+
+    @property
+    def api_socket(self) -> Path:
+        return self.api_dir / "api.sock"
+
+    @property
+    def nodes_dir(self) -> Path:
+        return self.dir / "nodes"
+
+    @property
+    def supervisor_pid(self) -> Path:
+        return self.dir / "supervisor.pid"
+
+    @property
+    def supervisor_socket(self) -> Path:
+        return self.dir / "supervisor.sock"
+
+    @property
+    def underlay(self) -> str:
+        """Name of the network namespace that holds the underlay's bridge."""
+        return f"{self.name}-underlay"
+
+    def node_dir(self, node: str) -> Path:
+        return self.nodes_dir / node
+
+    def netns(self, node: str) -> str:
+        """Name of a node's network namespace."""
+        return f"{self.name}-{node}"
+
+    def log(self, process: str) -> Path:
+        """Log file of a process named as in `lab status`: `api`, `supervisor`, `node1/agent`."""
+        return self.dir / "log" / f"{process.replace('/', '-')}.log"
+
+    def record(self) -> LabRecord | None:
+        """What is written down about the lab, or None (no lab, or one made only in part)."""
+        try:
+            return msgspec.json.decode((self.dir / _RECORD).read_bytes(), type=LabRecord)
+        except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
+            return None
+
+    def write(self, record: LabRecord) -> None:
+        write_atomically(self.dir / _RECORD, msgspec.json.format(msgspec.json.encode(record)))
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace a file so that a reader, or a crash, sees the old content or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+    temporary.replace(path)
+
+
+def check_name(name: str) -> str:
+    """The name itself, when it may name a lab. Raises InputError."""
+    if len(name) > MAX_NAME or not _NAME.fullmatch(name):
+        raise InputError(
+            f"{name!r} is not a lab name",
+            field="name",
+            remedy=f"use at most {MAX_NAME} lower-case letters, digits and '-', "
+            "beginning and ending with a letter or digit",
+        )
+    return name
+
+
+def list_labs() -> list[LabInfo]:
+    """The labs of this machine by name, running or not, half-made ones included."""
+    return sorted(_found(), key=lambda lab: lab.name)
+
+
+def _found() -> Iterator[LabInfo]:
+    try:
+        entries = list(os.scandir(LABS))
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_dir() and _NAME.fullmatch(entry.name):
+            yield LabInfo(entry.name)
+
+
+def resolve(name: str | None) -> LabInfo:
+    """The lab a command means: by name, by PODWIRE_LAB, or the only one there is.
+
+    Raises LabError when there is none of that name, none at all, or several to choose from.
+    """
+    name = name or os.environ.get("PODWIRE_LAB") or None
+    labs = list_labs()
+    names = ", ".join(lab.name for lab in labs)
+    if name is not None:
+        for lab in labs:
+            if lab.name == check_name(name):
+                return lab
+        raise LabError(
+            f'no lab is named "{name}"' + (f" (there is {names})" if labs else ""),
+            remedy=f"make it with `podwire lab up --name {name}`",
+        )
+    if not labs:
+        raise LabError("there is no lab on this machine", remedy="make one with `podwire lab up`")
+    if len(labs) > 1:
+        raise LabError(
+            f"there are several labs: {names}", remedy="choose one with --lab or PODWIRE_LAB"
+        )
+    return labs[0]
