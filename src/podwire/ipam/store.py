@@ -1,0 +1,326 @@
+"""The node's attachments and the addresses they hold, on disk: one SQLite database, one owner.
+
+What lives here: rows, their states, and the pools that are loaded from them. What does not: the
+kernel (the caller says what exists) and the CNI protocol.
+
+How it works. An attachment and its addresses are written in one transaction, so neither exists
+without the other. Its life is
+
+    reserve ──▶ pending ──mark_ready──▶ ready ──begin_delete──▶ deleting ──forget──▶ (no row)
+                   └──────────────begin_delete──────────────────▲
+
+`pending` is committed before the kernel is touched and `deleting` outlives the kernel's clean-up,
+so whatever a crash interrupts is still on disk at the next start. `begin_delete` gives the
+addresses back at once (with the reuse delay); `forget` drops the row when the interface is really
+gone.
+
+Every row is also in memory: reads never touch the disk. A write goes to the disk first. WAL with
+`synchronous=NORMAL` loses nothing when the process dies; a power cut may lose the last moments,
+and takes every network namespace with it. The database is locked exclusively, so a second agent on
+it is refused rather than handing out the same addresses.
+
+A damaged database is refused, never replaced by an empty one: running pods keep their addresses,
+and an empty database would hand them out again. A person decides (the error says how).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+
+import msgspec
+
+from podwire.errors import IpamError
+from podwire.ipam.node_subnet import REUSE_DELAY_S, RequestedAddressError, SubnetPool
+from podwire.ipam.record import Key, PodIdentity, Record, Row, State, from_row, to_row
+from podwire.model.cluster import Attachment
+from podwire.model.state import IPAddress, IPNetwork
+
+#: Stored in the file's `user_version`; a file with a higher one is of a later Podwire.
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE attachment (
+  container_id TEXT NOT NULL,
+  ifname TEXT NOT NULL,
+  network TEXT NOT NULL,
+  netns TEXT NOT NULL,
+  host_ifname TEXT NOT NULL,
+  mac BLOB NOT NULL,
+  mtu INTEGER NOT NULL,
+  addresses TEXT NOT NULL,
+  pod_namespace TEXT NOT NULL,
+  pod_name TEXT NOT NULL,
+  pod_uid TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('pending', 'ready', 'deleting')),
+  created REAL NOT NULL,
+  PRIMARY KEY (container_id, ifname)
+) WITHOUT ROWID;
+CREATE TABLE address (
+  ip TEXT PRIMARY KEY,
+  container_id TEXT,
+  ifname TEXT,
+  released REAL,
+  CHECK ((container_id IS NULL) = (released IS NOT NULL))
+) WITHOUT ROWID;
+CREATE TABLE pool (subnet TEXT PRIMARY KEY, last TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Store:
+    """The database. All methods run in the thread that made it (sqlite3 enforces that)."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        reuse_delay_s: float = REUSE_DELAY_S,
+        busy_timeout_s: float = 5.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Open or create the database at `path`. Raises IpamError when it cannot be used.
+
+        An agent that is just stopping is waited for, `busy_timeout_s` at most.
+        """
+        self._path = path
+        self._clock = clock
+        self._reuse_delay_s = reuse_delay_s
+        self._records: dict[Key, Record] = {}
+        self._pools: dict[IPNetwork, SubnetPool] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._errors():
+            self._db = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None)
+        try:
+            with self._errors():
+                self._prepare()
+                self._load()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        self._db.close()
+
+    # Reading: from memory.
+
+    @property
+    def records(self) -> Mapping[Key, Record]:
+        """Every attachment, whatever its state."""
+        return self._records
+
+    def pool(self, subnet: IPNetwork) -> SubnetPool:
+        """The pool of `subnet`, loaded from the database the first time that it is asked for."""
+        if subnet not in self._pools:
+            self._pools[subnet] = self._load_pool(subnet)
+        return self._pools[subnet]
+
+    # Writing: to the disk first, then to memory.
+
+    def reserve(
+        self,
+        key: Key,
+        make: Callable[[tuple[IPAddress, ...]], Attachment],
+        *,
+        subnets: Sequence[IPNetwork],
+        requested: Sequence[IPAddress] = (),
+        network: str,
+        pod: PodIdentity,
+    ) -> Record:
+        """Choose one address of each subnet and write the attachment as `pending`.
+
+        `make` turns the chosen addresses, in the order of `subnets`, into the attachment.
+        `requested` addresses are taken instead of the next free ones.
+        Raises ExhaustedError or RequestedAddressError; then nothing has changed.
+        """
+        if key in self._records:
+            raise IpamError(f"container {key.container_id} has {key.ifname} already")
+        now = self._clock()
+        wanted = self._match(requested, subnets)
+        ips = tuple(
+            wanted[subnet] if subnet in wanted else self.pool(subnet).next_free(now)
+            for subnet in subnets
+        )
+        record = Record(make(ips), network, pod, State.PENDING, now)
+        with self._transaction():
+            self._insert(record, ips)
+            self._db.executemany(
+                "INSERT INTO pool VALUES (?, ?)"
+                " ON CONFLICT (subnet) DO UPDATE SET last = excluded.last",
+                [
+                    (str(subnet), str(ip))
+                    for subnet, ip in zip(subnets, ips, strict=True)
+                    if subnet not in wanted
+                ],
+            )
+        self._records[key] = record
+        for subnet, ip in zip(subnets, ips, strict=True):
+            self.pool(subnet).hold(ip, record.owner, advance=subnet not in wanted)
+        return record
+
+    def mark_ready(self, key: Key) -> Record:
+        """The interface of a `pending` attachment is up."""
+        return self._set_state(key, State.READY)
+
+    def begin_delete(self, key: Key) -> Record:
+        """Give the addresses back; the row stays as `deleting` until `forget`."""
+        record = self._records[key]
+        if record.state is State.DELETING:
+            return record
+        now = self._clock()
+        with self._transaction():
+            self._db.executemany(
+                "UPDATE address SET container_id = NULL, ifname = NULL, released = ? WHERE ip = ?",
+                [(now, str(ip.ip)) for ip in record.attachment.ips],
+            )
+            self._update_state(key, State.DELETING)
+        record = msgspec.structs.replace(record, state=State.DELETING)
+        self._records[key] = record
+        for ip in record.attachment.ips:
+            if (pool := self._pools.get(ip.network)) is not None:
+                pool.release(ip.ip, now)
+        return record
+
+    def forget(self, keys: Sequence[Key]) -> None:
+        """Drop the rows of attachments in `deleting` whose interfaces are gone."""
+        with self._transaction():
+            self._db.executemany(
+                "DELETE FROM attachment"
+                " WHERE container_id = ? AND ifname = ? AND state = 'deleting'",
+                keys,
+            )
+        for key in keys:
+            record = self._records.get(key)
+            if record is not None and record.state is State.DELETING:
+                del self._records[key]
+
+    def _match(
+        self, requested: Sequence[IPAddress], subnets: Sequence[IPNetwork]
+    ) -> dict[IPNetwork, IPAddress]:
+        wanted: dict[IPNetwork, IPAddress] = {}
+        for ip in requested:
+            subnet = next((s for s in subnets if ip in s), None)
+            if subnet is None:
+                names = " and ".join(map(str, subnets))
+                raise RequestedAddressError(
+                    f"requested address {ip} is outside of this node's subnet {names}"
+                )
+            if wanted.get(subnet, ip) != ip:
+                raise RequestedAddressError(
+                    f"both {wanted[subnet]} and {ip} were requested, and an interface gets one"
+                    f" address of {subnet}"
+                )
+            self.pool(subnet).check_requested(ip)
+            wanted[subnet] = ip
+        return wanted
+
+    def _insert(self, record: Record, ips: Sequence[IPAddress]) -> None:
+        self._db.execute(
+            "INSERT INTO attachment VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", to_row(record)
+        )
+        for ip in ips:
+            taken = self._db.execute(
+                "INSERT INTO address VALUES (?, ?, ?, NULL) ON CONFLICT (ip) DO UPDATE"
+                " SET container_id = excluded.container_id, ifname = excluded.ifname,"
+                " released = NULL WHERE released IS NOT NULL",
+                (str(ip), *record.key),
+            ).rowcount
+            if taken != 1:
+                raise IpamError(f"{self._path}: address {ip} is held already")
+
+    def _set_state(self, key: Key, state: State) -> Record:
+        with self._transaction():
+            self._update_state(key, state)
+        record = msgspec.structs.replace(self._records[key], state=state)
+        self._records[key] = record
+        return record
+
+    def _update_state(self, key: Key, state: State) -> None:
+        self._db.execute(
+            "UPDATE attachment SET state = ? WHERE container_id = ? AND ifname = ?",
+            (state.value, *key),
+        )
+
+    # Opening.
+
+    def _prepare(self) -> None:
+        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise IpamError(
+                f"{self._path} was written by a later Podwire (schema {version}, this one knows"
+                f" {SCHEMA_VERSION})",
+                remedy="run the later version on this node",
+            )
+        # Takes the exclusive lock too, so that a second agent fails here and not at its first ADD.
+        with self._transaction():
+            if version == 0:
+                for statement in _SCHEMA.split(";"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            raise sqlite3.DatabaseError(problem)
+
+    def _load(self) -> None:
+        self._db.execute(
+            "DELETE FROM address WHERE released NOT BETWEEN ? AND ?",
+            (self._clock() - self._reuse_delay_s, self._clock()),
+        )
+        for row in self._db.execute("SELECT * FROM attachment"):
+            record = from_row(Row(*row))
+            self._records[record.key] = record
+
+    def _load_pool(self, subnet: IPNetwork) -> SubnetPool:
+        pool = SubnetPool(subnet, reuse_delay_s=self._reuse_delay_s)
+        for record in self._records.values():
+            if record.state is not State.DELETING:
+                for ip in record.attachment.ips:
+                    if ip.ip in subnet:
+                        pool.hold(ip.ip, record.owner)
+        released = self._db.execute(
+            "SELECT ip, released FROM address WHERE released IS NOT NULL ORDER BY released"
+        )
+        for text, at in released:
+            if (address := ip_address(text)) in subnet:
+                pool.release(address, at)
+        last = self._db.execute("SELECT last FROM pool WHERE subnet = ?", (str(subnet),)).fetchone()
+        if last is not None:
+            pool.continue_after(ip_address(last[0]))
+        return pool
+
+    # Around every use of the database.
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                # SQLite has rolled back by itself after some errors (a full disk).
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            remedy = None
+            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+                remedy = "stop the other podwire agent that has it open"
+            raise IpamError(f"{self._path}: {error}", remedy=remedy) from error
+        except sqlite3.DatabaseError as error:
+            raise IpamError(
+                f"{self._path} is damaged: {error}",
+                remedy="drain this node, move the file aside and start the agent again: running"
+                " pods hold addresses that a new database does not know",
+            ) from error
