@@ -59,6 +59,10 @@ class Process:
     def alive(self) -> bool:
         return Process.of(self.pid) == self
 
+    def end(self) -> None:
+        """Kill it, and return when it has ended (5 s at most)."""
+        end([self])
+
     def open(self) -> int | None:
         """A pidfd of it, or None when it has ended."""
         try:

@@ -1,0 +1,285 @@
+"""Namespaces as nodes: the underlay, each node's namespaces and file system, and their removal.
+
+What lives here: everything of a node that is there before its first process of ours runs, made
+so that each function may be run again after a crash and completes what is missing. What does
+not: the processes (`supervisor`), pods (`sandbox`).
+
+    netns LAB-underlay                    netns LAB-node1
+    bridge underlay 172.18.0.1/16 ──veth── eth0 172.18.0.11/16, default via 172.18.0.1
+
+A node is a named network namespace and a *holder*: a process that is PID 1 of the node's PID
+namespace and keeps its mount, UTS and IPC namespaces open. Ending the holder ends, by the kernel's
+hand, every process of the node, pods included. Nothing is made in the host's network namespace or
+mount table but the names in /run/netns.
+
+In a node the host's files are there to see, with these put over them:
+
+    /etc            overlay: own hostname, hosts, resolv.conf; /etc/podwire/kubeconfig
+    /etc/cni/net.d  own, empty at first
+    /opt            overlay: /opt/cni/bin, with the host's reference plugins
+    /run            empty; the API's socket, and (podwire-node) the node's own directory
+    /var/lib        own, empty at first; outlives the node's processes
+    /proc, /sys     of the node's PID and network namespace
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from podwire.errors import KernelError, LabError
+from podwire.kernel.netns import is_netns, open_netns
+from podwire.lab import namespaces as ns
+from podwire.lab.processes import LAB_ID, LAB_PROCESS, Process
+from podwire.lab.registry import (
+    NETNS_DIR,
+    UNDERLAY_GATEWAY,
+    UNDERLAY_MTU,
+    UNDERLAY_PREFIX,
+    LabInfo,
+    NodeRecord,
+    write_atomically,
+)
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+HOLDER_NAMESPACES = ns.NEW_NET | ns.NEW_MOUNT | ns.NEW_UTS | ns.NEW_IPC | ns.NEW_PID
+
+#: Where the node finds what the lab keeps for it, and where its kubelet listens.
+NODE_DIR = Path("/run/podwire-node")
+API_DIR = Path("/run/podwire-api")
+KUBECONFIG = Path("/etc/podwire/kubeconfig")
+
+_HOST_PLUGINS = Path("/usr/lib/cni")  # Debian's containernetworking-plugins
+
+_KUBECONFIG = f"""\
+apiVersion: v1
+kind: Config
+clusters: [{{name: lab, cluster: {{server: "unix://{API_DIR}/api.sock"}}}}]
+users: [{{name: node, user: {{}}}}]
+contexts: [{{name: lab, context: {{cluster: lab, user: node}}}}]
+current-context: lab
+"""
+
+
+def ip(*arguments: str, netns: str | None = None, batch: Iterable[str] = ()) -> str:
+    """Run ip(8) in a named namespace, perhaps with a batch of commands; return what it printed."""
+    lines = list(batch)
+    command = ["ip", *(["-n", netns] if netns else []), *(["-batch", "-"] if lines else [])]
+    done = subprocess.run(
+        [*command, *arguments], input="\n".join(lines), capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise LabError(f"{' '.join([*command, *arguments])}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def is_up(name: str) -> bool:
+    """Whether a network namespace has this name (a file left over from before a boot has not)."""
+    try:
+        fd = os.open(NETNS_DIR / name, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return is_netns(fd)
+    finally:
+        os.close(fd)
+
+
+def make_netns(names: Iterable[str]) -> None:
+    """See to it that each name is a network namespace's."""
+    missing = [name for name in names if not is_up(name)]
+    for name in missing:
+        (NETNS_DIR / name).unlink(missing_ok=True)
+    if missing:
+        ip(batch=[f"netns add {name}" for name in missing])
+
+
+def remove_netns(name: str) -> None:
+    """Take a namespace's name away; it ends with the last process in it."""
+    path = NETNS_DIR / name
+    with suppress(KernelError):
+        ns.detach(path)
+    path.unlink(missing_ok=True)
+
+
+def wire(lab: LabInfo, nodes: Iterable[NodeRecord]) -> None:
+    """Make the underlay and join these nodes to it, where that is not done yet."""
+    nodes = list(nodes)
+    make_netns([lab.underlay, *(lab.netns(node.name) for node in nodes)])
+    links = msgspec.json.decode(ip("-j", "link", netns=lab.underlay))
+    present = {link["ifname"] for link in links}
+    bridge = []
+    if "underlay" not in present:
+        bridge = [
+            "link set lo up",
+            # With an address of its own the bridge does not change its MAC with each port.
+            f"link add underlay address 02:00:ac:12:00:01 mtu {UNDERLAY_MTU} type bridge",
+            f"address add {UNDERLAY_GATEWAY}/{UNDERLAY_PREFIX} dev underlay",
+            "link set underlay up",
+        ]
+    joining = [node for node in nodes if node.name not in present]
+    for node in joining:
+        bridge += [
+            f"link add {node.name} mtu {UNDERLAY_MTU} type veth peer name eth0"
+            f" address {node.mac} mtu {UNDERLAY_MTU} netns {lab.netns(node.name)}",
+            f"link set {node.name} master underlay up",
+        ]
+    if bridge:
+        ip(netns=lab.underlay, batch=bridge)
+    for node in joining:
+        ip(
+            netns=lab.netns(node.name),
+            batch=[
+                "link set lo up",
+                f"address add {node.address}/{UNDERLAY_PREFIX} dev eth0",
+                "link set eth0 up",
+                f"route add default via {UNDERLAY_GATEWAY}",
+            ],
+        )
+
+
+def holder(lab: LabInfo, node: str) -> Process | None:
+    """The node's holder, when it runs."""
+    try:
+        found = Process.parse((lab.node_dir(node) / "holder.pid").read_text())
+    except OSError:
+        return None
+    return found if found and found.alive else None
+
+
+def start_holder(lab: LabInfo, lab_id: str, node: NodeRecord) -> Process:
+    """Start the holder of a node whose network namespace is there; its file system is then made.
+
+    Raises KernelError, naming the mount that the kernel refused.
+    """
+    disk = lab.node_dir(node.name)
+    for name in ("etc", "etc.work", "opt", "opt.work", "net.d", "var-lib"):
+        (disk / name).mkdir(parents=True, exist_ok=True, mode=0o755)
+    netns = open_netns(NETNS_DIR / lab.netns(node.name))
+    try:
+        pid = ns.spawn(
+            ["sleep", "infinity"],
+            env={"PATH": PATH, LAB_ID: lab_id, LAB_PROCESS: f"{node.name}/holder"},
+            inside=netns,
+            inside_namespaces=ns.NEW_NET,
+            new_namespaces=HOLDER_NAMESPACES & ~ns.NEW_NET,
+            setup=partial(_furnish, lab, node),
+            ignore_children=True,
+        )
+    finally:
+        os.close(netns)
+    process = Process.of(pid)
+    if process is None:
+        raise LabError(f"{node.name}: its holder ended as soon as it was started")
+    write_atomically(disk / "holder.pid", str(process).encode())
+    return process
+
+
+def _furnish(lab: LabInfo, node: NodeRecord) -> None:
+    """Make the node's file system; runs as PID 1 of the node, in its namespaces.
+
+    What comes from the lab's directory is mounted before /var/lib is covered, which hides it.
+    """
+    disk = lab.node_dir(node.name)
+    kept = _needed_below(("/run", "/var/lib"))
+    ns.stop_propagation()
+    # /run/netns above all: a copy of a namespace's mount would keep that namespace alive.
+    for point in ns.mount_points("/run"):
+        ns.detach(point)
+    ns.mount("tmpfs", "/run", "tmpfs", ns.MS_NOSUID | ns.MS_NODEV, "mode=755")
+    for directory in ("/run/netns", "/run/lock", str(API_DIR), str(NODE_DIR)):
+        Path(directory).mkdir()
+    ns.bind(lab.api_dir, API_DIR)
+    ns.bind(disk, NODE_DIR)
+    overlay("/etc", disk)
+    overlay("/opt", disk)
+    Path("/etc/cni/net.d").mkdir(parents=True, exist_ok=True)
+    ns.bind(disk / "net.d", "/etc/cni/net.d")
+    ns.bind(disk / "var-lib", "/var/lib")
+    for path, fd in kept.items():
+        Path(path).mkdir(parents=True, exist_ok=True)
+        ns.bind(f"/proc/self/fd/{fd}", path, recursive=True)
+    ns.mount("sysfs", "/sys", "sysfs", ns.MS_NOSUID | ns.MS_NODEV | ns.MS_NOEXEC)
+    ns.mount("proc", "/proc", "proc", ns.MS_NOSUID | ns.MS_NODEV | ns.MS_NOEXEC)
+    _write_etc(node)
+    _offer_plugins(Path("/opt/cni/bin"))
+    socket.sethostname(node.name)
+
+
+def _needed_below(covered: Iterable[str]) -> dict[str, int]:
+    """What our own programs need and is about to be covered: its path, and a way to it."""
+    package = Path(__file__).resolve().parents[2]
+    needed = {str(Path(path).resolve()) for path in (sys.prefix, sys.base_prefix, package)}
+    return {
+        path: os.open(path, os.O_PATH | os.O_CLOEXEC)
+        for path in sorted(needed)
+        if any(path.startswith(f"{directory}/") for directory in covered)
+    }
+
+
+def overlay(directory: str, disk: Path) -> None:
+    """Changes to `directory` from here on go to the directory of its name in `disk`.
+
+    A file system that cannot hold an overlay's upper layer (another overlay: a container's root)
+    is answered with one in memory, on the node's /run.
+    """
+    name = directory.strip("/")
+    try:
+        _mount_overlay(directory, disk / name, disk / f"{name}.work")
+    except KernelError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        memory = Path("/run/podwire-overlay")
+        for part in (name, f"{name}.work"):
+            (memory / part).mkdir(parents=True, exist_ok=True)
+        _mount_overlay(directory, memory / name, memory / f"{name}.work")
+
+
+def _mount_overlay(directory: str, upper: Path, work: Path) -> None:
+    options = f"lowerdir={directory},upperdir={upper},workdir={work}"
+    ns.mount("overlay", directory, "overlay", 0, options)
+
+
+def _write_etc(node: NodeRecord) -> None:
+    files = {
+        "/etc/hostname": f"{node.name}\n",
+        "/etc/hosts": f"127.0.0.1 localhost\n::1 localhost\n{node.address} {node.name}\n",
+        "/etc/resolv.conf": "# No name server is reachable from a lab's node.\n",
+        str(KUBECONFIG): _KUBECONFIG,
+    }
+    for name, content in files.items():
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The host's may be a symbolic link to what is now covered.
+        path.unlink(missing_ok=True)
+        path.write_text(content)
+
+
+def _offer_plugins(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    if not _HOST_PLUGINS.is_dir():
+        return
+    for plugin in _HOST_PLUGINS.iterdir():
+        if not (directory / plugin.name).exists():
+            (directory / plugin.name).symlink_to(plugin)
+
+
+def remove(lab: LabInfo, node: NodeRecord) -> None:
+    """End a node: its holder and so all of its processes, its links, its names and its disk."""
+    found = holder(lab, node.name)
+    if found is not None:
+        found.end()
+    with suppress(LabError):
+        ip("link", "delete", node.name, netns=lab.underlay)
+    remove_netns(lab.netns(node.name))
+    shutil.rmtree(lab.node_dir(node.name), ignore_errors=True)
