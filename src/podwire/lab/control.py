@@ -1,0 +1,127 @@
+"""What a lab's supervisor says and is asked: the messages on `supervisor.sock`.
+
+What lives here: the messages, and the client's side. What does not: the supervisor.
+
+One JSON object a line, over a Unix stream socket. A request is `{"op": ...}`:
+
+    status   answered with one Snapshot
+    watch    answered with a Snapshot now and after each change, until either side hangs up
+    reload   the supervisor reads `lab.json` again, adds and removes nodes, answers with a Snapshot
+             (`error` says what did not work)
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+from podwire.errors import LabError
+from podwire.lab.registry import LabInfo
+
+State = Literal["starting", "waiting", "ready", "backoff"]
+"""`waiting`: runs, and says what for in `message`. `backoff`: ended, is started again soon."""
+
+
+class ProcessStatus(msgspec.Struct, frozen=True):
+    """One process of the lab; `since` is the time of the last change of state (Unix seconds)."""
+
+    name: str
+    state: State
+    pid: int | None
+    restarts: int
+    since: float
+    message: str = ""
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A lab as its supervisor sees it. `error` is set when it could not make the lab so."""
+
+    processes: tuple[ProcessStatus, ...] = ()
+    nodes: tuple[str, ...] = ()
+    error: str | None = None
+    remedy: str | None = None
+
+    def process(self, name: str) -> ProcessStatus | None:
+        return next((process for process in self.processes if process.name == name), None)
+
+    def node_ready(self, node: str) -> bool:
+        """Whether its kubelet says so (which it does once its Node object is Ready)."""
+        kubelet = self.process(f"{node}/kubelet")
+        return kubelet is not None and kubelet.state == "ready"
+
+    @property
+    def ready(self) -> bool:
+        """Whether every node is ready."""
+        return bool(self.nodes) and all(self.node_ready(node) for node in self.nodes)
+
+
+class Request(msgspec.Struct, frozen=True):
+    op: Literal["status", "watch", "reload"]
+
+
+class Control:
+    """A connection to a lab's supervisor."""
+
+    def __init__(self, lab: LabInfo, *, timeout_s: float = 10.0) -> None:
+        """Raises LabError when no supervisor answers."""
+        self._lab = lab
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout_s)
+        try:
+            self._socket.connect(str(lab.supervisor_socket))
+        except OSError as error:
+            self._socket.close()
+            raise self._gone() from error
+        self._lines = self._socket.makefile("rb")
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lines.close()
+        self._socket.close()
+
+    def request(self, op: Literal["status", "reload"]) -> Snapshot:
+        """Ask, and return the answer. Raises LabError also for an answer that is an error."""
+        self._send(op)
+        snapshot = self._receive()
+        if snapshot.error is not None:
+            raise LabError(snapshot.error, remedy=snapshot.remedy)
+        return snapshot
+
+    def watch(self, *, timeout_s: float) -> Iterator[Snapshot]:
+        """The present state and then each change; ends by raising.
+
+        Raises TimeoutError when nothing has changed for `timeout_s`, LabError when the supervisor
+        ends.
+        """
+        self._socket.settimeout(timeout_s)
+        self._send("watch")
+        while True:
+            yield self._receive()
+
+    def _send(self, op: Literal["status", "watch", "reload"]) -> None:
+        try:
+            self._socket.sendall(msgspec.json.encode(Request(op)) + b"\n")
+        except OSError as error:
+            raise self._gone() from error
+
+    def _receive(self) -> Snapshot:
+        try:
+            line = self._lines.readline()
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise self._gone() from error
+        if not line:
+            raise self._gone()
+        return msgspec.json.decode(line, type=Snapshot)
+
+    def _gone(self) -> LabError:
+        return LabError(
+            f'the supervisor of lab "{self._lab.name}" does not run',
+            remedy=f"start the lab again with `podwire lab up --name {self._lab.name}`",
+        )
