@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from podwire.model.cluster import Attachment, ClusterView, NetworkConfig, Node
-from podwire.model.state import Desired, Entry
+from podwire.model.state import Desired, Entry, IPNetwork
 from podwire.plan import masquerade
 from podwire.plan.transport import vxlan
 from podwire.plan.wiring import bridge
@@ -35,8 +35,31 @@ def plan_self(config: NetworkConfig) -> tuple[Entry, ...]:
 
 
 def plan_peer(config: NetworkConfig, peer: Node) -> tuple[Entry, ...]:
-    """What this node holds to reach `peer`."""
-    return vxlan.plan_peer(config, peer)
+    """What this node holds to reach `peer`; nothing where there are `objections` to its lease."""
+    return () if objections(config, peer) else vxlan.plan_peer(config, peer)
+
+
+def objections(config: NetworkConfig, peer: Node) -> list[str]:
+    """Why a peer's lease is not to be believed: one sentence each, empty when it is.
+
+    A lease decides where traffic goes. One outside of the cluster network would take that of the
+    internet, one that overlaps this node's own would take that of this node's pods.
+    """
+    found: list[str] = []
+    if peer.lease is None:
+        return found
+    for subnet in peer.lease.subnets:
+        if not any(_inside(subnet, network) for network in config.network):
+            found.append(f"node {peer.name} leases {subnet}, outside of the cluster network")
+        if any(subnet.overlaps(own) for own in config.lease.subnets):
+            found.append(f"node {peer.name} leases {subnet}, which overlaps this node's own")
+    if peer.lease.public_ip == config.lease.public_ip:
+        found.append(f"node {peer.name} claims this node's address {peer.lease.public_ip}")
+    return found
+
+
+def _inside(subnet: IPNetwork, network: IPNetwork) -> bool:
+    return subnet.version == network.version and subnet.subnet_of(network)  # type: ignore[arg-type]
 
 
 def plan(view: ClusterView, attachments: Iterable[Attachment] = ()) -> Desired:

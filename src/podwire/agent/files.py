@@ -1,0 +1,39 @@
+"""Files that the agent leaves for others: the lease in Flannel's `subnet.env`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from podwire.model.cluster import NetworkConfig
+from podwire.plan.wiring.bridge import gateway_interface
+
+
+def subnet_env(config: NetworkConfig) -> str:
+    """What flanneld writes to /run/flannel/subnet.env, and its CNI plugin and Docker read."""
+    lines = []
+    for prefix, version in (("FLANNEL_", 4), ("FLANNEL_IPV6_", 6)):
+        network = next((net for net in config.network if net.version == version), None)
+        subnet = next((net for net in config.lease.subnets if net.version == version), None)
+        if network is not None and subnet is not None:
+            lines.append(f"{prefix}NETWORK={network}")
+            lines.append(f"{prefix}SUBNET={gateway_interface(subnet)}")
+    lines.append(f"FLANNEL_MTU={config.mtu}")
+    # What flanneld means by it: masquerading is done here, so the container runtime need not.
+    lines.append(f"FLANNEL_IPMASQ={'true' if config.masquerade else 'false'}")
+    return "\n".join(lines) + "\n"
+
+
+def write_atomically(path: Path, text: str, mode: int = 0o644) -> bool:
+    """Replace the file's content as a whole; False where it was already so."""
+    try:
+        if path.read_text() == text:
+            return False
+    except (FileNotFoundError, UnicodeDecodeError):
+        pass
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.chmod(mode)
+    temporary.replace(path)
+    return True

@@ -1,0 +1,81 @@
+"""The pods' side of the agent: the CNI service with store and socket, and the installed files."""
+
+from __future__ import annotations
+
+import contextlib
+from types import TracebackType
+
+from podwire.agent import metrics
+from podwire.agent.config import AgentConfig
+from podwire.agent.worker import KernelWorker
+from podwire.cni import install
+from podwire.cni.server import CniServer
+from podwire.cni.service import CniService
+from podwire.ipam.store import Store
+from podwire.model.cluster import Attachment, NetworkConfig
+from podwire.plan.node import cause_of_attachment
+from podwire.plan.wiring.bridge import plan_port
+
+
+class Pods:
+    """Answers the runtime's CNI calls from `async with` on; refuses them until `use`."""
+
+    def __init__(self, config: AgentConfig, worker: KernelWorker) -> None:
+        self._config = config
+        self._worker = worker
+
+    async def __aenter__(self) -> Pods:
+        async with contextlib.AsyncExitStack() as stack:
+            store = Store(self._config.state_dir / "ipam.db")
+            stack.callback(store.close)
+            self._service = CniService(
+                store,
+                observe=self._observe,
+                attached=lambda one: self._note(one, attached=True),
+                detached=lambda one: self._note(one, attached=False),
+            )
+            stack.push_async_callback(self._service.stop)
+            await self._service.start()
+            self._server = CniServer(self._config.cni_socket, self._service)
+            await self._server.start()
+            stack.push_async_callback(self._server.stop)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    def say_not_ready(self, reason: str) -> None:
+        """What runtimes are told until `use`."""
+        self._service.not_ready = reason
+
+    def use(self, network: NetworkConfig) -> list[Attachment]:
+        """Wire pods into `network` from now on; the pods that are there already."""
+        self._service.network = network
+        metrics.ADDRESSES.set(sum(len(one.ips) for one in self._service.attachments))
+        return self._service.attachments
+
+    def announce(self) -> None:
+        """Tell the runtime that pods can be wired: the executable, then the conf that names it."""
+        config = self._config
+        install.install(config.cni_bin_dir, config.cni_conf_dir, config.cni_socket)
+
+    async def attach_again(self, host_ifnames: list[str]) -> None:
+        """Make pods' links that somebody deleted anew."""
+        await self._service.attach_again(host_ifnames)
+
+    def _note(self, attachment: Attachment, *, attached: bool) -> None:
+        assert self._service.network is not None or not attached  # noqa: S101
+        link = plan_port(self._service.network, attachment) if self._service.network else None
+        note = self._worker.reconciler.note_link
+        self._worker.submit(note, cause_of_attachment(attachment), link if attached else None)
+        metrics.ADDRESSES.inc(len(attachment.ips) if attached else -len(attachment.ips))
+
+    @staticmethod
+    def _observe(command: str, code: int, seconds: float) -> None:
+        metrics.CNI_SECONDS.labels(command, str(code)).observe(seconds)

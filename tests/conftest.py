@@ -1,0 +1,71 @@
+"""Fixtures that make real network namespaces, and take them away again whatever happens."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from podwire.kernel import netns
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """A named network namespace: `run` runs a shell line in it and returns what it printed."""
+
+    name: str
+
+    @property
+    def path(self) -> str:
+        return f"/run/netns/{self.name}"
+
+    def run(self, line: str, *, check: bool = True) -> str:
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.name, "sh", "-c", line],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"{self.name}: {line}\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+
+@pytest.fixture
+def make_namespace() -> Iterator[Callable[[], Namespace]]:
+    """Makes namespaces with unique names, `lo` up; they are deleted when the test ends."""
+    if os.geteuid() != 0:
+        pytest.fail("this test makes network namespaces: run it as root (sudo script/test)")
+    made: list[Namespace] = []
+
+    def make() -> Namespace:
+        one = Namespace(f"pwt-{secrets.token_hex(4)}")
+        subprocess.run(["ip", "netns", "add", one.name], check=True)
+        made.append(one)
+        one.run("ip link set lo up")
+        return one
+
+    yield make
+    for one in made:
+        subprocess.run(["ip", "netns", "del", one.name], check=False)
+
+
+@pytest.fixture
+def namespace(make_namespace: Callable[[], Namespace]) -> Namespace:
+    """One namespace."""
+    return make_namespace()
+
+
+@pytest.fixture
+def inside(namespace: Namespace) -> Iterator[Namespace]:
+    """One namespace that the test itself is in."""
+    fd = netns.open_netns(namespace.path)
+    try:
+        with netns.entered(fd):
+            yield namespace
+    finally:
+        os.close(fd)
