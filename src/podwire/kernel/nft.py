@@ -16,9 +16,13 @@ from typing import Any
 import msgspec
 
 from podwire.errors import KernelError, UnsupportedError
-from podwire.model.state import NftChain, NftHook, NftRule, NftSet, NftTable
+from podwire.model.state import NFT_TABLE, NftChain, NftHook, NftRule, NftSet, NftTable
 
 NFNLGRP_NFTABLES = 7
+
+#: The one table that is ours, and is removed as a whole when nothing in it is wanted.
+FAMILY, TABLE = "inet", NFT_TABLE
+
 _NFNL_SUBSYS_NFTABLES = 10
 _NFTA_TABLE_NAME = 1
 
@@ -162,8 +166,8 @@ def definition(table: NftTable, *, replace: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def removal(table: NftTable) -> str:
-    return f"delete table {table.family} {table.name}\n"
+def removal(family: str, name: str) -> str:
+    return f"delete table {family} {name}\n"
 
 
 def notified_table(kind: int, payload: bytes) -> str | None:

@@ -111,11 +111,8 @@ class Reconciler:
                 changes.append(Change(table.name, op.action, op.line(names), op.why))
         for one in self._wrong_sysctls():
             changes.append(Change("sysctl", "change", sysctl.line(one.key, one.value), one.why))
-        for nft_table in self._nft_tables.values():
-            text = nft.transaction(nft_table, self._nft.read(nft_table.family, nft_table.name))
-            if text:
-                line = f"nft -f - <<'END'\n{text}END"
-                changes.append(Change("nft", "change", line, nft_table.why))
+        for text, why in self._nft_transactions():
+            changes.append(Change("nft", "change", f"nft -f - <<'END'\n{text}END", why))
         return changes
 
     def reconcile(self, *, record: bool = False) -> Report:
@@ -211,7 +208,7 @@ class Reconciler:
         """Whether an rtnetlink notification shows something other than what is wanted."""
         match kind:
             case messages.RTM_NEWLINK | messages.RTM_DELLINK:
-                return self._link_is_amiss(kind, messages.parse_link(payload))
+                return self._link_is_amiss(messages.parse_link(payload))
             case messages.RTM_NEWADDR | messages.RTM_DELADDR:
                 address, _ = messages.parse_address(payload)
                 gone = kind == messages.RTM_DELADDR
@@ -241,19 +238,23 @@ class Reconciler:
             return False
         return self._nft.read(wanted.family, wanted.name) != nft.wanted_state(wanted)
 
-    def _link_is_amiss(self, kind: int, state: LinkState) -> bool:
-        link = self._links.get(state.name)
-        if link is None:
+    def _link_is_amiss(self, notified: LinkState) -> bool:
+        """Looks at the link as it is now: our own making of one is notified in several steps."""
+        if notified.name not in self._links:
             # The underlay may have come back with another index: our tunnel hangs on it.
-            known = self._indexes.get(state.name)
-            return kind == messages.RTM_NEWLINK and known is not None and known != state.index
-        if kind == messages.RTM_DELLINK:
-            return self._indexes.get(state.name, state.index) == state.index
-        if state.mac != link.mac and link.mac is not None:
+            known = self._indexes.get(notified.name)
+            return known is not None and known != notified.index
+        link = self._links[notified.name]
+        refers_to = link.kind.dev if isinstance(link.kind, Vxlan) else link.master
+        actual = {}
+        for name in filter(None, (link.name, refers_to)):
+            found = self._socket.get(messages.RTM_GETLINK, messages.get_link(name))
+            if found is not None:
+                actual[name] = messages.parse_link(found)
+        if link.name in actual and actual[link.name].index != self._indexes.get(link.name):
             return True
-        if link.master is not None and state.master != self._indexes.get(link.master):
-            return True
-        return not state.up or (link.mtu is not None and state.mtu != link.mtu)
+        difference = links.diff({link.name: link}, actual)
+        return bool(difference.missing or any(op.name == link.name for op in difference.ops))
 
     def _entry_is_amiss(self, table: str, key: Any, value: Any, *, gone: bool) -> bool:
         want = self._wanted[table].get(key)
@@ -432,11 +433,16 @@ class Reconciler:
                 line = sysctl.line(one.key, one.value)
                 report.lines.append(Change("sysctl", "change", line, one.why))
 
-    def _apply_nft(self, report: Report, record: bool) -> None:
+    def _nft_transactions(self) -> Iterable[tuple[str, Why | None]]:
+        """The nft commands that are needed, with their why; our table goes when nobody wants it."""
         for table in self._nft_tables.values():
-            text = nft.transaction(table, self._nft.read(table.family, table.name))
-            if not text:
-                continue
+            if text := nft.transaction(table, self._nft.read(table.family, table.name)):
+                yield text, table.why
+        if nft.TABLE not in self._nft_tables and self._nft.read(nft.FAMILY, nft.TABLE) is not None:
+            yield nft.removal(nft.FAMILY, nft.TABLE), None
+
+    def _apply_nft(self, report: Report, record: bool) -> None:
+        for text, why in self._nft_transactions():
             try:
                 self._nft.run(text)
             except KernelError as error:
@@ -444,7 +450,7 @@ class Reconciler:
                 continue
             report.changes += 1
             if record:
-                report.lines.append(Change("nft", "change", text, table.why))
+                report.lines.append(Change("nft", "change", text, why))
 
 
 _BY_NAME = {table.name: table for table in TABLES}

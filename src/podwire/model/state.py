@@ -33,6 +33,10 @@ ROUTE_PROTOCOL = 112
 LINK_GROUP = 7077
 
 
+#: The name of the nft table (family inet) that is ours.
+NFT_TABLE = "podwire"
+
+
 class Why(msgspec.Struct, frozen=True):
     """`object` caused an entry (`Node/node2`), because of `reason` (`leases 10.244.2.0/24`)."""
 

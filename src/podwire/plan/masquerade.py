@@ -7,9 +7,8 @@ alone, as Flannel does. Pure: values in, one nft table out.
 from __future__ import annotations
 
 from podwire.model.cluster import NetworkConfig
-from podwire.model.state import NftChain, NftHook, NftRule, NftSet, NftTable, Why
+from podwire.model.state import NFT_TABLE, NftChain, NftHook, NftRule, NftSet, NftTable, Why
 
-TABLE = "podwire"
 _SRCNAT = 100  # nft's name for the usual priority of source NAT
 _MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 
@@ -43,4 +42,4 @@ def plan_node(config: NetworkConfig) -> tuple[NftTable, ...]:
         hook=NftHook(type="nat", hook="postrouting", priority=_SRCNAT),
         rules=tuple(rules),
     )
-    return (NftTable(name=TABLE, sets=tuple(sets), chains=(postrouting,), why=why),)
+    return (NftTable(name=NFT_TABLE, sets=tuple(sets), chains=(postrouting,), why=why),)

@@ -1,0 +1,247 @@
+"""The reconciler against a real kernel: applied once, unchanged after, mended when disturbed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+
+import msgspec
+import pytest
+from tests.conftest import Namespace
+
+from podwire.kernel.messages import (
+    RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_LINK,
+    RTNLGRP_NEIGH,
+)
+from podwire.kernel.netlink import NetlinkSocket
+from podwire.kernel.reconcile import Reconciler
+from podwire.model.cluster import ClusterView, Lease, NetworkConfig, Node, Underlay
+from podwire.plan.node import cause_of_node, plan, plan_peer
+
+pytestmark = pytest.mark.root
+
+UNDERLAY = (
+    "ip link add eth0 type veth peer name wire && ip link set eth0 up && ip link set wire up"
+    " && ip address add 172.18.0.11/16 dev eth0"
+)
+
+
+def lease(number: int) -> Lease:
+    return Lease(
+        subnets=(ip_network(f"10.244.{number}.0/24"),),
+        backend="vxlan",
+        public_ip=ip_address(f"172.18.0.{10 + number}"),
+        vni=1,
+        vtep_mac=b"\x02\0\0\0\0" + bytes([number]),
+    )
+
+
+CONFIG = NetworkConfig(
+    node="node1",
+    network=(ip_network("10.244.0.0/16"),),
+    lease=lease(1),
+    underlay=Underlay("eth0", ip_address("172.18.0.11"), 1500),
+    mtu=1450,
+)
+NODES = {f"node{number}": Node(f"node{number}", lease=lease(number)) for number in (1, 2, 3)}
+DESIRED = plan(ClusterView(CONFIG, NODES))
+
+
+@pytest.fixture
+def reconciler(inside: Namespace) -> Iterator[Reconciler]:
+    inside.run(UNDERLAY)
+    one = Reconciler()
+    one.replace(DESIRED)
+    yield one
+    one.close()
+
+
+def test_the_kernel_ends_up_as_flannel_would_leave_it(
+    inside: Namespace, reconciler: Reconciler
+) -> None:
+    report = reconciler.reconcile(record=True)
+    assert report.failures == []
+    assert report.changes == len(report.lines) == 2 + 2 + 1 + 3 * 2 + 1
+    (vtep,) = json.loads(inside.run("ip -d -j link show flannel.1"))
+    data = vtep["linkinfo"]["info_data"]
+    assert (data["id"], data["port"], data["local"]) == (1, 8472, "172.18.0.11")
+    assert (data["learning"], vtep["mtu"]) == (False, 1450)
+    routes = {one["dst"]: one for one in json.loads(inside.run("ip -j route show proto 112"))}
+    assert routes.keys() == {"10.244.2.0/24", "10.244.3.0/24"}
+    assert routes["10.244.2.0/24"]["gateway"] == "10.244.2.0"
+    assert routes["10.244.2.0/24"]["flags"] == ["onlink"]
+    neighbors = json.loads(inside.run("ip -j neigh show dev flannel.1"))
+    assert {(one["dst"], one["lladdr"], *one["state"]) for one in neighbors} == {
+        ("10.244.2.0", "02:00:00:00:00:02", "PERMANENT"),
+        ("10.244.3.0", "02:00:00:00:00:03", "PERMANENT"),
+    }
+    fdb = json.loads(inside.run("bridge -j fdb show dev flannel.1"))
+    assert {(one["mac"], one["dst"]) for one in fdb} == {
+        ("02:00:00:00:00:02", "172.18.0.12"),
+        ("02:00:00:00:00:03", "172.18.0.13"),
+    }
+    assert inside.run("cat /proc/sys/net/ipv4/ip_forward").strip() == "1"
+
+
+def test_a_second_reconcile_and_a_new_reconciler_change_nothing(reconciler: Reconciler) -> None:
+    reconciler.reconcile()
+    assert reconciler.plan() == []
+    assert reconciler.reconcile().changes == 0
+    restarted = Reconciler()
+    restarted.replace(DESIRED)
+    assert restarted.reconcile().changes == 0
+    restarted.close()
+
+
+def test_the_printed_lines_do_what_applying_does(inside: Namespace, reconciler: Reconciler) -> None:
+    for change in reconciler.plan():
+        inside.run(change.line)
+    assert reconciler.plan() == []
+
+
+@pytest.mark.parametrize(
+    "disturbance",
+    [
+        "ip link del flannel.1",
+        "ip link del cni0",
+        "ip link set flannel.1 down",
+        "ip link set cni0 mtu 1400",
+        "ip link set flannel.1 address 02:00:00:00:00:aa",
+        "ip route del 10.244.2.0/24",
+        "ip route replace 10.244.2.0/24 via 10.244.3.0 dev flannel.1 onlink proto 112",
+        "ip neigh del 10.244.2.0 dev flannel.1",
+        "ip neigh replace 10.244.2.0 lladdr 02:00:00:00:00:bb dev flannel.1 nud permanent",
+        "bridge fdb del 02:00:00:00:00:02 dev flannel.1",
+        "bridge fdb replace 02:00:00:00:00:02 dev flannel.1 dst 172.18.0.99",
+        "bridge fdb append 02:00:00:00:00:dd dev flannel.1 dst 172.18.0.99",
+        "ip route add 10.244.9.0/24 via 10.244.2.0 dev flannel.1 onlink proto 112",
+        "ip address del 10.244.1.0/32 dev flannel.1",
+        "ip address add 10.244.9.9/24 dev cni0",
+        "nft delete table inet podwire",
+        "nft flush chain inet podwire postrouting",
+        "nft delete element inet podwire cluster4 '{ 10.244.0.0/16 }'",
+        "nft add element inet podwire cluster4 '{ 8.8.8.0/24 }'",
+        "sysctl -qw net.ipv4.ip_forward=0",
+    ],
+)
+def test_whatever_is_disturbed_comes_back(
+    inside: Namespace, reconciler: Reconciler, disturbance: str
+) -> None:
+    reconciler.reconcile()
+    inside.run(disturbance)
+    assert reconciler.plan() != []
+    report = reconciler.reconcile()
+    assert report.failures == []
+    assert reconciler.plan() == []
+
+
+@pytest.mark.parametrize(
+    "disturbance",
+    [
+        "ip link del flannel.1",
+        "ip link set flannel.1 down",
+        "ip link set cni0 mtu 1400",
+        "ip route del 10.244.2.0/24",
+        "ip neigh del 10.244.2.0 dev flannel.1",
+        "bridge fdb del 02:00:00:00:00:02 dev flannel.1",
+    ],
+)
+def test_a_notification_tells_a_disturbance_from_our_own_work(
+    inside: Namespace, reconciler: Reconciler, disturbance: str
+) -> None:
+    with NetlinkSocket(groups=(RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_ROUTE)) as watch:
+
+        def amiss() -> bool:
+            return any(reconciler.is_amiss(one.type, one.payload) for one in watch.notifications())
+
+        reconciler.reconcile()
+        reconciler.update(cause_of_node("node3"), ())
+        assert not amiss()
+        inside.run("ip link add other type bridge; ip route add 10.99.0.0/24 via 172.18.0.1")
+        assert not amiss()
+        inside.run(disturbance)
+        assert amiss()
+
+
+def test_what_others_made_is_left_alone(inside: Namespace, reconciler: Reconciler) -> None:
+    inside.run(
+        "ip link add cni9 type bridge; ip link set cni9 up; ip address add 10.9.0.1/24 dev cni9;"
+        "ip route add 10.99.0.0/24 via 172.18.0.1 proto static;"
+        "ip neigh add 172.18.0.77 lladdr 02:00:00:00:00:77 dev eth0 nud permanent;"
+        "nft add table inet other; nft add chain inet other c"
+    )
+    look = "ip link show cni9; ip address show dev cni9; ip route show proto static;" + (
+        "ip neigh show 172.18.0.77; nft list table inet other"
+    )
+    before = inside.run(look)
+    reconciler.reconcile()
+    reconciler.replace(msgspec.structs.replace(DESIRED, by_cause={}))
+    reconciler.reconcile()
+    assert inside.run(look) == before
+
+
+def test_a_foreign_link_or_route_in_the_way_is_refused_not_touched(
+    inside: Namespace, reconciler: Reconciler
+) -> None:
+    inside.run("ip link add cni0 type bridge; ip route add 10.244.2.0/24 dev eth0 proto static")
+    report = reconciler.reconcile()
+    assert any("cni0 exists and was not made by Podwire" in one for one in report.failures)
+    assert any("10.244.2.0/24" in one and "File exists" in one for one in report.failures)
+    assert "proto static" in inside.run("ip route show 10.244.2.0/24")
+    assert "flannel.1" in inside.run("ip route show 10.244.3.0/24")
+
+
+def test_nothing_of_ours_stays_when_nothing_is_wanted(
+    inside: Namespace, reconciler: Reconciler
+) -> None:
+    reconciler.reconcile()
+    reconciler.replace(msgspec.structs.replace(DESIRED, by_cause={}))
+    assert reconciler.reconcile().failures == []
+    links = {one["ifname"] for one in json.loads(inside.run("ip -j link"))}
+    assert links == {"lo", "eth0", "wire"}
+    assert inside.run("ip route show proto 112; nft list tables") == ""
+
+
+def test_an_update_touches_one_peers_entries_only(
+    inside: Namespace, reconciler: Reconciler
+) -> None:
+    reconciler.reconcile()
+    moved = Node(
+        "node2",
+        lease=msgspec.structs.replace(
+            lease(2), vtep_mac=b"\x02\0\0\0\0\x22", public_ip=ip_address("172.18.0.22")
+        ),
+    )
+    report = reconciler.update(cause_of_node("node2"), plan_peer(CONFIG, moved))
+    assert report is not None
+    assert (report.changes, report.failures) == (3, [])
+    assert "172.18.0.22" in inside.run("bridge fdb show dev flannel.1")
+    assert reconciler.plan() == []
+    gone = reconciler.update(cause_of_node("node2"), ())
+    assert gone is not None
+    assert gone.changes == 3
+    assert inside.run("ip route show 10.244.2.0/24") == ""
+    assert reconciler.plan() == []
+
+
+def test_a_subnet_that_changes_hands_is_not_lost(inside: Namespace, reconciler: Reconciler) -> None:
+    reconciler.reconcile()
+    heir = Node("node4", lease=msgspec.structs.replace(lease(4), subnets=lease(2).subnets))
+    reconciler.update(cause_of_node("node4"), plan_peer(CONFIG, heir))
+    reconciler.update(cause_of_node("node2"), ())
+    assert "10.244.2.0/24" in inside.run("ip route show")
+    assert "02:00:00:00:00:04" in inside.run("ip neigh show 10.244.2.0 dev flannel.1")
+    assert reconciler.plan() == []
+
+
+def test_entries_wait_for_an_underlay_that_is_missing(inside: Namespace) -> None:
+    reconciler = Reconciler()
+    reconciler.replace(DESIRED)
+    report = reconciler.reconcile()
+    assert any("eth0 does not exist" in one for one in report.failures)
+    inside.run(UNDERLAY)
+    assert reconciler.reconcile().failures == []
+    assert reconciler.plan() == []
+    reconciler.close()
