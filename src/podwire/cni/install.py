@@ -7,9 +7,9 @@ Both are written under a temporary name in the same directory and renamed: a run
 the directory never reads half a file, and some miss a file that is moved in from elsewhere. What is
 there already as it should be is not touched.
 
-The conflist says 1.0.0, and 1.0.0 and 1.1.0 in `cniVersions`: libcni before 1.2 (containerd 1.6 and
-Podman 4 of Debian 12) knows neither `cniVersions` nor 1.1.0 and takes the first; later ones take the
-highest, and with it STATUS and GC.
+The conflist says 1.0.0, and 1.0.0 and 1.1.0 in `cniVersions`: libcni before 1.2 (containerd 1.6,
+Podman 4 of Debian 12) knows neither `cniVersions` nor 1.1.0 and takes the first; later ones take
+the highest, and with it STATUS and GC.
 """
 
 from __future__ import annotations
