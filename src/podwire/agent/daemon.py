@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 
 #: Two full reconciles are at least this far apart, so that a burst of notifications costs one.
 _SETTLE_S = 0.02
+#: Seconds after which a lease that the API refused, or could not take, is published again.
+_PUBLISH_AGAIN_S = 1.0
 #: Somebody who keeps undoing what we do is answered at this pace, after so many rounds.
 _FIGHT_ROUNDS, _FIGHT_WINDOW_S, _FIGHT_PACE_S = 20, 10.0, 1.0
 
@@ -195,28 +197,18 @@ class Agent:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            try:
-                await self._step()
-            except PodwireError as error:
-                # Whatever it was, the next event is the retry; a lease that could not be
-                # published has no event of its own.
-                log.error("step failed", extra=fields(error=error))
-                self._own_changed = True
-                asyncio.get_running_loop().call_later(1.0, self._wake.set)
-
-    async def _step(self) -> None:
-        if self._own_changed:
-            self._own_changed = False
-            await self._renew()
-        if self._network is None:
-            return
-        if self._amiss:
-            await asyncio.sleep(self._pace())
-            self._amiss = False
-            await self._reconcile("amiss")
-        changed, self._changed_peers = self._changed_peers, set()
-        for name in changed:
-            await self._update_peer(name)
+            if self._own_changed:
+                self._own_changed = False
+                await self._renew()
+            if self._network is None:
+                continue
+            if self._amiss:
+                await asyncio.sleep(self._pace())
+                self._amiss = False
+                await self._reconcile("amiss")
+            changed, self._changed_peers = self._changed_peers, set()
+            for name in changed:
+                await self._update_peer(name)
 
     async def _renew(self) -> None:
         """Look at our own node and underlay again; plan anew where that changes anything."""
@@ -239,12 +231,13 @@ class Agent:
             return
         if network != self._network:
             await self._adopt(network)
-        await self._publish(network)
-        if self.not_ready is not None:
-            self._pods.announce()
-            self.not_ready = None
-            metrics.READY.set(1)
-            log.info("ready", extra=fields(node=self._config.node_name, peers=self._count_peers()))
+        try:
+            await self._publish(network)
+        except PodwireError as error:
+            # Peers that know the old lease still reach us; the kernel here is right already.
+            log.error("lease not published", extra=fields(error=error))
+            self._own_changed = True
+            asyncio.get_running_loop().call_later(_PUBLISH_AGAIN_S, self._wake.set)
 
     async def _adopt(self, network: NetworkConfig) -> None:
         """Use a new configuration: everything is planned and compared."""
@@ -267,16 +260,22 @@ class Agent:
         write_atomically(self._config.subnet_file, subnet_env(network))
 
     async def _publish(self, network: NetworkConfig) -> None:
+        """Tell peers the lease, then the runtime that pods can be wired, then the scheduler."""
         assert self._own is not None  # noqa: S101  checked by the caller
-        wanted = differs(self._own, lease_annotations(network.lease))
         name = self._config.node_name
+        wanted = differs(self._own, lease_annotations(network.lease))
         if wanted:
             await self._client.merge_patch(NODES, name, {"metadata": {"annotations": wanted}})
             log.info("lease published", extra=fields(node=name))
-        if self.not_ready is not None:
-            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            condition = {"status": {"conditions": [network_available(now)]}}
-            await self._client.strategic_patch(NODES, name, condition, subresource="status")
+        if self.not_ready is None:
+            return
+        self._pods.announce()
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        condition = {"status": {"conditions": [network_available(now)]}}
+        await self._client.strategic_patch(NODES, name, condition, subresource="status")
+        self.not_ready = None
+        metrics.READY.set(1)
+        log.info("ready", extra=fields(node=name, peers=self._count_peers()))
 
     async def _reconcile(self, reason: str) -> None:
         report = await self._worker.call(self._worker.reconciler.reconcile)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import click
 
+_PATH = click.Path(path_type=Path, resolve_path=True)
+
 
 @click.command(
     epilog="""\b
@@ -19,7 +21,7 @@ Examples:
 """
 )
 @click.option("--node-name", envvar="NODE_NAME", help="This node's name.  [default: the hostname]")
-@click.option("--kubeconfig", type=click.Path(path_type=Path), help="How to reach the API.")
+@click.option("--kubeconfig", type=_PATH, help="How to reach the API.")
 @click.option(
     "--network",
     default="10.244.0.0/16",
@@ -31,13 +33,11 @@ Examples:
 @click.option("--vxlan-port", type=click.IntRange(1, 65535), default=8472, show_default=True)
 @click.option("--masquerade/--no-masquerade", default=True, show_default=True)
 @click.option("--health-address", default="127.0.0.1:9910", show_default=True)
-@click.option("--run-dir", type=click.Path(path_type=Path), default=Path("/run/podwire"))
-@click.option("--state-dir", type=click.Path(path_type=Path), default=Path("/var/lib/podwire"))
-@click.option("--cni-conf-dir", type=click.Path(path_type=Path), default=Path("/etc/cni/net.d"))
-@click.option("--cni-bin-dir", type=click.Path(path_type=Path), default=Path("/opt/cni/bin"))
-@click.option(
-    "--subnet-file", type=click.Path(path_type=Path), default=Path("/run/flannel/subnet.env")
-)
+@click.option("--run-dir", type=_PATH, default=Path("/run/podwire"))
+@click.option("--state-dir", type=_PATH, default=Path("/var/lib/podwire"))
+@click.option("--cni-conf-dir", type=_PATH, default=Path("/etc/cni/net.d"))
+@click.option("--cni-bin-dir", type=_PATH, default=Path("/opt/cni/bin"))
+@click.option("--subnet-file", type=_PATH, default=Path("/run/flannel/subnet.env"))
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
