@@ -165,6 +165,14 @@ def test_a_notification_tells_a_disturbance_from_our_own_work(
         assert amiss()
 
 
+def test_the_bridge_keeps_its_mtu_when_its_last_port_goes(
+    inside: Namespace, reconciler: Reconciler
+) -> None:
+    reconciler.reconcile()
+    inside.run("ip link add p type veth peer name q && ip link set p master cni0; ip link del p")
+    assert reconciler.plan() == []
+
+
 def test_what_others_made_is_left_alone(inside: Namespace, reconciler: Reconciler) -> None:
     inside.run(
         "ip link add cni9 type bridge; ip link set cni9 up; ip address add 10.9.0.1/24 dev cni9;"

@@ -278,8 +278,11 @@ class Agent:
         log.info("ready", extra=fields(node=name, peers=self._count_peers()))
 
     async def _reconcile(self, reason: str) -> None:
-        report = await self._worker.call(self._worker.reconciler.reconcile)
+        verbose = log.isEnabledFor(logging.DEBUG)
+        report = await self._worker.call(self._worker.reconciler.reconcile, record=verbose)
         self._account("full", report)
+        for change in report.lines:
+            log.debug("changed", extra=fields(line=change.line, why=change.why))
         if report.changes or report.failures or reason == "start":
             log.info(
                 "reconciled",

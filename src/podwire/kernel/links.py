@@ -86,7 +86,12 @@ def diff(wanted: Mapping[str, Link], actual: Mapping[str, LinkState]) -> LinkDif
 def _create(link: Link) -> LinkOp:
     # Nothing speaks IPv6 to the device itself, and its automatic link-local address would send
     # router solicitations and multicast reports into the overlay.
-    finish = {"alias": link.alias, "no_ipv6_address": True, "up": True}
+    finish: dict[str, Any] = {"alias": link.alias, "no_ipv6_address": True, "up": True}
+    if isinstance(link.kind, Bridge) and link.mtu is not None:
+        # A bridge keeps an MTU only that it was given when it existed: one from its creation
+        # gives way to the smallest of its ports, and to 1500 when there is none.
+        finish["mtu"] = link.mtu
+        link = msgspec.structs.replace(link, mtu=None)
     return LinkOp("add", link.name, link, 0, finish, link.why)
 
 
