@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Node
+    from tests.cni.conftest import Node
 
 pytestmark = pytest.mark.root
 VERSIONS = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]
@@ -278,7 +278,7 @@ def test_gc_keeps_what_is_valid_of_its_own_network(node: Node, make_pod: MakePod
     node.add("gone", pods[1])
     node.add("foreign", pods[2], config={**conf(), "name": "other"})
     valid = [{"containerID": "keep", "ifname": "eth0"}]
-    answer = node.cni("GC", config=conf(**{"cni.dev/valid-attachments": valid}))
+    answer = node.cni("GC", config={**conf(), "cni.dev/valid-attachments": valid})
     assert (answer.status, answer.stdout) == (0, "")
     node.restart()
     assert len(node.links()) == 2
@@ -288,12 +288,12 @@ def test_gc_keeps_what_is_valid_of_its_own_network(node: Node, make_pod: MakePod
 
 def test_gc_of_an_empty_list_as_libcni_writes_it(node: Node, pod: str) -> None:
     node.add("c1", pod)
-    assert node.cni("GC", config=conf(**{"cni.dev/valid-attachments": None})).status == 0
+    assert node.cni("GC", config={**conf(), "cni.dev/valid-attachments": None}).status == 0
     wait_for_no_veth(node)
 
 
 def test_a_chain_with_another_plugin_first(node: Node, pod: str) -> None:
-    prev = {
+    prev: dict[str, Any] = {
         "cniVersion": "1.1.0",
         "interfaces": [{"name": "dummy0", "mac": "02:00:00:00:00:01", "custom": True}],
         "ips": [{"address": "192.0.2.1/32", "interface": 0}],

@@ -348,7 +348,7 @@ def _attach_again(kernel: wiring.Wiring, network: NetworkConfig, record: Record)
 
 def _about(record: Record, **more: object) -> dict[str, object]:
     return fields(
-        pod=record.pod or "-",
+        pod=str(record.pod) or "-",
         container=record.key.container_id,
         ifname=record.key.ifname,
         ips=",".join(str(ip.ip) for ip in record.attachment.ips),
