@@ -88,7 +88,10 @@ class Child:
         if not said:
             return False
         word, _, message = said[-1].partition(" ")
-        self._enter("waiting" if word == "waiting" else "ready", message)
+        if word == "waiting":
+            self._enter("waiting", message)
+        else:
+            self._enter("ready")
         return True
 
     def reap(self) -> str:

@@ -34,4 +34,4 @@ def pod_command(lab: LabInfo, node: str, pause: int, command: Sequence[str]) -> 
 
 
 def _nsenter(pid: int, command: Sequence[str]) -> list[str]:
-    return ["nsenter", "--target", str(pid), *_NAMESPACES, "--wd=/", "--", *command]
+    return ["nsenter", "--target", str(pid), *_NAMESPACES, "--", *command]

@@ -163,7 +163,7 @@ def start_holder(lab: LabInfo, lab_id: str, node: NodeRecord) -> Process:
     Raises KernelError, naming the mount that the kernel refused.
     """
     disk = lab.node_dir(node.name)
-    for name in ("etc", "etc.work", "opt", "opt.work", "net.d", "var-lib"):
+    for name in ("net.d", "var-lib"):
         (disk / name).mkdir(parents=True, exist_ok=True, mode=0o755)
     netns = open_netns(NETNS_DIR / lab.netns(node.name))
     try:
@@ -201,8 +201,8 @@ def _furnish(lab: LabInfo, node: NodeRecord) -> None:
         Path(directory).mkdir()
     ns.bind(lab.api_dir, API_DIR)
     ns.bind(disk, NODE_DIR)
-    overlay("/etc", disk)
-    overlay("/opt", disk)
+    _overlay_on_disk("/etc", disk)
+    _overlay_on_disk("/opt", disk)
     Path("/etc/cni/net.d").mkdir(parents=True, exist_ok=True)
     ns.bind(disk / "net.d", "/etc/cni/net.d")
     ns.bind(disk / "var-lib", "/var/lib")
@@ -227,27 +227,31 @@ def _needed_below(covered: Iterable[str]) -> dict[str, int]:
     }
 
 
-def overlay(directory: str, disk: Path) -> None:
-    """Changes to `directory` from here on go to the directory of its name in `disk`.
+def overlay(directory: str, upper: Path) -> None:
+    """Changes to `directory` from here on go to `upper` (made where it is not there yet).
 
-    A file system that cannot hold an overlay's upper layer (another overlay: a container's root)
-    is answered with one in memory, on the node's /run.
+    Raises KernelError; EINVAL where the kernel cannot stack one on these file systems.
+    """
+    work = upper.with_name(f"{upper.name}.work")
+    for part in (upper, work):
+        part.mkdir(parents=True, exist_ok=True)
+    options = f"lowerdir={directory},upperdir={upper},workdir={work}"
+    ns.mount("overlay", directory, "overlay", 0, options)
+
+
+def _overlay_on_disk(directory: str, disk: Path) -> None:
+    """An overlay whose changes are kept in the node's directory on disk.
+
+    A file system that cannot hold them (the overlay that is a container's root) is answered with
+    one in memory.
     """
     name = directory.strip("/")
     try:
-        _mount_overlay(directory, disk / name, disk / f"{name}.work")
+        overlay(directory, disk / name)
     except KernelError as error:
         if error.errno != errno.EINVAL:
             raise
-        memory = Path("/run/podwire-overlay")
-        for part in (name, f"{name}.work"):
-            (memory / part).mkdir(parents=True, exist_ok=True)
-        _mount_overlay(directory, memory / name, memory / f"{name}.work")
-
-
-def _mount_overlay(directory: str, upper: Path, work: Path) -> None:
-    options = f"lowerdir={directory},upperdir={upper},workdir={work}"
-    ns.mount("overlay", directory, "overlay", 0, options)
+        overlay(directory, Path("/run/podwire-overlay") / name)
 
 
 def _write_etc(node: NodeRecord) -> None:
