@@ -3,9 +3,9 @@
 Speaks the Kubernetes REST protocol over SQLite for just the kinds that the network needs. It is
 a lab's: production runs on a real API server. From the wire inwards, each its own module:
 
-    auth, server             who may connect; sockets and process life
+    auth, tls, server        who may connect; sockets and process life
     rest, watching           HTTP verbs on resources; the watch stream
-    discovery, table, node_proxy
+    discovery, openapi, table, node_proxy
     negotiation, request_info   bodies and Accept headers; what a path means
     objects                  what create, update, patch and delete *mean* for an object
     kinds, registry          one module a kind: names, schema, columns, rules

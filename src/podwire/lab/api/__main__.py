@@ -53,6 +53,7 @@ async def _serve(options: argparse.Namespace, began: float) -> None:
             token=read_token(options.token_file),
             unix_socket=options.unix,
             port=options.port,
+            tls_dir=options.tls_dir,
             node_sockets=options.node_socket_dir,
             controllers=ControllerSettings(
                 cluster_cidrs=tuple(options.cluster_cidr), node_mask=options.node_mask
@@ -94,6 +95,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1, 0: any")
     parser.add_argument(
         "--token-file", type=Path, required=True, help="bearer token for TCP, made if absent"
+    )
+    parser.add_argument(
+        "--tls-dir",
+        type=Path,
+        help="speak TLS on the port, with tls.crt and tls.key, made if absent",
     )
     parser.add_argument("--ready-fd", type=int, help="file descriptor to report readiness to")
     parser.add_argument("--ready-file", type=Path, help="file to report readiness in")

@@ -19,7 +19,7 @@ import msgspec
 from aiohttp import web
 
 from podwire.errors import ApiError, LabError
-from podwire.lab.api import discovery, negotiation, status
+from podwire.lab.api import discovery, negotiation, openapi, status
 from podwire.lab.api.auth import Gate
 from podwire.lab.api.hub import Hub
 from podwire.lab.api.kinds import KINDS
@@ -28,11 +28,13 @@ from podwire.lab.api.objects import Objects
 from podwire.lab.api.registry import Registry
 from podwire.lab.api.rest import Rest
 from podwire.lab.api.store import HISTORY, Store
+from podwire.lab.api.tls import server_context
 from podwire.lab.controllers import ControllerSettings, ensure_namespaces, run_controllers
 
 log = logging.getLogger("podwire.lab.api")
 
 _STOP_S = 2.0
+_ROOTS = ("/api", "/apis", "/openapi/v3", "/version")
 _HEALTH = ("healthz", "livez", "readyz")
 
 
@@ -40,14 +42,16 @@ _HEALTH = ("healthz", "livez", "readyz")
 class ServerSettings:
     """Where to listen and what to keep.
 
-    port: TCP port on 127.0.0.1, 0 for any free one, None for no TCP. node_sockets: the directory
-    with each node's kubelet socket. history: revisions to keep for watches.
+    port: TCP port on 127.0.0.1, 0 for any free one, None for no TCP. tls_dir: where the port's
+    certificate is, None for plain HTTP. node_sockets: the directory with each node's kubelet
+    socket. history: revisions to keep for watches.
     """
 
     database: Path
     token: str
     unix_socket: Path | None = None
     port: int | None = None
+    tls_dir: Path | None = None
     node_sockets: Path | None = None
     history: int = HISTORY
     controllers: ControllerSettings | None = field(default_factory=ControllerSettings)
@@ -76,7 +80,9 @@ class ApiServer:
         if self._settings.controllers:
             running = run_controllers(self.objects, self.hub, self._settings.controllers)
             self._controllers = asyncio.create_task(running)
-        server = web.Server(self._answer, request_factory=_make_request, handler_cancellation=True)
+        server = web.Server(
+            self._answer, request_factory=_make_request, handler_cancellation=True, access_log=None
+        )
         self._runner = web.ServerRunner(server, shutdown_timeout=_STOP_S)
         await self._runner.setup()
         if self._settings.unix_socket:
@@ -84,7 +90,8 @@ class ApiServer:
         if self._settings.port is not None:
             listening = _listen_tcp(self._settings.port)
             self.port = listening.getsockname()[1]
-            await web.SockSite(self._runner, listening).start()
+            tls = server_context(self._settings.tls_dir) if self._settings.tls_dir else None
+            await web.SockSite(self._runner, listening, ssl_context=tls).start()
 
     async def stop(self) -> None:
         """End watches, finish what is being answered, close."""
@@ -116,7 +123,7 @@ class ApiServer:
         parts = request.path.strip("/").split("/")
         if parts[0] in _HEALTH:
             return web.Response(text="ok")
-        if len(parts) > (3 if parts[0] == "apis" else 2):
+        if parts[0] in ("api", "apis") and len(parts) > (3 if parts[0] == "apis" else 2):
             return await self._rest.handle(request)
         if request.method not in ("GET", "HEAD"):
             raise status.method_not_allowed("discovery is read only")
@@ -139,8 +146,14 @@ class ApiServer:
                 return discovery.group(self._registry, group)
             case ["apis", group, version]:
                 return discovery.resource_list(self._registry, group, version)
+            case ["openapi", "v3"]:
+                return openapi.index(self._registry)
+            case ["openapi", "v3", "api", version]:
+                return openapi.document(self._registry, "", version)
+            case ["openapi", "v3", "apis", group, version]:
+                return openapi.document(self._registry, group, version)
             case [""]:
-                return {"paths": ["/api", "/apis", "/healthz", "/livez", "/readyz", "/version"]}
+                return {"paths": [*_ROOTS, *(f"/{name}" for name in _HEALTH)]}
         return None
 
 
