@@ -175,6 +175,16 @@ def executable(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
+def call(executable: Path, tmp_path: Path) -> Callable[..., Answer]:
+    """Runs each of the executables against the socket in `tmp_path`, or another one."""
+
+    def run(stdin: bytes = b"{}", socket: Path | None = None, **environment: str) -> Answer:
+        return call_executable(executable, stdin, environment, socket or tmp_path / "cni.sock")
+
+    return run
+
+
+@pytest.fixture
 def make_node(tmp_path: Path, c_executable: Path) -> Iterator[Callable[..., Node]]:
     with contextlib.ExitStack() as stack:
 

@@ -38,8 +38,8 @@ static int fail(int code, const char *what, const char *path, const char *why) {
 /* The first "cniVersion" of the configuration, to answer in; no JSON parser is worth its weight here. */
 static void find_version(const char *in) {
     const char *at = strstr(in, "\"cniVersion\"");
-    char found[16];
-    if (!at || sscanf(at + 12, " : \"%15[0-9.]\"", found) != 1) return;
+    char found[16], quote = 0;
+    if (!at || sscanf(at + 12, " : \"%15[0-9.]%c", found, &quote) != 2 || quote != '"') return;
     if (!strcmp(found, "0.3.1") || !strcmp(found, "0.4.0") || !strcmp(found, "1.0.0")) strcpy(version, found);
 }
 
