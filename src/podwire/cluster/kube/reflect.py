@@ -32,7 +32,7 @@ FIRST_DELAY_S = 0.2
 MAX_DELAY_S = 10.0
 _STABLE_S = 1.0
 """A watch that lived this long was a good one, even if nothing happened."""
-_RELIST_CODES = (400, 410, 504)
+RELIST_CODES = (400, 410, 504)
 """Refusals of the version itself: malformed, compacted, or from a server with another past."""
 
 _log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ async def reflect(
                     version = event.resource_version
                     backoff.reset()
         except ApiError as error:
-            if error.status in _RELIST_CODES:
+            if error.status in RELIST_CODES:
                 version = None
             connection.down(error)
         except ApiUnavailableError as error:
