@@ -127,6 +127,9 @@ class CniService:
                 record = self._store.records.get(record.key, record)
                 if record.state is not State.READY:
                     continue
+                if not _namespace_exists(record.attachment):
+                    log.info("gone with its namespace", extra=_about(record))
+                    continue
                 try:
                     await self._in_worker(_attach_again, self._wiring, self.network, record)
                 except PodwireError as error:
@@ -259,9 +262,9 @@ class CniService:
         except PodwireError as error:
             # It is deleted in a moment in any case.
             log.warning("not cut off", extra=_about(record, error=error))
-        self._detached(record.attachment)
         self._store.begin_delete(key)
         self._unregistrar.add(key)
+        self._detached(record.attachment)
         log.info("deleted", extra=_about(record, ms=_ms_since(started)))
 
     async def _check(self, request: Request, netns_fd: int) -> None:

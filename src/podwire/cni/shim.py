@@ -52,7 +52,9 @@ def call(
             connection.settimeout(timeout_s)
             connection.connect(path)
             sent = socket.send_fds(connection, [frame], fds) if fds else 0
-            connection.sendall(frame[sent:])
+            if sent < len(frame):
+                # Not with nothing: the agent may have answered and closed already.
+                connection.sendall(frame[sent:])
             status, size = REPLY_HEADER.unpack(_receive(connection, REPLY_HEADER.size))
             return status, _receive(connection, size)
     except TimeoutError as error:

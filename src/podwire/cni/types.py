@@ -2,7 +2,7 @@
 
 Values only. Names and numbers are those of the CNI specification (github.com/containernetworking/
 cni, SPEC.md at tags spec-v0.3.1, spec-v0.4.0, spec-v1.0.0 and spec-v1.1.0); the codes from 100 are
-ours, as the specification allows, and are listed in docs/cni.md.
+ours, as the specification allows.
 """
 
 from __future__ import annotations
@@ -57,14 +57,22 @@ class Code(enum.IntEnum):
     INVALID_NETWORK_CONFIG = 7
     TRY_AGAIN_LATER = 11
     NOT_AVAILABLE = 50
+    """STATUS only: no pod can be wired yet. A full subnet is not that: it must not make a node
+    NotReady whose pods are well."""
 
     ADDRESSES_EXHAUSTED = 100
+    """Every address of the node's subnet is held."""
     ADDRESS_REFUSED = 101
+    """The address asked for is outside of the subnet, reserved, or held by another pod."""
     INTERFACE_EXISTS = 102
+    """The pod has an interface (or a default route) of that name that Podwire did not make."""
     KERNEL_REFUSED = 103
     STORE_FAILED = 104
+    """The database could not be read or written."""
     CHECK_FAILED = 105
+    """CHECK found differences; all are in `details`."""
     INTERNAL = 199
+    """A bug."""
 
 
 class CniError(PodwireError):

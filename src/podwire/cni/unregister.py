@@ -62,6 +62,8 @@ class Unregistrar:
 
         A refused one is tried again by the next `gone`, GC or start.
         """
+        if key not in self._store.records:
+            return
         self.add(key)
         await asyncio.shield(self._waiting[key])
 
@@ -91,9 +93,13 @@ class Unregistrar:
             try:
                 await self._unregister(records)
                 self._store.forget([record.key for record in records])
-            except PodwireError as error:
+            except Exception as error:
+                # Whatever it is, the task has to go on: requests wait for it.
+                bug = None if isinstance(error, PodwireError) else error
                 names = ",".join(record.attachment.host_ifname for record in records)
-                log.error("interfaces not deleted", extra=fields(links=names, error=error))
+                log.error(
+                    "interfaces not deleted", extra=fields(links=names, error=error), exc_info=bug
+                )
             finally:
                 for key, future in batch.items():
                     del self._waiting[key]
