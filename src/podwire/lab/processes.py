@@ -37,14 +37,15 @@ class Process:
     @classmethod
     def of(cls, pid: int) -> Process | None:
         """The process that has this PID now, or None (a zombie counts as gone)."""
-        stat = _read(f"/proc/{pid}/stat")
-        if stat is None:
-            return None
-        # The command's name, in parentheses, may itself hold spaces and parentheses.
-        fields = stat.rpartition(b")")[2].split()
-        if fields[0] in (b"Z", b"X"):
+        fields = _stat(pid)
+        if not fields or fields[0] in (b"Z", b"X"):
             return None
         return cls(pid, int(fields[19]))
+
+    @classmethod
+    def unreaped(cls, pid: int) -> Process:
+        """A child of this process, ended or not."""
+        return cls(pid, int(_stat(pid)[19]))
 
     @classmethod
     def parse(cls, text: str) -> Process | None:
@@ -62,6 +63,18 @@ class Process:
     def end(self) -> None:
         """Kill it, and return when it has ended (5 s at most)."""
         end([self])
+
+    def open_even_ended(self) -> int | None:
+        """A pidfd of it, also of a zombie; None when it has been reaped."""
+        try:
+            fd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return None
+        fields = _stat(self.pid)
+        if not fields or int(fields[19]) != self.started:
+            os.close(fd)
+            return None
+        return fd
 
     def open(self) -> int | None:
         """A pidfd of it, or None when it has ended."""
@@ -125,8 +138,8 @@ def ancestors() -> frozenset[int]:
     pid, found = os.getpid(), set()
     while pid:
         found.add(pid)
-        stat = _read(f"/proc/{pid}/stat") or b") S 0"
-        pid = int(stat.rpartition(b")")[2].split()[1])
+        fields = _stat(pid)
+        pid = int(fields[1]) if fields else 0
     return frozenset(found)
 
 
@@ -163,6 +176,12 @@ def _wait(pidfds: dict[int, Process], timeout_s: float) -> dict[int, Process]:
             poller.unregister(fd)
             del pidfds[fd]
     return pidfds
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the third on (`state`); empty when there is none."""
+    # The command's name, in parentheses, may itself hold spaces and parentheses.
+    return (_read(f"/proc/{pid}/stat") or b"").rpartition(b")")[2].split()
 
 
 def _read(path: str) -> bytes | None:

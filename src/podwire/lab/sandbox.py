@@ -35,12 +35,14 @@ import msgspec
 from podwire.errors import KernelError, LabError
 from podwire.lab import namespaces as ns
 from podwire.lab.nodes import PATH, overlay
-from podwire.lab.processes import Process
+from podwire.lab.processes import Process, all_processes, end, environment
 
 NETNS_DIR = Path("/run/netns")
 POD_FILES = ("hosts", "hostname", "resolv.conf")
 NAMESPACES = ns.NEW_NET | ns.NEW_MOUNT | ns.NEW_UTS | ns.NEW_IPC | ns.NEW_PID
 
+#: Environment variable by which a pause process is known.
+_MARK = "PODWIRE_SANDBOX"
 _OVERLAID = ("/etc", "/root", "/home", "/var/lib", "/var/log", "/var/cache", "/opt", "/srv")
 _EMPTY = {"/tmp": "mode=1777", "/var/tmp": "mode=1777", "/dev/shm": "mode=1777"}
 
@@ -89,7 +91,7 @@ def create(files: Path, hostname: str, *, host_network: bool = False) -> Sandbox
     shared = ns.NEW_NET | ns.NEW_UTS if host_network else 0
     pid = ns.spawn(
         ["sleep", "infinity"],
-        env={"PATH": PATH},
+        env={"PATH": PATH, _MARK: "pause"},
         new_namespaces=NAMESPACES & ~shared,
         setup=partial(_furnish, files, hostname, host_network=host_network),
         ignore_children=True,
@@ -117,9 +119,7 @@ def destroy(sandbox: Sandbox) -> None:
             # A child of this process, unless an earlier one made it.
             os.waitpid(sandbox.pid, os.WNOHANG)
     if sandbox.netns:
-        with suppress(KernelError):
-            ns.detach(sandbox.netns)
-        Path(sandbox.netns).unlink(missing_ok=True)
+        _remove_name(Path(sandbox.netns))
 
 
 def run(
@@ -210,3 +210,23 @@ def _bring_up_loopback() -> None:
         answer = fcntl.ioctl(control, _SIOCGIFFLAGS, request)
         up = struct.unpack("16sH14x", answer)[1] | _IFF_UP
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", up))
+
+
+def destroy_unknown(known: Sequence[Sandbox]) -> None:
+    """End the sandboxes of this node that are none of `known`; call it in the node."""
+    kept = {sandbox.pause for sandbox in known}
+    names = {sandbox.netns for sandbox in known}
+    end(
+        process
+        for process in all_processes()
+        if process not in kept and environment(process.pid).get(_MARK) == "pause"
+    )
+    for path in NETNS_DIR.glob("cni-*"):
+        if str(path) not in names:
+            _remove_name(path)
+
+
+def _remove_name(path: Path) -> None:
+    with suppress(KernelError):
+        ns.detach(path)
+    path.unlink(missing_ok=True)

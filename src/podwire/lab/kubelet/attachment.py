@@ -1,0 +1,106 @@
+"""What a pod wants of its network: CNI arguments and what the runtime offers to capabilities.
+
+Pure: a Pod in, an `Attachment` out. Source: containerd's CRI plugin (sandbox_run.go) for names and
+order; capabilities as in CNI's CONVENTIONS.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from podwire.errors import InputError
+from podwire.lab.cni_network import Attachment
+from podwire.lab.kubelet.spec import Pod
+from podwire.lab.sandbox import Sandbox
+
+IFNAME = "eth0"
+_IPS = "cni.projectcalico.org/ipAddrs"
+_MAC = "cni.projectcalico.org/hwAddr"
+_INGRESS = "kubernetes.io/ingress-bandwidth"
+_EGRESS = "kubernetes.io/egress-bandwidth"
+#: Burst for a rate limit that names none: what containerd and dockershim take (all of an int32).
+_BURST = 2**31 - 1
+
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|[kMGTPE]|[KMGTPE]i)?")
+_SUFFIX = {
+    "": 1.0,
+    "m": 1e-3,
+    **{suffix: 1000.0**power for power, suffix in enumerate("kMGTPE", 1)},
+    **{f"{suffix}i": 1024.0**power for power, suffix in enumerate("KMGTPE", 1)},
+}
+
+
+def attachment(pod: Pod, sandbox: Sandbox) -> Attachment:
+    """Raises InputError, naming the annotation, for a value that is not as it should be."""
+    return Attachment(
+        container_id=sandbox.id,
+        netns=sandbox.netns,
+        ifname=IFNAME,
+        args=(
+            ("IgnoreUnknown", "1"),
+            ("K8S_POD_NAMESPACE", pod.metadata.namespace),
+            ("K8S_POD_NAME", pod.metadata.name),
+            ("K8S_POD_INFRA_CONTAINER_ID", sandbox.id),
+            ("K8S_POD_UID", pod.metadata.uid),
+        ),
+        capabilities=_capabilities(pod),
+    )
+
+
+def _capabilities(pod: Pod) -> dict[str, Any]:
+    annotations = pod.metadata.annotations
+    offered: dict[str, Any] = {}
+    ports = [
+        {
+            "hostPort": port.host_port,
+            "containerPort": port.container_port,
+            "protocol": port.protocol.lower(),
+            "hostIP": port.host_ip,
+        }
+        for container in pod.spec.containers
+        for port in container.ports
+        if port.host_port
+    ]
+    if ports:
+        offered["portMappings"] = ports
+    limits = {
+        f"{direction}{what}": value
+        for direction, annotation in (("ingress", _INGRESS), ("egress", _EGRESS))
+        if annotation in annotations
+        for what, value in (
+            ("Rate", _bits_per_second(annotations[annotation], annotation)),
+            ("Burst", _BURST),
+        )
+    }
+    if limits:
+        offered["bandwidth"] = limits
+    if _IPS in annotations:
+        offered["ips"] = _string_list(annotations[_IPS], _IPS)
+    if _MAC in annotations:
+        offered["mac"] = annotations[_MAC]
+    return offered
+
+
+def _bits_per_second(text: str, annotation: str) -> int:
+    """A resource.Quantity, of bits a second."""
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise InputError(
+            f"{text!r} is not a quantity such as 10M", field=f"metadata.annotations[{annotation}]"
+        )
+    return int(float(match[1]) * _SUFFIX[match[2] or ""])
+
+
+def _string_list(text: str, annotation: str) -> list[str]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise InputError(
+            f'{text!r} is not a JSON list such as ["10.244.1.7"]',
+            field=f"metadata.annotations[{annotation}]",
+        )
+    return value

@@ -1,0 +1,388 @@
+"""One pod's life on this node, from the first sandbox to the last trace.
+
+What lives here: the order of things for one pod. What does not: how each is done (`network`,
+`container`, `podwire.lab.sandbox`), and which pods there are (`pods`).
+
+How it works: level-triggered. Whatever happens (the Pod changed, a process ended, the network
+became ready, a back-off is over) only wakes the worker, which then looks at what is and does the
+next thing that is missing:
+
+    leaving?      end containers, DEL, end sandbox, delete the object, done
+    finished?     DEL, end sandbox
+    no sandbox?   wait for the network, make one, ADD
+    containers    start those that should run and may
+
+After each step the record is on disk, so that a kubelet killed anywhere has a successor that looks
+and goes on. A worker that is cancelled leaves all as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from typing import Any, Literal
+
+from podwire.cluster.kube import CONFIGMAPS
+from podwire.errors import NotFoundError, PodwireError
+from podwire.lab import sandbox as sandboxes
+from podwire.lab.kubelet import decide, environment, files
+from podwire.lab.kubelet.container import ContainerRun, back_off_s
+from podwire.lab.kubelet.node import Node
+from podwire.lab.kubelet.pod_status import PodStatus
+from podwire.lab.kubelet.process_end import ProcessEnd
+from podwire.lab.kubelet.records import PodRecord, now
+from podwire.lab.kubelet.spec import Container, Pod, parse
+from podwire.lab.sandbox import POD_FILES, Sandbox
+
+_CONFIG_RETRY_S = 5.0
+_SANDBOX_BACKOFF_S = 0.2
+_MAX_SANDBOX_BACKOFF_S = 5.0
+_KILL_WAIT_S = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+class PodWorker:
+    """Runs one pod. `run` returns when the pod has left the node."""
+
+    def __init__(self, node: Node, record: PodRecord) -> None:
+        self._node = node
+        self.record = record
+        self.pod: Pod = parse(record.pod)
+        self._status = PodStatus(node, record.uid)
+        self._runs: dict[str, ContainerRun] = {}
+        self._pause: ProcessEnd | None = None
+        self._wake = asyncio.Event()
+        self._removed = False
+        self._sandbox_retry_at = 0.0
+        self._sandbox_failures = 0
+        self._told: str | None = None
+
+    # -- from outside -------------------------------------------------------------------------
+
+    def update(self, obj: dict[str, Any]) -> None:
+        """The Pod object changed."""
+        self.record.pod = obj
+        self.pod = parse(obj)
+        self._status.seen(obj)
+        self.wake()
+
+    def remove(self) -> None:
+        """The Pod object is gone."""
+        self._removed = True
+        self.wake()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def ended(self, container: str) -> asyncio.Event:
+        """Set when the container's present run has ended."""
+        return self._run(container).ended
+
+    def working_directory(self, container: str) -> str:
+        declared = (*self.pod.spec.init_containers, *self.pod.spec.containers)
+        return next((one.working_dir for one in declared if one.name == container), "/")
+
+    @property
+    def leaving(self) -> bool:
+        return self._removed or self.pod.metadata.deletion_timestamp is not None
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        self._adopt()
+        reporter = asyncio.create_task(self._status.report())
+        try:
+            while not self.leaving:
+                self._wake.clear()
+                await self._sync()
+                self._save()
+                self._status.publish(self.pod, self.record)
+                await self._sleep(self._next_due())
+            await self._leave()
+        finally:
+            reporter.cancel()
+            for run in self._runs.values():
+                run.close()
+            if self._pause is not None:
+                self._pause.close()
+
+    def _adopt(self) -> None:
+        sandbox = self.record.sandbox
+        if sandbox is not None and sandbox.alive:
+            self._pause = ProcessEnd(sandbox.pause, lambda _code: self._pause_ended())
+            for name in self.record.containers:
+                self._run(name).adopt()
+
+    def _run(self, name: str) -> ContainerRun:
+        if name not in self._runs:
+            self._runs[name] = ContainerRun(self.record.container(name), self.wake)
+        return self._runs[name]
+
+    def _save(self) -> None:
+        self._node.records.save(self.record)
+
+    async def _sleep(self, until: float | None) -> None:
+        timeout_s = None if until is None else max(0.0, until - time.time())
+        try:
+            await asyncio.wait_for(self._wake.wait(), timeout_s)
+        except TimeoutError:
+            return
+
+    def _next_due(self) -> float | None:
+        """When a back-off ends next; None: nothing is to be done before something happens."""
+        if self.record.finished:
+            return None
+        if self.record.sandbox is None:
+            return self._sandbox_retry_at or None
+        waiting = decide.startable(self.pod, self.record)
+        due = [self.record.container(container.name).retry_at for container in waiting]
+        return min((at for at in due if at), default=None)
+
+    async def _sync(self) -> None:
+        if not self.record.finished:
+            if self._sandbox_lost():
+                await self._discard_sandbox("SandboxChanged")
+            self.record.phase = decide.phase(self.pod, self.record)
+        if self.record.finished:
+            await self._stop()
+        elif self.record.sandbox is not None or await self._make_sandbox():
+            for container in decide.startable(self.pod, self.record):
+                await self._start(container)
+            self.record.phase = decide.phase(self.pod, self.record)
+            if self.record.finished:
+                await self._stop()
+
+    # -- sandbox ------------------------------------------------------------------------------
+
+    def _pause_ended(self) -> None:
+        self._pause = None
+        self.wake()
+
+    def _sandbox_lost(self) -> bool:
+        sandbox = self.record.sandbox
+        return sandbox is not None and not (self.record.attached and sandbox.alive)
+
+    async def _make_sandbox(self) -> bool:
+        """Have a sandbox with a network; False when that has to wait."""
+        if time.time() < self._sandbox_retry_at:
+            return False
+        network = self._node.network
+        if not self.pod.spec.host_network and network.problem is not None:
+            if self._told != network.problem:
+                self._told = network.problem
+                self._event("Warning", "NetworkNotReady", f"network is not ready: {self._told}")
+            self._sandbox_retry_at = 0.0
+            return False
+        try:
+            await self._try_sandbox()
+        except (PodwireError, OSError) as error:
+            why = error.message if isinstance(error, PodwireError) else str(error)
+            self._event("Warning", "FailedCreatePodSandBox", f"Failed to create pod sandbox: {why}")
+            _log.warning("%s: sandbox failed: %s", self.pod.key, why)
+            await self._discard_sandbox(None)
+            self._sandbox_failures += 1
+            self._sandbox_retry_at = time.time() + min(
+                _MAX_SANDBOX_BACKOFF_S, _SANDBOX_BACKOFF_S * 2.0**self._sandbox_failures
+            )
+            return False
+        self._sandbox_failures, self._sandbox_retry_at, self._told = 0, 0.0, None
+        return True
+
+    async def _try_sandbox(self) -> None:
+        self._write_files(())
+        host_network = self.pod.spec.host_network
+        sandbox = sandboxes.create(
+            self._node.records.directory(self.record.uid),
+            self.pod.hostname,
+            host_network=host_network,
+        )
+        self.record.sandbox = sandbox
+        self._save()
+        self._pause = ProcessEnd(sandbox.pause, lambda _code: self._pause_ended())
+        if host_network:
+            self.record.ips = (self._node.ip,)
+        else:
+            self.record.ips = await self._node.network.attach(self.pod, sandbox)
+        self.record.attached = True
+        self._write_files(self.record.ips)
+        self._save()
+
+    def _write_files(self, ips: tuple[str, ...]) -> None:
+        """In place: a sandbox has these very files mounted."""
+        directory = self._node.records.directory(self.record.uid)
+        directory.mkdir(parents=True, exist_ok=True)
+        contents = {
+            "hosts": files.hosts(self.pod, ips),
+            "hostname": f"{self.pod.hostname}\n",
+            "resolv.conf": files.resolv_conf(self.pod, self._node.resolv_conf),
+        }
+        for name in POD_FILES:
+            (directory / name).write_text(contents[name])
+
+    async def _discard_sandbox(self, event: Literal["SandboxChanged"] | None) -> None:
+        """End a sandbox that cannot be used (any more); its containers are to start again."""
+        sandbox = self.record.sandbox
+        if sandbox is None:
+            return
+        if event:
+            message = "Pod sandbox changed, it will be killed and re-created."
+            self._event("Normal", event, message)
+        await self._end_sandbox(sandbox)
+        if not self.pod.spec.host_network:
+            self.record.ips = ()
+        for container in self.pod.spec.init_containers:
+            known = self.record.container(container.name)
+            known.state, known.retry_at, known.failures = "waiting", 0.0, 0
+            known.last, known.ended = known.ended or known.last, None
+
+    async def _end_sandbox(self, sandbox: Sandbox) -> None:
+        """End every process of the sandbox, detach it, and forget it; tries until DEL succeeds."""
+        for run in self._runs.values():
+            run.signal(signal.SIGKILL)
+        await self._all_ended(_KILL_WAIT_S)
+        failures = 0
+        while not self.pod.spec.host_network:
+            try:
+                await self._node.network.detach(self.pod, sandbox)
+                break
+            except PodwireError as error:
+                failures += 1
+                if failures == 1:
+                    why = f"error killing pod: {error.message}"
+                    self._event("Warning", "FailedKillPod", why)
+                await asyncio.sleep(min(_MAX_SANDBOX_BACKOFF_S, 0.1 * 2.0**failures))
+        if self._pause is not None:
+            self._pause.close()
+            self._pause = None
+        sandboxes.destroy(sandbox)
+        for run in self._runs.values():
+            run.lost()
+        for known in self.record.containers.values():
+            if known.state == "running":
+                self._run(known.name).lost()
+        self.record.sandbox, self.record.attached = None, False
+        self._save()
+
+    async def _stop(self) -> None:
+        """A finished pod keeps its status, and nothing else."""
+        if self.record.sandbox is not None:
+            await self._end_sandbox(self.record.sandbox)
+
+    # -- containers ---------------------------------------------------------------------------
+
+    async def _start(self, container: Container) -> None:
+        known = self.record.container(container.name)
+        run = self._run(container.name)
+        wait_s = known.retry_at - time.time()
+        if wait_s > 0:
+            if known.state == "terminated":
+                self._back_off(container, known.retry_at)
+            return
+        sandbox = self.record.sandbox
+        if sandbox is None:
+            return
+        try:
+            env = await self._environment(container)
+            argv = environment.command_line(container, env)
+        except PodwireError as error:
+            run.wait_with("CreateContainerConfigError", str(error), _CONFIG_RETRY_S)
+            self._event("Warning", "Failed", f"Error: {error}", container)
+            return
+        self._event("Normal", "Created", f"Created container {container.name}", container)
+        run_number = known.restarts + 1 if known.ran else 0
+        log = self._node.records.log(self.record.uid, container.name, run_number)
+        if run.start(sandbox, argv, env, container.working_dir, log):
+            self._event("Normal", "Started", f"Started container {container.name}", container)
+        else:
+            message = known.ended.message if known.ended else ""
+            self._event("Warning", "Failed", f"Error: {message}", container)
+            self.wake()
+        self._save()
+
+    def _back_off(self, container: Container, until: float) -> None:
+        known = self.record.container(container.name)
+        known.last, known.ended = known.ended, None
+        message = (
+            f"back-off {back_off_s(known.failures):.0f}s restarting failed "
+            f"container={container.name} pod={self.pod.metadata.name}_"
+            f"{self.pod.metadata.namespace}({self.record.uid})"
+        )
+        known.state, known.reason, known.message = "waiting", "CrashLoopBackOff", message
+        known.retry_at = until
+        self._event("Warning", "BackOff", message, container)
+
+    async def _environment(self, container: Container) -> dict[str, str]:
+        maps: dict[str, dict[str, str]] = {}
+        for name in environment.config_maps(container):
+            try:
+                found = await self._node.client.get(CONFIGMAPS, name, self.pod.metadata.namespace)
+            except NotFoundError:
+                continue
+            maps[name] = found.get("data") or {}
+        node = {"spec.nodeName": self._node.name, "status.hostIP": self._node.ip}
+        return environment.environment(
+            self.pod, container, ips=self.record.ips, node=node, maps=maps
+        )
+
+    # -- leaving ------------------------------------------------------------------------------
+
+    async def _leave(self) -> None:
+        """End the pod, gracefully, and take away every trace of it."""
+        running = [run for run in self._runs.values() if run.record.state == "running"]
+        for run in running:
+            name = run.record.name
+            self._event("Normal", "Killing", f"Stopping container {name}")
+            run.signal(signal.SIGTERM)
+        deadline = time.time() + self._grace_s()
+        while any(run.record.state == "running" for run in running) and time.time() < deadline:
+            self._wake.clear()
+            # A second, more impatient deletion shortens the wait.
+            deadline = min(deadline, time.time() + self._grace_s())
+            await self._sleep(deadline)
+        if self.record.sandbox is not None:
+            await self._end_sandbox(self.record.sandbox)
+        self.record.phase = decide.phase(self.pod, self.record)
+        if not self._removed:
+            await self._status.send_last(self.pod, self.record)
+        self._node.records.remove(self.record.uid)
+
+    def _grace_s(self) -> float:
+        given = self.pod.metadata.deletion_grace_period_seconds
+        return float(self.pod.spec.termination_grace_period_seconds if given is None else given)
+
+    async def _all_ended(self, timeout_s: float) -> None:
+        deadline = time.time() + timeout_s
+        while any(run.record.state == "running" for run in self._runs.values()):
+            if time.time() >= deadline:
+                break
+            self._wake.clear()
+            await self._sleep(deadline)
+        # What else may have woken the worker meanwhile is still to be looked at.
+        self._wake.set()
+
+    def _event(
+        self,
+        kind: Literal["Normal", "Warning"],
+        reason: str,
+        message: str,
+        container: Container | None = None,
+    ) -> None:
+        metadata = self.pod.metadata
+        about = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "name": metadata.name,
+            "namespace": metadata.namespace,
+            "uid": metadata.uid,
+        }
+        if container is not None:
+            about["fieldPath"] = f"spec.containers{{{container.name}}}"
+        self._node.events.record(about, kind, reason, message)
+
+
+def new_record(obj: dict[str, Any]) -> PodRecord:
+    """The record of a pod that is new to this node. Raises InputError for one that does not fit."""
+    return PodRecord(uid=parse(obj).metadata.uid, pod=obj, start_time=now())
