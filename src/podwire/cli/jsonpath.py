@@ -19,7 +19,7 @@ import msgspec
 
 Step: TypeAlias = Callable[[Any], Iterable[Any]]
 
-_NAME = re.compile(r"\.((?:\\.|[^.\[\]\\{}])+)")
+_NAME = re.compile(r"\.((?:\\.|[^.\[\]\\{}\s])+)")
 _QUOTED = re.compile(r"""\[(?:'((?:\\.|[^'])*)'|"((?:\\.|[^"])*)")\]""")
 _INDEX = re.compile(r"\[(-?\d+)\]")
 _EVERY = re.compile(r"\[\*\]|\.\*")
