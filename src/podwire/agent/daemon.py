@@ -269,7 +269,7 @@ class Agent:
             log.info("lease published", extra=fields(node=name))
         if self.not_ready is None:
             return
-        self._pods.announce()
+        await self._pods.announce()
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         condition = {"status": {"conditions": [network_available(now)]}}
         await self._client.strategic_patch(NODES, name, condition, subresource="status")

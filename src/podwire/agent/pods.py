@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from types import TracebackType
 
@@ -60,10 +61,13 @@ class Pods:
         metrics.ADDRESSES.set(sum(len(one.ips) for one in self._service.attachments))
         return self._service.attachments
 
-    def announce(self) -> None:
+    async def announce(self) -> None:
         """Tell the runtime that pods can be wired: the executable, then the conf that names it."""
         config = self._config
-        install.install(config.cni_bin_dir, config.cni_conf_dir, config.cni_socket)
+        # In a thread: the first time on a machine, the executable is compiled.
+        await asyncio.to_thread(
+            install.install, config.cni_bin_dir, config.cni_conf_dir, config.cni_socket
+        )
 
     async def attach_again(self, host_ifnames: list[str]) -> None:
         """Make pods' links that somebody deleted anew."""

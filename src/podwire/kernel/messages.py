@@ -29,7 +29,7 @@ from podwire.kernel.netlink import (
     nested,
     parse_attrs,
 )
-from podwire.model.state import LINK_GROUP, ROUTE_PROTOCOL, Bridge, Link, Veth, Vxlan
+from podwire.model.state import DOOMED_GROUP, LINK_GROUP, ROUTE_PROTOCOL, Bridge, Link, Veth, Vxlan
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -94,7 +94,7 @@ class LinkState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ours(self) -> bool:
-        return self.group == LINK_GROUP
+        return self.group in (LINK_GROUP, DOOMED_GROUP)
 
 
 class AddressKey(NamedTuple):
@@ -233,6 +233,7 @@ def set_link(
     hairpin: bool | None = None,
     no_ipv6_address: bool = False,
     up: bool | None = None,
+    group: int | None = None,
 ) -> bytes:
     """Change a link. `master` is an index, 0 for none; `no_ipv6_address`: no link-local one."""
     attrs = [attr_str(IFLA_IFNAME, name)]
@@ -244,6 +245,8 @@ def set_link(
         attrs.append(attr_u32(IFLA_MASTER, master))
     if alias is not None:
         attrs.append(attr_str(IFLA_IFALIAS, alias))
+    if group is not None:
+        attrs.append(attr_u32(IFLA_GROUP, group))
     if no_ipv6_address:
         mode = attr_u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE)
         attrs.append(nested(IFLA_AF_SPEC, nested(socket.AF_INET6, mode)))
@@ -263,6 +266,12 @@ def disable_port(index: int) -> bytes:
 
 def delete_link(index: int) -> bytes:
     return message(RTM_DELLINK, 0, _IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, 0))
+
+
+def delete_group(group: int) -> bytes:
+    """Delete all links of a device group at once."""
+    head = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
+    return message(RTM_DELLINK, 0, head + attr_u32(IFLA_GROUP, group))
 
 
 def _link_info(kind: str, *data: bytes) -> bytes:

@@ -32,6 +32,9 @@ ROUTE_PROTOCOL = 112
 #: that not even a crash leaves a link whose owner is in doubt.
 LINK_GROUP = 7077
 
+#: Links of ours that are about to be deleted, all of this group in one go.
+DOOMED_GROUP = 7078
+
 
 #: The name of the nft table (family inet) that is ours.
 NFT_TABLE = "podwire"
