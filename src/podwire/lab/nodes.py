@@ -17,7 +17,7 @@ In a node the host's files are there to see, with these put over them:
     /etc            overlay: own hostname, hosts, resolv.conf; /etc/podwire/kubeconfig
     /etc/cni/net.d  own, empty at first
     /opt            overlay: /opt/cni/bin, with the host's reference plugins
-    /run            empty; the API's socket, and (podwire-node) the node's own directory
+    /run            own, empty at first; the API's socket, the node's own directory
     /var/lib        own, empty at first; outlives the node's processes
     /proc, /sys     of the node's PID and network namespace
 """
@@ -163,7 +163,8 @@ def start_holder(lab: LabInfo, lab_id: str, node: NodeRecord) -> Process:
     Raises KernelError, naming the mount that the kernel refused.
     """
     disk = lab.node_dir(node.name)
-    for name in ("net.d", "var-lib"):
+    shutil.rmtree(disk / "run", ignore_errors=True)
+    for name in ("net.d", "run", "var-lib"):
         (disk / name).mkdir(parents=True, exist_ok=True, mode=0o755)
     netns = open_netns(NETNS_DIR / lab.netns(node.name))
     try:
@@ -196,7 +197,7 @@ def _furnish(lab: LabInfo, node: NodeRecord) -> None:
     # /run/netns above all: a copy of a namespace's mount would keep that namespace alive.
     for point in ns.mount_points("/run"):
         ns.detach(point)
-    ns.mount("tmpfs", "/run", "tmpfs", ns.MS_NOSUID | ns.MS_NODEV, "mode=755")
+    ns.bind(disk / "run", "/run")
     for directory in ("/run/netns", "/run/lock", str(API_DIR), str(NODE_DIR)):
         Path(directory).mkdir()
     ns.bind(lab.api_dir, API_DIR)
@@ -251,7 +252,10 @@ def _overlay_on_disk(directory: str, disk: Path) -> None:
     except KernelError as error:
         if error.errno != errno.EINVAL:
             raise
-        overlay(directory, Path("/run/podwire-overlay") / name)
+        memory = Path("/run/podwire-overlay") / name
+        memory.mkdir(parents=True)
+        ns.mount("tmpfs", memory, "tmpfs")
+        overlay(directory, memory / "upper")
 
 
 def _write_etc(node: NodeRecord) -> None:

@@ -10,7 +10,7 @@ rule by which a command finds its lab. What does not: anything running.
       api.db           every Kubernetes object
       kubeconfig       credentials for the host (kubectl, podwire)
       api/             the API's Unix socket; appears in each node as /run/podwire-api
-      nodes/NODE/      one node's disk: etc, opt, var-lib; kubelet.sock; holder.pid
+      nodes/NODE/      one node's disk: etc, opt, run, var-lib; kubelet.sock; holder.pid
       log/             one file a process
 """
 
