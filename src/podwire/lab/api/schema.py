@@ -32,6 +32,8 @@ class Causes:
 
     def __init__(self) -> None:
         self.found: list[dict[str, str]] = []
+        self.malformed = 0
+        """How many of them mean that a value hasn't the type that its schema describes."""
 
     def __bool__(self) -> bool:
         return bool(self.found)
@@ -52,6 +54,7 @@ class Causes:
 
     def wrong_type(self, path: str, value: Json, expected: str) -> None:
         """The value has the wrong JSON type."""
+        self.malformed += 1
         message = f"Invalid value: {shown(value)}: must be {expected}"
         self.add("FieldValueTypeInvalid", path, message)
 
@@ -215,6 +218,7 @@ class Listing(Schema):
         for index, element in enumerate(value):
             at = f"{path}[{index}]"
             if element is None:
+                causes.malformed += 1
                 causes.required(at)
                 continue
             self.item.check(element, at, causes)
@@ -254,7 +258,7 @@ class Record(Schema):
         if not isinstance(value, dict):
             causes.wrong_type(path, value, "an object")
             return
-        before = len(causes.found)
+        malformed = causes.malformed
         for name, known in self.fields.items():
             item = value.get(name)
             if known.schema.is_empty(item):
@@ -264,8 +268,7 @@ class Record(Schema):
             elif item is not None:
                 known.schema.check(item, below(path, name), causes)
         # A cross-field check may rely on the types that the fields' own checks assert.
-        wrong_types = any(c["reason"] == "FieldValueTypeInvalid" for c in causes.found[before:])
-        if self.also and not wrong_types:
+        if self.also and causes.malformed == malformed:
             self.also(value, path, causes)
 
     def normalise(self, value: Json) -> Json:

@@ -28,6 +28,7 @@ from podwire.errors import LabError
 HISTORY = 10_000
 """Superseded versions to keep for watches and paged lists, in revisions."""
 
+_BUSY_S = 2.0
 _SLACK = 1_000
 _COMPACTION_STEP = 2_000
 _FORMAT = 1
@@ -85,7 +86,7 @@ class Store:
         self.on_commit: Callable[[list[Change]], None] = lambda changes: None
         """Called after each commit with what it wrote, in order."""
         try:
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=5)
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_S)
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")

@@ -88,6 +88,8 @@ def _keyed(target: list[Any], patch: list[Any], key: str, item: Schema) -> list[
 def _list_directives(merged: dict[str, Any], patch: dict[str, Any], schema: Schema) -> None:
     """Apply the directives that sit beside a list and name it."""
     for directive, value in patch.items():
+        if directive.startswith((_DELETE, _ORDER)) and not isinstance(value, list):
+            raise PatchError(f"{directive} must be an array")
         if directive.startswith(_DELETE):
             name = directive.removeprefix(_DELETE)
             if isinstance(merged.get(name), list):

@@ -10,7 +10,7 @@ from podwire.lab.api.schema import Causes, Integer, Json, Record, Text, optional
 
 def _rules(event: dict[str, Json], path: str, causes: Causes) -> None:
     involved = (event.get("involvedObject") or {}).get("namespace") or "default"
-    namespace = event["metadata"].get("namespace")
+    namespace = (event.get("metadata") or {}).get("namespace")
     if involved != namespace:
         causes.invalid(
             "involvedObject.namespace", involved, f'does not match event.namespace "{namespace}"'
@@ -75,6 +75,9 @@ EVENT = ResourceKind(
             "firstTimestamp": optional(TIME),
             "lastTimestamp": optional(TIME),
             "eventTime": optional(TIME),
+            "series": optional(
+                Record({"count": optional(Integer(0)), "lastObservedTime": optional(TIME)})
+            ),
             "source": optional(Record({"component": optional(Text()), "host": optional(Text())})),
         },
         also=_rules,

@@ -28,7 +28,6 @@ from podwire.lab.api.schema import (
     Integer,
     Listing,
     Record,
-    StringMap,
     Text,
     optional,
     required,
@@ -180,6 +179,25 @@ def _gates(pod: Object) -> str:
 
 _IP_LIST = Listing(Record({"ip": required(Text(ip_address))}), merge_key="ip", unique=("ip",))
 
+_CONTAINER_STATE = Record(
+    {
+        "waiting": optional(Record({"reason": optional(Text()), "message": optional(Text())})),
+        "running": optional(Record({"startedAt": optional(TIME)})),
+        "terminated": optional(
+            Record(
+                {
+                    "exitCode": optional(Integer()),
+                    "signal": optional(Integer()),
+                    "reason": optional(Text()),
+                    "message": optional(Text()),
+                    "startedAt": optional(TIME),
+                    "finishedAt": optional(TIME),
+                }
+            )
+        ),
+    }
+)
+
 _CONTAINER_STATUS = Record(
     {
         "name": required(Text()),
@@ -189,8 +207,8 @@ _CONTAINER_STATUS = Record(
         "imageID": optional(Text()),
         "containerID": optional(Text()),
         "started": optional(Boolean()),
-        "state": optional(StringMap(Record())),
-        "lastState": optional(StringMap(Record())),
+        "state": optional(_CONTAINER_STATE),
+        "lastState": optional(_CONTAINER_STATE),
     }
 )
 
