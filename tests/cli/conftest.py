@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
 import secrets
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from ..cluster.api_process import ApiProcess
+from ..cluster.tls_front import Certificates, TlsFront
 
 PODWIRE = Path(sys.executable).with_name("podwire")
 
@@ -36,10 +38,6 @@ class Cluster:
     namespace: str
     directory: Path
 
-    @property
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONUNBUFFERED": "1"}
-
     def command(self, *arguments: str) -> list[str]:
         return [str(PODWIRE), "--kubeconfig", str(self.kubeconfig), *arguments]
 
@@ -49,7 +47,6 @@ class Cluster:
             self.command(*arguments),
             input=stdin if isinstance(stdin, bytes) else stdin.encode(),
             capture_output=True,
-            env=self.environment,
             timeout=60,
             check=False,
         )
@@ -69,7 +66,6 @@ class Cluster:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=self.environment,
         )
 
     def apply(self, *objects: dict[str, Any]) -> str:
@@ -80,17 +76,20 @@ class Cluster:
         return json.loads(self.ok("get", *arguments, "-o", "json"))
 
 
-def kubeconfig_for(api: ApiProcess, path: Path, namespace: str) -> Path:
-    """Write a kubeconfig whose default namespace is `namespace`."""
-    document = {
+def kubeconfig(
+    cluster: dict[str, Any], user: dict[str, Any], namespace: str = "default"
+) -> dict[str, Any]:
+    """A kubeconfig of one cluster, user and context."""
+    return {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": f"unix://{api.socket}"}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "namespace": namespace}}],
+        "clusters": [{"name": "c", "cluster": cluster}],
+        "users": [{"name": "u", "user": user}],
+        "contexts": [
+            {"name": "x", "context": {"cluster": "c", "user": "u", "namespace": namespace}}
+        ],
         "current-context": "x",
     }
-    path.write_text(json.dumps(document))
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -106,10 +105,44 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
 def cluster(api: ApiProcess, tmp_path: Path) -> Iterator[Cluster]:
     """A namespace of its own."""
     namespace = f"t-{secrets.token_hex(4)}"
-    made = Cluster(kubeconfig_for(api, tmp_path / "kubeconfig", namespace), namespace, tmp_path)
+    path = tmp_path / "kubeconfig"
+    path.write_text(json.dumps(kubeconfig({"server": f"unix://{api.socket}"}, {}, namespace)))
+    made = Cluster(path, namespace, tmp_path)
     made.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     yield made
     made.run("delete", "pods", "--all", "--grace-period", "0", "--no-wait")
+
+
+@pytest.fixture
+def kubectl_kubeconfig(api: ApiProcess, tmp_path: Path) -> Iterator[Path]:
+    """For kubectl, which knows no Unix sockets, and sends a token over TLS only."""
+    certificates = Certificates(tmp_path / "tls")
+    certificates.directory.mkdir()
+    certificates.make()
+    front = TlsFront(certificates, api.socket, token=secrets.token_hex(16))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(front.open(), loop).result()
+        path = tmp_path / "kubectl"
+        path.write_text(
+            json.dumps(
+                kubeconfig(
+                    {
+                        "server": front.url,
+                        "certificate-authority": str(certificates.file("ca.crt")),
+                    },
+                    {"token": front.token},
+                )
+            )
+        )
+        yield path
+        asyncio.run_coroutine_threadsafe(front.close(), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 @pytest.fixture

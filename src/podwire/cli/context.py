@@ -14,7 +14,6 @@ client are imported when the answer is asked for, so that `podwire --help` costs
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -94,6 +93,8 @@ def target() -> Target:
 
 def with_client(work: Callable[[KubeClient], Coroutine[Any, Any, T]]) -> T:
     """Run `work` with a connected client for the command's cluster, and return its result."""
+    import asyncio
+
     from podwire.cluster.kube import KubeClient
 
     config = target().config()
