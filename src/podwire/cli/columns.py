@@ -79,6 +79,12 @@ def last_seen(event: Object) -> str | None:
     return created
 
 
+def event_order(event: Object) -> tuple[str, int]:
+    """Sorts events by time, and those of the same second by when they were written."""
+    version = str(field(event, "metadata.resourceVersion") or "")
+    return last_seen(event) or "", int(version) if version.isdecimal() else 0
+
+
 def event_source(event: Object) -> str:
     """Who reported an event."""
     component = field(event, "source.component") or event.get("reportingComponent")

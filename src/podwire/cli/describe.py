@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from podwire.cli import options
-from podwire.cli.columns import event_source, field, last_seen, node_roles, node_status
+from podwire.cli.columns import event_order, event_source, field, last_seen, node_roles, node_status
 from podwire.cli.context import target_options, with_client
 from podwire.cli.kinds import Selection, parse
 from podwire.cli.podstatus import status_word
@@ -68,7 +68,7 @@ async def _events(client: KubeClient, obj: Object) -> Sequence[Object]:
     listed = await client.list(EVENTS, metadata.get("namespace"), field_selector=fields)
     own = {metadata.get("uid"), metadata["name"], "", None}
     about = [event for event in listed.items if field(event, "involvedObject.uid") in own]
-    return sorted(about, key=lambda event: last_seen(event) or "")
+    return sorted(about, key=event_order)
 
 
 def lines(obj: Object, events: Sequence[Object]) -> list[str]:

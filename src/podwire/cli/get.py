@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from podwire.cli import options
-from podwire.cli.columns import View, last_seen, view
+from podwire.cli.columns import View, event_order, view
 from podwire.cli.context import target_options, with_client
 from podwire.cli.jsonpath import Template
 from podwire.cli.kinds import Selection, parse
@@ -165,7 +165,7 @@ def _scope(client: KubeClient, selection: Selection, request: _Request) -> dict[
 def _in_order(objects: Sequence[Object]) -> Sequence[Object]:
     """Events by time, since a list of what happened reads downwards; others as they come."""
     if objects and objects[0].get("kind") == "Event":
-        return sorted(objects, key=lambda event: last_seen(event) or "")
+        return sorted(objects, key=event_order)
     return objects
 
 

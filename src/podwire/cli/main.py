@@ -4,8 +4,8 @@ What lives here: the table of subcommands, the group that imports one only when 
 that `podwire --help` and shell completion stay instant), and the outermost error handling. What
 does not: any command.
 
-Exit codes: 0 done, 1 the thing failed (`error:` and perhaps `hint:` on standard error), 2 the
-command line was wrong, 130 interrupted, 141 nobody reads our output any more.
+Exit codes: 0 done, 1 the thing failed (`error:` and perhaps `hint:` on standard error; without a
+word when nobody reads our output any more), 2 the command line was wrong, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from podwire.errors import PodwireError
 
 INTERRUPTED = 130
 """128 + SIGINT, what a shell reports for a command ended by Ctrl-C."""
-BROKEN_PIPE = 141
-"""128 + SIGPIPE, likewise."""
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "lab": ("podwire.cli.lab:lab", "Make, list and remove clusters on this machine."),
@@ -70,7 +68,7 @@ class LazyGroup(click.Group):
       podwire lab up                          three nodes on this machine
       podwire apply -f examples/two-pods.yaml
       podwire get pods -o wide
-      podwire exec a -- ping -c 3 10.244.1.2
+      podwire exec pod1 -- ping -c 3 10.244.1.2
       podwire lab down
     """,
 )
@@ -100,9 +98,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except BrokenPipeError:
-        # What is still buffered would raise once more when the interpreter shuts down.
+        # From the last flush; click answers those before it alike. What is still buffered would
+        # raise once more when the interpreter shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return 1
     return outcome if isinstance(outcome, int) else 0
 
 
