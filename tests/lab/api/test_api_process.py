@@ -235,6 +235,33 @@ def test_database_in_use_is_an_error_with_a_remedy(process: Process, tmp_path: P
     assert "Traceback" not in second.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--node-mask", "8"), "cannot cut 10.244.0.0/16 into blocks of /8"),
+        (("--cluster-cidr", "10.0.0.0/8,11.0.0.0/8"), "one network for each IP family"),
+        (("--cluster-cidr", "10.0.0.1/8"), "invalid _networks value"),
+        (("--db", "/nowhere/api.db"), "cannot open"),
+        (("--unix", "/nowhere/api.sock"), "cannot listen on /nowhere/api.sock"),
+    ],
+)
+def test_bad_options_are_errors_in_words(
+    tmp_path: Path, options: tuple[str, ...], says: str
+) -> None:
+    command = [sys.executable, "-m", "podwire.lab.api", "--db", "a.db", "--unix", "a.sock"]
+    done = subprocess.run(
+        [*command, "--token-file", "token", *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode in (1, 2)
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 async def test_restart_keeps_the_token_and_the_objects(process: Process) -> None:
     process.start()
     token = process.token

@@ -178,6 +178,25 @@ async def test_quiet_watch_gets_bookmarks(api: Api, monkeypatch: pytest.MonkeyPa
     assert first["object"]["kind"] == "Pod"
 
 
+async def test_initial_events_end_with_a_bookmark(api: Api) -> None:
+    await api.post(MAPS, config_map())
+    query = {"sendInitialEvents": "true", "allowWatchBookmarks": "true", "resourceVersion": 1}
+    async with api.watch(MAPS, **query) as events:
+        assert (await anext(events))["type"] == "ADDED"
+        end = (await anext(events))["object"]["metadata"]
+        assert end["annotations"] == {"k8s.io/initial-events-end": "true"}
+        await api.delete(f"{MAPS}/a")
+        assert await take(events, 1) == [("DELETED", "a")]
+
+
+async def test_watch_ends_with_its_client(api: Api) -> None:
+    async with api.watch(MAPS, resourceVersion=1):
+        assert api.server.hub.waiting("configmaps") == 1
+    async with asyncio.timeout(5):
+        while api.server.hub.waiting("configmaps"):
+            await api.get("/healthz")
+
+
 async def test_watch_as_table(api: Api) -> None:
     accept = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
     await api.post("namespaces/default/pods", pod())

@@ -79,13 +79,13 @@ async def _serve(options: argparse.Namespace, began: float) -> None:
 
 
 def _announce(options: argparse.Namespace, line: bytes) -> None:
-    if options.ready_fd is not None:
-        with os.fdopen(options.ready_fd, "wb") as pipe:
-            pipe.write(line)
     if options.ready_file is not None:
         temporary = options.ready_file.with_name(f".{options.ready_file.name}.{os.getpid()}")
         temporary.write_bytes(line)
         temporary.replace(options.ready_file)
+    if options.ready_fd is not None:
+        with os.fdopen(options.ready_fd, "wb") as pipe:
+            pipe.write(line)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -77,6 +77,10 @@ class Hub:
         """Whether all changes after `cursor` can still be told."""
         return self._store.compacted <= cursor <= self._store.revision
 
+    def waiting(self, kind: str) -> int:
+        """How many watchers sleep until something happens to that kind."""
+        return len(self._waiting.get(kind, ()))
+
     @property
     def closed(self) -> bool:
         """Whether the server is going down, so that watches must end."""

@@ -10,36 +10,34 @@ Objects handed out are the caller's own: each read decodes afresh.
 from __future__ import annotations
 
 import copy
-import secrets
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import msgspec
 
 from podwire.lab.api import status
 from podwire.lab.api.kinds.meta import now
 from podwire.lab.api.kinds.namespace import NAMESPACE
+from podwire.lab.api.lifecycle import (
+    SERVER_OWNED,
+    Preconditions,
+    check_finalizers,
+    check_namespace,
+    check_preconditions,
+    check_type,
+    generated,
+    may_go,
+    merged,
+    metadata_of,
+)
 from podwire.lab.api.registry import Object, ResourceKind
 from podwire.lab.api.schema import Causes
 from podwire.lab.api.selectors import Selection
 from podwire.lab.api.store import Compacted, Key, Store, Stored
 
-_SERVER_OWNED = (
-    "uid",
-    "creationTimestamp",
-    "deletionTimestamp",
-    "deletionGracePeriodSeconds",
-    "generation",
-    "resourceVersion",
-    "selfLink",
-    "managedFields",
-)
-_SUFFIX_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
-_GENERATED_BASE = 58
 _SCAN = 500
 _ORDER = ("apiVersion", "kind", "metadata", "spec", "status")
 
@@ -52,14 +50,6 @@ class Page:
     revision: int
     next_after: tuple[str, str] | None = None
     remaining: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Preconditions:
-    """What must be true of the object for a deletion to happen."""
-
-    uid: str | None = None
-    resource_version: str | None = None
 
 
 class Objects:
@@ -155,16 +145,16 @@ class Objects:
     ) -> Object:
         """Validate, complete and store a new object, and return it as stored."""
         obj = copy.deepcopy(obj)
-        metadata = _metadata(kind, obj)
-        _check_type(kind, obj)
-        _check_namespace(kind, obj, namespace)
+        metadata = metadata_of(kind, obj)
+        check_type(kind, obj)
+        check_namespace(kind, obj, namespace)
         if metadata.get("resourceVersion"):
             raise status.bad_request("resourceVersion should not be set on objects to be created")
-        for name in _SERVER_OWNED:
+        for name in SERVER_OWNED:
             metadata.pop(name, None)
         base = metadata.get("generateName")
         if not metadata.get("name") and isinstance(base, str) and base:
-            metadata["name"] = _generated(base)
+            metadata["name"] = generated(base)
         if kind.status_of_new == "reset":
             obj.pop("status", None)
         self._validate(kind, obj)
@@ -217,11 +207,11 @@ class Objects:
         asked = _decode(stored.body)
         asked = copy.deepcopy(change(asked) or asked)
         self._check_identity(kind, asked, old)
-        _check_namespace(kind, asked, namespace)
-        new = _merged(kind, old, asked, subresource)
+        check_namespace(kind, asked, namespace)
+        new = merged(kind, old, asked, subresource)
         causes = Causes()
         if not trusted:
-            _check_finalizers(new, old, causes)
+            check_finalizers(new, old, causes)
         self._validate(kind, new, causes)
         kind.schema.normalise(new)
         if not trusted and not subresource:
@@ -235,7 +225,7 @@ class Objects:
             metadata["generation"] = metadata.get("generation", 0) + 1
         if dry_run:
             return new
-        if _may_go(kind, new):
+        if may_go(kind, new):
             return self._remove(stored, new)
         return self._write(stored.key, new, stored)
 
@@ -256,7 +246,7 @@ class Objects:
         stored = self._stored(kind, namespace, name)
         obj = _decode(stored.body)
         metadata = obj["metadata"]
-        _check_preconditions(kind, metadata, preconditions or Preconditions())
+        check_preconditions(kind, metadata, preconditions or Preconditions())
         if why := kind.check_delete(obj):
             raise status.forbidden(kind, name, why)
         grace = kind.grace_s(obj, grace_s)
@@ -270,9 +260,9 @@ class Objects:
             kind.mark_deleted(obj)
             if kind.has_status and not was_deleted:
                 metadata["generation"] = metadata.get("generation", 0) + 1
-        elif not _may_go(kind, obj):
+        elif not may_go(kind, obj):
             return obj, False
-        gone = _may_go(kind, obj)
+        gone = may_go(kind, obj)
         if dry_run:
             return obj, gone
         if gone:
@@ -300,15 +290,15 @@ class Objects:
             )
 
     def _check_identity(self, kind: ResourceKind, asked: Object, old: Object) -> None:
-        metadata, name = _metadata(kind, asked), old["metadata"]["name"]
-        _check_type(kind, asked)
+        metadata, name = metadata_of(kind, asked), old["metadata"]["name"]
+        check_type(kind, asked)
         if metadata.get("name", name) != name:
             raise status.bad_request(
                 f"the name of the object ({metadata['name']}) does not match the name on the URL "
                 f"({name})"
             )
         wanted = Preconditions(metadata.get("uid"), metadata.get("resourceVersion"))
-        _check_preconditions(kind, old["metadata"], wanted)
+        check_preconditions(kind, old["metadata"], wanted)
 
     def _write(self, key: Key, obj: Object, previous: Stored | None) -> Object:
         obj = _numbered(obj, self._store.revision + 1)
@@ -331,96 +321,3 @@ def _numbered(obj: Object, revision: int) -> Object:
     obj["metadata"]["resourceVersion"] = str(revision)
     ordered = {name: obj[name] for name in _ORDER if name in obj}
     return ordered | obj
-
-
-def _metadata(kind: ResourceKind, obj: Object) -> dict[str, Any]:
-    """The object's metadata, made if absent; raises `InvalidError` when it is no object."""
-    if obj.get("metadata") is None:
-        obj["metadata"] = {}
-    if not isinstance(obj["metadata"], dict):
-        causes = Causes()
-        causes.wrong_type("metadata", obj["metadata"], "an object")
-        raise status.invalid(kind, "", causes)
-    metadata: dict[str, Any] = obj["metadata"]
-    return metadata
-
-
-def _check_type(kind: ResourceKind, obj: Object) -> None:
-    """The body must say what it is, and be what the path says; it then does."""
-    given = (obj.get("apiVersion"), obj.get("kind"))
-    if given != (kind.api_version, kind.kind):
-        raise status.bad_request(
-            f"the object provided is {given[1] or 'of no kind'} in {given[0] or 'no apiVersion'}, "
-            f"this path takes {kind.kind} in {kind.api_version}"
-        )
-
-
-def _check_namespace(kind: ResourceKind, obj: Object, namespace: str) -> None:
-    if not kind.namespaced:
-        return
-    given = obj["metadata"].get("namespace")
-    if given and given != namespace:
-        raise status.bad_request(
-            f"the namespace of the provided object ({given}) does not match the namespace sent on "
-            f"the request ({namespace})"
-        )
-    obj["metadata"]["namespace"] = namespace
-
-
-def _check_preconditions(
-    kind: ResourceKind, metadata: dict[str, Any], wanted: Preconditions
-) -> None:
-    name = metadata["name"]
-    if wanted.uid and wanted.uid != metadata["uid"]:
-        why = f"UID in precondition: {wanted.uid}, UID in object meta: {metadata['uid']}"
-        raise status.conflict(kind, name, f"Precondition failed: {why}")
-    if wanted.resource_version not in (None, "", "0", metadata["resourceVersion"]):
-        why = "the object has been modified; please apply your changes to the latest version"
-        raise status.conflict(kind, name, f"{why} and try again")
-
-
-def _check_finalizers(new: Object, old: Object, causes: Causes) -> None:
-    if "deletionTimestamp" not in old["metadata"]:
-        return
-    before = old["metadata"].get("finalizers") or []
-    after = new["metadata"].get("finalizers")
-    added = [name for name in after if name not in before] if isinstance(after, list) else []
-    if added:
-        why = f"no new finalizers can be added if the object is being deleted, found: {added}"
-        causes.forbidden("metadata.finalizers", why)
-
-
-def _merged(kind: ResourceKind, old: Object, asked: Object, subresource: str) -> Object:
-    """What the update makes: the part that may be written from `asked`, the rest from `old`."""
-    if subresource == "finalize":
-        spec = asked.get("spec")
-        finalizers = spec.get("finalizers") if isinstance(spec, dict) else None
-        return {**old, "spec": {**(old.get("spec") or {}), "finalizers": finalizers or []}}
-    if subresource == "status":
-        # Metadata goes along, as in Kubernetes: Flannel writes its annotations this way.
-        new = {**old, "metadata": asked["metadata"], "status": asked.get("status") or {}}
-    else:
-        new = asked
-        if kind.has_status:
-            new = {name: value for name, value in asked.items() if name != "status"}
-            if "status" in old:
-                new["status"] = old["status"]
-    metadata = {k: v for k, v in new["metadata"].items() if k not in _SERVER_OWNED}
-    metadata |= {k: old["metadata"][k] for k in _SERVER_OWNED if k in old["metadata"]}
-    metadata["name"] = old["metadata"]["name"]
-    return {**new, "metadata": metadata}
-
-
-def _may_go(kind: ResourceKind, obj: Object) -> bool:
-    """Whether a deleted object has nothing left to wait for."""
-    metadata = obj["metadata"]
-    return (
-        "deletionTimestamp" in metadata
-        and not metadata.get("deletionGracePeriodSeconds")
-        and not metadata.get("finalizers")
-        and not kind.lingers(obj)
-    )
-
-
-def _generated(base: str) -> str:
-    return base[:_GENERATED_BASE] + "".join(secrets.choice(_SUFFIX_LETTERS) for _ in range(5))

@@ -16,9 +16,10 @@ from aiohttp import web
 from podwire.lab.api import negotiation, status, table, watching
 from podwire.lab.api.binding import bind
 from podwire.lab.api.hub import Hub
+from podwire.lab.api.lifecycle import Preconditions
 from podwire.lab.api.negotiation import Form, accepted_form, read_object, read_value, to_yaml
 from podwire.lab.api.node_proxy import NodeProxy
-from podwire.lab.api.objects import Objects, Page, Preconditions
+from podwire.lab.api.objects import Objects, Page
 from podwire.lab.api.patching import PatchError, json_patch, merge_patch
 from podwire.lab.api.registry import Object, Registry, ResourceKind
 from podwire.lab.api.request_info import Target, parse_target
@@ -117,6 +118,7 @@ class Rest:
             revision=revision,
             timeout_s=_number(request, "timeoutSeconds"),
             bookmarks=_flag(request, "allowWatchBookmarks"),
+            initial=_flag(request, "sendInitialEvents"),
             form=f"{form.transform} {_include(request)}" if transform else "",
             transform=transform,
         )

@@ -191,8 +191,13 @@ class StringMap(Schema):
 
     def normalise(self, value: Json) -> Json:
         if isinstance(value, dict):
-            for key, item in value.items():
-                value[key] = self.values.normalise("" if item is None else item)
+            for key, item in list(value.items()):
+                if item is not None:
+                    value[key] = self.values.normalise(item)
+                elif isinstance(self.values, Text):
+                    value[key] = ""
+                else:
+                    del value[key]
         return value
 
 

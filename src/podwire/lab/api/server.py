@@ -29,7 +29,12 @@ from podwire.lab.api.registry import Registry
 from podwire.lab.api.rest import Rest
 from podwire.lab.api.store import HISTORY, Store
 from podwire.lab.api.tls import server_context
-from podwire.lab.controllers import ControllerSettings, ensure_namespaces, run_controllers
+from podwire.lab.controllers import (
+    ControllerSettings,
+    ensure_namespaces,
+    make_controllers,
+    run_controllers,
+)
 
 log = logging.getLogger("podwire.lab.api")
 
@@ -78,8 +83,8 @@ class ApiServer:
         """Listen; returns when requests are answered."""
         ensure_namespaces(self.objects)
         if self._settings.controllers:
-            running = run_controllers(self.objects, self.hub, self._settings.controllers)
-            self._controllers = asyncio.create_task(running)
+            controllers = make_controllers(self.objects, self._settings.controllers)
+            self._controllers = asyncio.create_task(run_controllers(controllers, self.hub))
         server = web.Server(
             self._answer, request_factory=_make_request, handler_cancellation=True, access_log=None
         )

@@ -29,6 +29,7 @@ from podwire.lab.api.store import Compacted
 BOOKMARK_S = 60.0
 """How often a quiet watch that allows bookmarks gets one."""
 
+_INITIAL_END = "k8s.io/initial-events-end"
 _DEFAULT_TIMEOUT_S = 1800.0
 
 
@@ -36,7 +37,9 @@ _DEFAULT_TIMEOUT_S = 1800.0
 class Watch:
     """What a client watches, and how.
 
-    `form` names the wire form in caches; `transform` makes it of an object, None: as it is.
+    `initial`: begin with what there is and say, by a bookmark, when that was all (client-go's
+    WatchList). `form` names the wire form in caches; `transform` makes it of an object, None: the
+    object as it is.
     """
 
     kind: ResourceKind
@@ -45,6 +48,7 @@ class Watch:
     revision: int | None
     timeout_s: float | None
     bookmarks: bool
+    initial: bool
     form: str
     transform: Callable[[Object], dict[str, Any]] | None
 
@@ -54,11 +58,13 @@ async def stream(
 ) -> web.StreamResponse:
     """Answer a watch request until it times out, the client goes or the server stops."""
     start = []
-    if watch.revision is None:
+    if watch.revision is None or watch.initial:
         # No revision: begin with what there is, as synthetic ADDED events.
         page = objects.page(watch.kind, watch.namespace, watch.selection)
         start = [_line(watch, "ADDED", body, msgspec.json.decode) for body in page.bodies]
         cursor = page.revision
+        if watch.initial and watch.bookmarks:
+            start.append(_bookmark_line(watch, cursor, {_INITIAL_END: "true"}))
     else:
         cursor = watch.revision
         if not hub.knows(cursor):
@@ -129,11 +135,14 @@ def _line(watch: Watch, type_: str, body: bytes, decode: Callable[[bytes], Any])
     return b'{"type":"%b","object":%b}\n' % (type_.encode(), body)
 
 
-def _bookmark_line(watch: Watch, revision: int) -> bytes:
+def _bookmark_line(watch: Watch, revision: int, annotations: dict[str, str] | None = None) -> bytes:
+    metadata: dict[str, Any] = {"resourceVersion": str(revision)}
+    if annotations:
+        metadata["annotations"] = annotations
     obj: Object = {
         "kind": watch.kind.kind,
         "apiVersion": watch.kind.api_version,
-        "metadata": {"resourceVersion": str(revision)},
+        "metadata": metadata,
     }
     return msgspec.json.encode({"type": "BOOKMARK", "object": obj}) + b"\n"
 

@@ -12,6 +12,6 @@ when it starts or has failed, and then follows the changes.
 """
 
 from podwire.lab.controllers.namespaces import ensure_namespaces
-from podwire.lab.controllers.run import ControllerSettings, run_controllers
+from podwire.lab.controllers.run import ControllerSettings, make_controllers, run_controllers
 
-__all__ = ["ControllerSettings", "ensure_namespaces", "run_controllers"]
+__all__ = ["ControllerSettings", "ensure_namespaces", "make_controllers", "run_controllers"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 
@@ -43,9 +44,9 @@ class ControllerSettings:
         ]
 
 
-async def run_controllers(objects: Objects, hub: Hub, settings: ControllerSettings) -> None:
-    """Run all controllers until the hub closes."""
-    controllers: list[Controller] = [
+def make_controllers(objects: Objects, settings: ControllerSettings) -> list[Controller]:
+    """All controllers; raises `InputError` for settings that make no sense."""
+    return [
         NamespaceDeletion(objects),
         PodCidrs(objects, settings.pools()),
         NodeRemoval(objects, orphan_s=settings.orphan_s),
@@ -53,6 +54,10 @@ async def run_controllers(objects: Objects, hub: Hub, settings: ControllerSettin
         Scheduler(objects),
         EventExpiry(objects),
     ]
+
+
+async def run_controllers(controllers: Sequence[Controller], hub: Hub) -> None:
+    """Run controllers until the hub closes."""
     async with asyncio.TaskGroup() as group:
         for controller in controllers:
             group.create_task(run(controller, hub))
