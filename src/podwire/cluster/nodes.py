@@ -110,8 +110,8 @@ def network_available(now: str) -> dict[str, str]:
 def published_vtep_mac(obj: NodeObject) -> bytes | None:
     """The VTEP MAC that this node published before; peers already know it, so it is kept."""
     try:
-        return parse_mac(_vxlan_data(obj).VtepMAC)
-    except (InputError, ValueError):
+        return _vtep_mac(_vxlan_data(obj))
+    except InputError:
         return None
 
 
@@ -139,16 +139,32 @@ def _lease(obj: NodeObject, cidrs: tuple[IPNetwork, ...]) -> Lease:
         raise InputError(
             f"{text!r} is not an IP address", field=f"metadata.annotations[{PUBLIC_IP}]"
         ) from None
+    if public_ip.is_multicast or public_ip.is_unspecified or public_ip.is_loopback:
+        raise InputError(
+            f"{public_ip} is not an address of one node", field=f"metadata.annotations[{PUBLIC_IP}]"
+        )
     if backend != "vxlan":
         return Lease(subnets=cidrs, backend=backend, public_ip=public_ip)
     data = _vxlan_data(obj)
+    return Lease(
+        subnets=cidrs,
+        backend=backend,
+        public_ip=public_ip,
+        vni=data.VNI,
+        vtep_mac=_vtep_mac(data),
+    )
+
+
+def _vtep_mac(data: _VxlanData) -> bytes:
+    """Raises InputError. The zero address in an FDB is every unknown one, so none may claim it."""
+    field = f"metadata.annotations[{BACKEND_DATA}].VtepMAC"
     try:
         mac = parse_mac(data.VtepMAC)
     except ValueError as error:
-        raise InputError(
-            str(error), field=f"metadata.annotations[{BACKEND_DATA}].VtepMAC"
-        ) from error
-    return Lease(subnets=cidrs, backend=backend, public_ip=public_ip, vni=data.VNI, vtep_mac=mac)
+        raise InputError(str(error), field=field) from error
+    if mac[0] & 1 or not any(mac):
+        raise InputError(f"{data.VtepMAC} is not the address of one interface", field=field)
+    return mac
 
 
 def _vxlan_data(obj: NodeObject) -> _VxlanData:
