@@ -27,7 +27,6 @@ from bench.harness import (
     wait_for,
     wire_underlay,
 )
-
 from podwire.cluster.kube import NODES, ClientConfig, KubeClient
 from podwire.cluster.nodes import lease_annotations
 from podwire.model.cluster import Lease

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.harness import Cluster, cluster, namespaces, sh, show, wait_for, wire_underlay
-
 from podwire.cluster.kube import NODES, ClientConfig, KubeClient
 from podwire.kernel import netns
 

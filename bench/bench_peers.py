@@ -18,7 +18,6 @@ import msgspec
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.harness import namespaces, rss_mb, sh, show, spread
-
 from podwire.kernel import netns, tables
 from podwire.kernel.attach import links, socket_in
 from podwire.kernel.reconcile import Reconciler

@@ -28,7 +28,6 @@ from bench.harness import (
     wait_for,
     wire_underlay,
 )
-
 from podwire.cluster.kube import NODES, ClientConfig, KubeClient
 
 ROUNDS = 7

@@ -8,7 +8,6 @@ from ipaddress import ip_address, ip_network
 
 import msgspec
 import pytest
-from tests.conftest import Namespace
 
 from podwire.kernel.messages import (
     RTNLGRP_IPV4_ROUTE,
@@ -19,6 +18,7 @@ from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.reconcile import Reconciler
 from podwire.model.cluster import ClusterView, Lease, NetworkConfig, Node, Underlay
 from podwire.plan.node import cause_of_node, plan, plan_peer
+from tests.conftest import Namespace
 
 pytestmark = pytest.mark.root
 

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("podwire.cli.plan:plan", "Show a node's desired network and the difference to it."),
     "agent": ("podwire.cli.agent:agent", "Run the node agent."),
     "cni": ("podwire.cli.cni:cni", "Install the CNI plugin on this host."),
+    "teardown": ("podwire.cli.teardown:teardown", "Remove all that the agent made on this host."),
 }
 """Name → (`module:attribute` of the click command, one line for `--help`), in help's order."""
 

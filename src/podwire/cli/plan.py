@@ -51,14 +51,18 @@ def plan(node: str | None, diff: bool, kind: str | None, output: str) -> None:
 
 
 def _show_desired(document: dict[str, Any]) -> None:
-    from podwire.cli.printing import print_table
-
-    rows = []
+    """Entries under the reason that they exist for; this node's own reasons come first."""
+    by_reason: dict[str, list[dict[str, str]]] = {}
     for one in document["desired"]:
-        first, *more = one["entry"].split("\n")
-        rows.append((one["kind"], first, f"{one['object']} {one['reason']}"))
-        rows += [("", line, "") for line in more]
-    print_table(("KIND", "DESIRED", "BECAUSE"), rows)
+        by_reason.setdefault(f"{one['object']} {one['reason']}", []).append(one)
+    own = f"Node/{document['node']} "
+    for reason in sorted(by_reason, key=lambda text: (not text.startswith(own), text)):
+        click.secho(reason, bold=True)
+        for one in by_reason[reason]:
+            first, *more = one["entry"].split("\n")
+            click.echo(f"  {one['kind']:<8}{first}")
+            for line in more:
+                click.echo(f"          {line}")
     click.echo()
 
 

@@ -17,7 +17,8 @@ def plan_node(config: NetworkConfig) -> tuple[NftTable, ...]:
     """The table `inet podwire`; none when masquerade is switched off."""
     if not config.masquerade:
         return ()
-    why = Why("Network", "pods are unknown outside " + ", ".join(map(str, config.network)))
+    name = "Network/" + ",".join(map(str, config.network))
+    why = Why(name, "is unknown outside, so there its pods take the node's address")
     sets: list[NftSet] = []
     rules: list[NftRule] = []
     for version, family, name in ((4, "ip", "cluster4"), (6, "ip6", "cluster6")):
@@ -30,7 +31,7 @@ def plan_node(config: NetworkConfig) -> tuple[NftTable, ...]:
                 type=f"ipv{version}_addr",
                 flags=("interval",),
                 elements=networks,
-                why=Why("Network", "is the cluster network"),
+                why=why,
             )
         )
         outside = f"{family} daddr != @{name} {family} daddr != {_MULTICAST[version]}"

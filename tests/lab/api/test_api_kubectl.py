@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.lab.api.conftest import Api, StartServer, node, pod
 
 from podwire.lab.controllers import ControllerSettings
+from tests.lab.api.conftest import Api, StartServer, node, pod
 
 pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from tests.lab.api.conftest import Answer, Api, StartServer, config_map, node, pod
 
 MAPS = "namespaces/default/configmaps"

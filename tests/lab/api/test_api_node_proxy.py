@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+
 from tests.lab.api.conftest import Api, StartServer, pod
 
 PODS = "namespaces/default/pods"

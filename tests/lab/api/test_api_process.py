@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+
 from tests.lab.api.conftest import config_map, node
 
 MAPS = "/api/v1/namespaces/default/configmaps"

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.lab.api.conftest import Api, config_map, node, pod
 
 from podwire.lab.api.kinds import KINDS
 from podwire.lab.api.schema import Causes
+from tests.lab.api.conftest import Api, config_map, node, pod
 
 PODS = "namespaces/default/pods"
 MAIN = {"name": "main", "command": ["true"]}

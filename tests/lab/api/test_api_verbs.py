@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+
 from tests.lab.api.conftest import Api, config_map, node, pod
 
 PODS = "namespaces/default/pods"

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from tests.lab.api.conftest import Api, StartServer, config_map, node, pod
 
 from podwire.lab.api import watching
+from tests.lab.api.conftest import Api, StartServer, config_map, node, pod
 
 MAPS = "namespaces/default/configmaps"
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from tests.lab.controllers.conftest import Cluster, node, pod, ready
 
 from podwire.errors import ForbiddenError
 from podwire.lab.api.hub import Event
@@ -17,6 +16,7 @@ from podwire.lab.controllers import events, loop
 from podwire.lab.controllers.events import EventExpiry, record
 from podwire.lab.controllers.namespaces import NamespaceDeletion
 from podwire.lab.controllers.node_lifecycle import LEASE_NAMESPACE, NodeHealth, NodeRemoval
+from tests.lab.controllers.conftest import Cluster, node, pod, ready
 
 
 def lease(name: str) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.lab.controllers.conftest import Cluster, node
 
 from podwire.errors import InputError
 from podwire.lab.api.kinds import EVENT, NODE
 from podwire.lab.api.kinds.meta import condition
 from podwire.lab.controllers.pod_cidrs import PodCidrs, Pool
+from tests.lab.controllers.conftest import Cluster, node
 
 
 def pools(*networks: str, mask: int = 24) -> list[Pool]:

@@ -6,11 +6,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from tests.lab.controllers.conftest import Cluster, node, pod, ready
 
 from podwire.lab.api.kinds import EVENT, NODE, POD
 from podwire.lab.api.kinds.meta import condition
 from podwire.lab.controllers.scheduler import Scheduler
+from tests.lab.controllers.conftest import Cluster, node, pod, ready
 
 
 def placed(cluster: Cluster) -> dict[str, str | None]:
