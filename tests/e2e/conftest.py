@@ -1,0 +1,26 @@
+"""Labs for the end-to-end tests: one for each module, taken down whatever happens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from podwire.lab import Lab
+
+
+@pytest.fixture(scope="module")
+def make_lab() -> Iterator[Callable[[int], Lab]]:
+    """Makes labs of so many nodes, with random names."""
+    if os.geteuid() != 0:
+        pytest.fail("this test makes a lab: run it as root (sudo script/test)")
+    with ExitStack() as labs:
+        yield lambda nodes: labs.enter_context(Lab(nodes=nodes))
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: Callable[[int], Lab]) -> Lab:
+    """A lab of three nodes for all tests of the module."""
+    return make_lab(3)
