@@ -177,7 +177,7 @@ class Lab:
         """Delete a pod and wait until its object is gone."""
         try:
             self.call(lambda client: client.delete(PODS, name, namespace, grace_s))
-            self.wait(PODS, name, namespace, lambda _pod: False, "gone", timeout_s)
+            self.wait(PODS, name, namespace, lambda _pod: False, "gone", timeout_s, exists=True)
         except NotFoundError:
             return
 
@@ -205,16 +205,22 @@ class Lab:
         condition: Callable[[Json], bool],
         what: str,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        *,
+        exists: bool = False,
     ) -> Json:
-        """Wait until `condition` holds of an object, which need not exist yet, and return it.
+        """Wait until `condition` holds of an object, and return it.
 
-        Raises NotFoundError when it is deleted meanwhile, LabError after `timeout_s`.
+        It need not exist yet, unless `exists`. Raises NotFoundError when it does not then, or is
+        deleted meanwhile; LabError after `timeout_s`.
         """
+        gone = NotFoundError(404, "NotFound", f'{resource.plural} "{name}" not found')
         seen: list[Json] = []
 
         async def wait(client: KubeClient) -> Json:
             selector = f"metadata.name={name}"
             listed = await client.list(resource, namespace, field_selector=selector)
+            if exists and not listed.items:
+                raise gone
             for item in listed.items:
                 seen.append(item)
                 if condition(item):
@@ -230,8 +236,7 @@ class Lab:
                     if not isinstance(event, WatchEvent):
                         continue
                     if event.type == "DELETED":
-                        message = f'{resource.plural} "{name}" not found'
-                        raise NotFoundError(404, "NotFound", message)
+                        raise gone
                     seen.append(event.object)
                     if condition(event.object):
                         return event.object
@@ -277,6 +282,9 @@ class _Api:
         self._loop.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError("a condition looks at the object that it is given, not at the API")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
