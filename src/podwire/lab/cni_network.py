@@ -104,6 +104,8 @@ def parse_network(raw: bytes) -> Network:
         kind = plugin.get("type") if isinstance(plugin, dict) else None
         if not isinstance(kind, str) or not kind or "/" in kind:
             raise CniError(f"plugins[{index}].type: expected an executable's name, found {kind!r}")
+        if not isinstance(plugin.get("capabilities") or {}, dict):
+            raise CniError(f"plugins[{index}].capabilities: expected an object of booleans")
     return Network(
         name=name,
         version=_version(config),
@@ -116,7 +118,10 @@ def parse_network(raw: bytes) -> Network:
 
 def _version(config: Json) -> str:
     """The highest version that the list offers and we know (`cniVersions` is new in 1.1.0)."""
-    offered = [config.get("cniVersion", "0.1.0"), *(config.get("cniVersions") or [])]
+    versions = config.get("cniVersions") or []
+    if not isinstance(versions, list):
+        raise CniError(f"cniVersions: expected a list of versions, found {versions!r}")
+    offered = [config.get("cniVersion", "0.1.0"), *versions]
     known = [version for version in SUPPORTED_VERSIONS if version in offered]
     if not known:
         raise CniError(f"cniVersion: {offered[0]!r} is not one of {', '.join(SUPPORTED_VERSIONS)}")
