@@ -49,7 +49,7 @@ def test_every_command_has_help(name: str) -> None:
     done = subprocess.run([PODWIRE, name, "-h"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"Usage: podwire {name} ")
     if "Commands:" not in done.stdout:
-        assert f"  podwire {name} " in done.stdout.partition("Examples:")[2]
+        assert f"podwire {name}" in done.stdout.partition("Examples:")[2]
 
 
 @pytest.mark.parametrize(

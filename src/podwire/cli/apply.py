@@ -19,7 +19,7 @@ from podwire.cli import options
 from podwire.cli.context import target_options, with_client
 from podwire.cli.kinds import Kinds
 from podwire.cli.manifests import Manifest, ManifestError, filename_option, load
-from podwire.cli.merge import merge_patch, three_way, without_nulls
+from podwire.cli.merge import LAST_APPLIED, merge_patch, three_way, without_nulls
 from podwire.cluster.kube import KubeClient, Object, Resource
 from podwire.errors import (
     AlreadyExistsError,
@@ -29,9 +29,6 @@ from podwire.errors import (
     NotFoundError,
     PodwireError,
 )
-
-LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
-"""Annotation that holds the manifest applied last, as JSON."""
 
 _SERVER_METADATA = (
     "creationTimestamp",

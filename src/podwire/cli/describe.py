@@ -14,12 +14,12 @@ from podwire.cli import options
 from podwire.cli.columns import event_order, event_source, field, last_seen, node_roles, node_status
 from podwire.cli.context import target_options, with_client
 from podwire.cli.kinds import Selection, parse
+from podwire.cli.merge import LAST_APPLIED
 from podwire.cli.podstatus import status_word
 from podwire.cli.printing import NONE, Object, age, to_yaml
 from podwire.cluster.kube import EVENTS, KubeClient
 
 _LABEL_WIDTH = 18
-_OWN_ANNOTATION = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 @click.command(
@@ -84,7 +84,7 @@ def _head(obj: Object) -> list[str]:
         result.append(_line("Namespace", metadata["namespace"]))
     result += _pairs("Labels", metadata.get("labels"), "=")
     annotations = dict(metadata.get("annotations") or {})
-    annotations.pop(_OWN_ANNOTATION, None)
+    annotations.pop(LAST_APPLIED, None)
     result += _pairs("Annotations", annotations, ": ")
     created = metadata.get("creationTimestamp")
     result.append(_line("Created", f"{created} ({age(created)} ago)"))

@@ -18,6 +18,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+"""Annotation that holds the manifest applied last, as JSON."""
+
 Json = Any
 Place = tuple[str, str]
 """The names of a list and of the object that holds it."""

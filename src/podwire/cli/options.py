@@ -23,7 +23,7 @@ container_option = click.option(
     "-c", "--container", metavar="NAME", help="Container (default: the pod's first)."
 )
 
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)(h|m|s|ms))")
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)(h|ms|m|s))")
 _UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 

@@ -10,7 +10,7 @@ dropped, so the memory a list takes is that of its result.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
@@ -162,7 +162,7 @@ class KubeClient:
         field_selector: str | None = None,
         refused: Refused | None = None,
         on_open: Callable[[], None] | None = None,
-    ) -> AsyncIterator[WatchEvent[Object] | Bookmark]: ...
+    ) -> AsyncGenerator[WatchEvent[Object] | Bookmark, None]: ...
     @overload
     def watch(
         self,
@@ -175,7 +175,7 @@ class KubeClient:
         refused: Refused | None = None,
         on_open: Callable[[], None] | None = None,
         type: type[T],
-    ) -> AsyncIterator[WatchEvent[T] | Bookmark]: ...
+    ) -> AsyncGenerator[WatchEvent[T] | Bookmark, None]: ...
     async def watch(
         self,
         resource: Resource,
@@ -187,7 +187,7 @@ class KubeClient:
         refused: Refused | None = None,
         on_open: Callable[[], None] | None = None,
         type: Any = dict,
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """Changes after `resource_version`, until the server ends the watch (within 10 minutes).
 
         `on_open` is called once the server has accepted it. Raises `GoneError` when it no longer

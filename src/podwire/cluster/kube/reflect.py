@@ -127,7 +127,7 @@ async def reflect(
             events = client.watch(
                 resource, namespace, resource_version=version, on_open=connection.up, **scope
             )
-            async with contextlib.aclosing(events):  # type: ignore[type-var]
+            async with contextlib.aclosing(events):
                 async for event in events:
                     if isinstance(event, WatchEvent):
                         on_event(event)
