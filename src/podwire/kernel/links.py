@@ -36,7 +36,9 @@ class LinkOp(msgspec.Struct, frozen=True):
         if changes.get("master"):
             changes["master"] = indexes[changes["master"]]
         if self.action == "change":
-            return [messages.set_link(self.name, **changes)]
+            # A port's settings are refused for as long as the link is none.
+            hairpin = {"hairpin": changes.pop("hairpin")} if "hairpin" in changes else {}
+            return [messages.set_link(self.name, **one) for one in (changes, hairpin) if one]
         create = messages.create_link(self.link, indexes)
         return [create, messages.set_link(self.name, **changes)]
 
