@@ -126,7 +126,7 @@ _ANYTHING = st.recursive(
 _FIELDS = ("plugins", "cniVersion", "cniVersions", "capabilities", "disableGC", "disableCheck")
 _CONFIGS = st.fixed_dictionaries(
     {"name": st.just("n") | _ANYTHING, "type": st.just("x") | _ANYTHING},
-    optional={field: _ANYTHING for field in _FIELDS},
+    optional=dict.fromkeys(_FIELDS, _ANYTHING),
 )
 
 
