@@ -184,9 +184,9 @@ def _furnish(files: Path, hostname: str, *, host_network: bool) -> None:
         target = Path("/etc") / name
         if target.exists():
             ns.bind(f"/proc/self/fd/{fd}", target)
-    ns.mount("sysfs", "/sys", "sysfs", flags | ns.MS_NOEXEC)
     ns.mount("proc", "/proc", "proc", flags | ns.MS_NOEXEC)
     if not host_network:
+        ns.mount("sysfs", "/sys", "sysfs", flags | ns.MS_NOEXEC)
         _bring_up_loopback()
         socket.sethostname(hostname)
 
