@@ -20,6 +20,8 @@ _ROUTE_GROUPS = (
     messages.RTNLGRP_IPV4_ROUTE,
     messages.RTNLGRP_IPV6_IFADDR,
     messages.RTNLGRP_IPV6_ROUTE,
+    messages.RTNLGRP_IPV4_NETCONF,
+    messages.RTNLGRP_IPV6_NETCONF,
 )
 
 

@@ -35,10 +35,12 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWNETCONF = 80
 
 RTNLGRP_LINK, RTNLGRP_NEIGH = 1, 3
 RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE = 5, 7
 RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE = 9, 11
+RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF = 24, 25
 
 AF_BRIDGE = 7
 IFF_UP = 1
@@ -54,6 +56,9 @@ IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 VETH_INFO_PEER = 1
 BR_STATE_DISABLED = 0
 RTEXT_FILTER_SKIP_STATS = 8
+
+NETCONFA_IFINDEX = 1
+NETCONFA_IFINDEX_ALL = b"\xff\xff\xff\xff"
 
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
 IFA_F_NODAD = 0x02
@@ -411,3 +416,12 @@ def set_fdb(key: FdbKey, dst: bytes) -> bytes:
 def delete_fdb(key: FdbKey, dst: bytes) -> bytes:
     head = _NDMSG.pack(AF_BRIDGE, key.ifindex, NUD_PERMANENT, NTF_SELF, 0)
     return message(RTM_DELNEIGH, 0, head + attr(NDA_LLADDR, key.mac) + attr(NDA_DST, dst))
+
+
+# --- settings of the network stack ------------------------------------------------------------
+
+
+def netconf_is_general(payload: bytes) -> bool:
+    """Whether a notified setting is the stack's (`…/conf/all`, `ip_forward`) and not one link's."""
+    # struct netconfmsg is one byte, the family; attributes are aligned to 4 (linux/netconf.h).
+    return parse_attrs(payload, 4).get(NETCONFA_IFINDEX) == NETCONFA_IFINDEX_ALL

@@ -229,6 +229,8 @@ class Reconciler:
                     return self._entry_is_amiss(FDB.name, fdb, dst, gone=gone)
                 neighbor = messages.NeighborKey(index, family, dst)
                 return self._entry_is_amiss(NEIGHBORS.name, neighbor, mac, gone=gone)
+            case messages.RTM_NEWNETCONF:
+                return messages.netconf_is_general(payload) and bool(self._wrong_sysctls())
         return False
 
     def nft_is_amiss(self, table: str) -> bool:
