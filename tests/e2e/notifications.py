@@ -17,6 +17,7 @@ _GROUPS = (
     messages.RTNLGRP_NEIGH,
     messages.RTNLGRP_IPV4_IFADDR,
     messages.RTNLGRP_IPV4_ROUTE,
+    messages.RTNLGRP_IPV4_NETCONF,
 )
 _NEIGHBORS = (messages.RTM_NEWNEIGH, messages.RTM_DELNEIGH)
 
