@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from podwire.model.cluster import Attachment, ClusterView, Lease, NetworkConfig, Node, Underlay
-from podwire.model.describe import describe, kind_of
+from podwire.model.describe import describe
 from podwire.model.state import (
     Address,
     Bridge,
@@ -24,7 +24,7 @@ from podwire.model.state import (
     Vxlan,
     Why,
 )
-from podwire.plan.node import objections, plan, plan_peer, plan_self
+from podwire.plan.node import objections, plan, plan_peer, plan_self, plan_table
 from podwire.plan.wiring.bridge import plan_attachment
 
 WHY = Why("", "")
@@ -99,14 +99,20 @@ def test_own_entries_are_flannels() -> None:
         Sysctl(key="net/ipv4/ip_forward", value="1", why=WHY),
     ]
     assert isinstance(table, NftTable)
-    assert [rule.text for rule in table.chains[0].rules] == [
-        "ip saddr @cluster4 ip daddr != @cluster4 ip daddr != 224.0.0.0/4 masquerade fully-random"
-    ]
+    assert {chain.name: [rule.text for rule in chain.rules] for chain in table.chains} == {
+        "tunnel_in": ['iifname "eth0" udp dport 8472 notrack'],
+        "tunnel_out": ["udp dport 8472 notrack"],
+        "postrouting": [
+            "ip saddr @cluster4 ip daddr != @cluster4 ip daddr != 224.0.0.0/4"
+            " masquerade fully-random"
+        ],
+    }
 
 
-def test_without_masquerade_there_is_no_nft_table() -> None:
-    config = msgspec.structs.replace(CONFIG, masquerade=False)
-    assert "nft" not in {kind_of(entry) for entry in plan_self(config)}
+def test_without_masquerade_nothing_is_translated() -> None:
+    table = plan_table(msgspec.structs.replace(CONFIG, masquerade=False))
+    assert [chain.name for chain in table.chains] == ["tunnel_in", "tunnel_out"]
+    assert table.sets == ()
 
 
 def test_a_pod_gets_its_address_a_default_route_and_the_network() -> None:

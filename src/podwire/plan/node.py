@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from podwire.model.cluster import Attachment, ClusterView, NetworkConfig, Node
-from podwire.model.state import Desired, Entry, IPNetwork
+from podwire.model.state import NFT_TABLE, Desired, Entry, IPNetwork, NftTable, Why
 from podwire.plan import masquerade
 from podwire.plan.transport import vxlan
 from podwire.plan.wiring import bridge
@@ -30,7 +30,18 @@ def plan_self(config: NetworkConfig) -> tuple[Entry, ...]:
     return (
         *vxlan.plan_node(config),
         *bridge.plan_node(config),
-        *masquerade.plan_node(config),
+        plan_table(config),
+    )
+
+
+def plan_table(config: NetworkConfig) -> NftTable:
+    """The one nft table, put together from what the transport and masquerade need."""
+    sets, chains = masquerade.plan_chains(config)
+    return NftTable(
+        name=NFT_TABLE,
+        sets=sets,
+        chains=(*vxlan.plan_chains(config), *chains),
+        why=Why(f"Node/{config.node}", "filters and translates for its pods"),
     )
 
 

@@ -14,9 +14,23 @@ from __future__ import annotations
 from ipaddress import ip_interface
 
 from podwire.model.cluster import NetworkConfig, Node
-from podwire.model.state import Address, Entry, FdbEntry, Link, Neighbor, Route, Vxlan, Why
+from podwire.model.state import (
+    Address,
+    Entry,
+    FdbEntry,
+    Link,
+    Neighbor,
+    NftChain,
+    NftHook,
+    NftRule,
+    Route,
+    Vxlan,
+    Why,
+)
 
 BACKEND = "vxlan"
+
+_RAW = -300  # nft's name for the priority before conntrack
 
 #: Outer IP + UDP 8 + VXLAN 8 + inner Ethernet 14 (RFC 7348, figure 1), by IP version.
 OVERHEAD = {4: 20 + 8 + 8 + 14, 6: 40 + 8 + 8 + 14}
@@ -54,6 +68,36 @@ def plan_node(config: NetworkConfig) -> tuple[Entry, ...]:
         for subnet in lease.subnets
     )
     return (device, *addresses)
+
+
+def plan_chains(config: NetworkConfig) -> tuple[NftChain, ...]:
+    """Tunnel packets between nodes bypass conntrack.
+
+    Their source ports spread over many (RFC 7348, section 5, for the underlay's load balancing),
+    so tracking them fills the table with entries that nothing ever looks at, at a price for each
+    packet. What is inside is tracked as usual.
+    """
+    name = f"Node/{config.node}"
+    rule = NftRule(
+        text=f'iifname "{config.underlay.dev}" udp dport {config.vxlan_port} notrack',
+        why=Why(name, "receives tunnel packets, which need no conntrack"),
+    )
+    sent = NftRule(
+        text=f"udp dport {config.vxlan_port} notrack",
+        why=Why(name, "sends tunnel packets, which need no conntrack"),
+    )
+    return (
+        NftChain(
+            name="tunnel_in",
+            hook=NftHook(type="filter", hook="prerouting", priority=_RAW),
+            rules=(rule,),
+        ),
+        NftChain(
+            name="tunnel_out",
+            hook=NftHook(type="filter", hook="output", priority=_RAW),
+            rules=(sent,),
+        ),
+    )
 
 
 def plan_peer(config: NetworkConfig, peer: Node) -> tuple[Entry, ...]:
