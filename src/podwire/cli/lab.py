@@ -129,7 +129,7 @@ def list_() -> None:
                 ("up" if running else "stopped") if record else "incomplete",
                 str(len(record.nodes)) if record else "-",
                 human_duration(time.time() - record.created) if record else "-",
-                f"http://127.0.0.1:{record.api_port}" if record and running else "-",
+                f"https://127.0.0.1:{record.api_port}" if record and running else "-",
             )
         )
     table = Table(("NAME", "STATUS", "NODES", "AGE", "API"))
@@ -155,7 +155,7 @@ def _print_status(info: LabInfo, snapshot: Snapshot) -> None:
 
     record = info.record()
     if record is not None:
-        print(f"lab {info.name}: {len(record.nodes)} nodes, API http://127.0.0.1:{record.api_port}")
+        print(f"lab {info.name}: {len(record.nodes)} nodes, API https://127.0.0.1:{record.api_port}")
         addresses = ", ".join(f"{node.name} {node.address}" for node in record.nodes[:8])
         print(f"underlay 172.18.0.0/16: {addresses}{', …' if len(record.nodes) > 8 else ''}\n")
     table = Table(("PROCESS", "STATUS", "PID", "RESTARTS", "AGE", "MESSAGE"))

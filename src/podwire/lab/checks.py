@@ -20,6 +20,7 @@ from podwire.lab.registry import MAX_NODES
 _PROGRAMS = {
     "ip": "iproute2",
     "nft": "nftables",
+    "openssl": "openssl",
     "nsenter": "util-linux",
     "setsid": "util-linux",
     "sleep": "coreutils",

@@ -262,7 +262,7 @@ def _create(lab: LabInfo, node_count: int) -> LabRecord:
 def _start_supervisor(lab: LabInfo, record: LabRecord) -> None:
     """Start the lab's supervisor, detached, with the socket on which to watch it."""
     record = _with_port(lab, record)
-    for directory in (lab.api_dir, lab.nodes_dir, lab.dir / "log"):
+    for directory in (lab.api_dir, lab.nodes_dir, lab.certificate.parent, lab.dir / "log"):
         directory.mkdir(exist_ok=True)
     lab.supervisor_socket.unlink(missing_ok=True)
     with (
@@ -299,15 +299,17 @@ def _with_port(lab: LabInfo, record: LabRecord) -> LabRecord:
     record = msgspec.structs.replace(record, api_port=port)
     lab.write(record)
     token = (lab.dir / "token").read_text().strip()
-    write_atomically(lab.kubeconfig, _kubeconfig(lab.name, port, token).encode())
+    write_atomically(lab.kubeconfig, _kubeconfig(lab, port, token).encode())
     return record
 
 
-def _kubeconfig(name: str, port: int, token: str) -> str:
-    name = f"podwire-{name}"
+def _kubeconfig(lab: LabInfo, port: int, token: str) -> str:
+    """For the loopback port. It is TLS because kubectl sends no token without."""
+    name = f"podwire-{lab.name}"
     return (
         "apiVersion: v1\nkind: Config\n"
-        f'clusters: [{{name: {name}, cluster: {{server: "http://127.0.0.1:{port}"}}}}]\n'
+        f'clusters: [{{name: {name}, cluster: {{server: "https://127.0.0.1:{port}",'
+        f' certificate-authority: "{lab.certificate}"}}}}]\n'
         f'users: [{{name: {name}, user: {{token: "{token}"}}}}]\n'
         f"contexts: [{{name: {name}, context: {{cluster: {name}, user: {name}}}}}]\n"
         f"current-context: {name}\n"

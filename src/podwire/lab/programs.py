@@ -43,6 +43,7 @@ def api(lab: LabInfo, record: LabRecord) -> Program:
             *("--unix", str(lab.api_socket)),
             *("--port", str(record.api_port)),
             *("--token-file", str(lab.dir / "token")),
+            *("--tls-dir", str(lab.certificate.parent)),
             *("--node-socket-dir", str(lab.nodes_dir)),
             *("--cluster-cidr", record.cluster_cidr),
         ),

@@ -83,6 +83,11 @@ class LabInfo:
         return self.dir / "kubeconfig"
 
     @property
+    def certificate(self) -> Path:
+        """The API server's own, which it makes when it first starts."""
+        return self.dir / "tls" / "tls.crt"
+
+    @property
     def api_dir(self) -> Path:
         return self.dir / "api"
 
