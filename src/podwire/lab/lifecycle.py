@@ -208,7 +208,17 @@ def _raise_if_hopeless(lab: LabInfo, snapshot: Snapshot) -> None:
         raise LabError(snapshot.error, remedy=snapshot.remedy)
     for process in snapshot.processes:
         if process.state == "backoff" and process.restarts >= _HOPELESS_RESTARTS:
-            raise _not_ready(lab, snapshot, f"{process.name} ends at once ({process.message})")
+            said = _last_line(lab, process.name) or process.message
+            raise _not_ready(lab, snapshot, f"{process.name} ends at once: {said}")
+
+
+def _last_line(lab: LabInfo, process: str) -> str:
+    """The last line that a process wrote to its log."""
+    try:
+        lines = lab.log(process).read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return ""
+    return lines[-1] if lines else ""
 
 
 def _not_ready(lab: LabInfo, snapshot: Snapshot, why: str) -> NotReadyError:
@@ -221,7 +231,7 @@ def _not_ready(lab: LabInfo, snapshot: Snapshot, why: str) -> NotReadyError:
     suspects += [process for process in snapshot.processes if process.state != "ready"]
     look_at = suspects[0].name if suspects else "supervisor"
     return NotReadyError(
-        f'lab "{lab.name}" is not ready, {why}: {", ".join(unready[:6]) or "no node"}',
+        f'lab "{lab.name}" is not ready ({", ".join(unready[:6]) or "no node"}): {why}',
         remedy=f"see `podwire --lab {lab.name} lab logs {look_at}`; "
         f"remove the lab with `podwire lab down {lab.name}`",
     )

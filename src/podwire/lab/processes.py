@@ -133,16 +133,6 @@ def inhabitants(of: Iterable[tuple[str, int]]) -> list[Process]:
     return [process for process in all_processes() if wanted & namespaces(process.pid)]
 
 
-def ancestors() -> frozenset[int]:
-    """PIDs of this process and of those that it descends from."""
-    pid, found = os.getpid(), set()
-    while pid:
-        found.add(pid)
-        fields = _stat(pid)
-        pid = int(fields[1]) if fields else 0
-    return frozenset(found)
-
-
 def end(processes: Iterable[Process], *, grace_s: float = 0.0) -> list[Process]:
     """End processes: SIGTERM, `grace_s` later SIGKILL. Returns those still there after 5 s more."""
     pidfds = {fd: process for process in processes if (fd := process.open()) is not None}

@@ -22,6 +22,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import signal
 import socket
 import struct
 import uuid
@@ -112,12 +113,15 @@ def create(files: Path, hostname: str, *, host_network: bool = False) -> Sandbox
 
 
 def destroy(sandbox: Sandbox) -> None:
-    """End a sandbox with every process in it. Done again, it succeeds again."""
-    if sandbox.life == node_life():
-        sandbox.pause.end()
-        with suppress(ChildProcessError):
-            # A child of this process, unless an earlier one made it.
-            os.waitpid(sandbox.pid, os.WNOHANG)
+    """End a sandbox with every process in it. Done again, it succeeds again.
+
+    Does not wait for the processes' end: PID 1 of a namespace ends after all others in it have
+    been reaped, and that is for their parent to do, as is reaping it.
+    """
+    pidfd = sandbox.open()
+    if pidfd is not None:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
     if sandbox.netns:
         _remove_name(Path(sandbox.netns))
 

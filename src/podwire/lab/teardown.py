@@ -28,14 +28,13 @@ def clear(lab: LabInfo) -> None:
     ids = {record.id} if (record := lab.record()) else set()
     if found is not None:
         ids.add(processes.environment(found.pid).get(processes.LAB_ID, ""))
-    inside = processes.inhabitants(wanted)
-    ids |= {processes.environment(process.pid).get(processes.LAB_ID, "") for process in inside}
-    ids.discard("")
-    mine = processes.ancestors()
-    if any(process.pid in mine for process in inside):
+    if wanted & processes.namespaces(os.getpid()):
         raise LabError(
             f'this command runs inside lab "{lab.name}"', remedy="leave the node's shell first"
         )
+    inside = processes.inhabitants(wanted)
+    ids |= {processes.environment(process.pid).get(processes.LAB_ID, "") for process in inside}
+    ids.discard("")
     if found is not None:
         processes.end([found], grace_s=_STOP_GRACE_S)
     for lab_id in ids:
@@ -78,7 +77,7 @@ def _namespaces(lab: LabInfo) -> frozenset[tuple[str, int]]:
         holder = nodes.holder(lab, directory.name)
         if holder is not None:
             found |= processes.namespaces(holder.pid)
-    return frozenset(found - processes.namespaces(1) - processes.namespaces(os.getpid()))
+    return frozenset(found - processes.namespaces(1))
 
 
 def remove_directory(lab: LabInfo) -> None:

@@ -112,7 +112,7 @@ class PodWorker:
     def _adopt(self) -> None:
         sandbox = self.record.sandbox
         if sandbox is not None and sandbox.alive:
-            self._pause = ProcessEnd(sandbox.pause, lambda _code: self._pause_ended())
+            self._pause = ProcessEnd(sandbox.pause, lambda _code: self.wake())
             for name in self.record.containers:
                 self._run(name).adopt()
 
@@ -157,10 +157,6 @@ class PodWorker:
 
     # -- sandbox ------------------------------------------------------------------------------
 
-    def _pause_ended(self) -> None:
-        self._pause = None
-        self.wake()
-
     def _sandbox_lost(self) -> bool:
         sandbox = self.record.sandbox
         return sandbox is not None and not (self.record.attached and sandbox.alive)
@@ -201,7 +197,7 @@ class PodWorker:
         )
         self.record.sandbox = sandbox
         self._save()
-        self._pause = ProcessEnd(sandbox.pause, lambda _code: self._pause_ended())
+        self._pause = ProcessEnd(sandbox.pause, lambda _code: self.wake())
         if host_network:
             self.record.ips = (self._node.ip,)
         else:
@@ -254,10 +250,8 @@ class PodWorker:
                     why = f"error killing pod: {error.message}"
                     self._event("Warning", "FailedKillPod", why)
                 await asyncio.sleep(min(_MAX_SANDBOX_BACKOFF_S, 0.1 * 2.0**failures))
-        if self._pause is not None:
-            self._pause.close()
-            self._pause = None
         sandboxes.destroy(sandbox)
+        self._pause = None  # goes on until it has reaped the pause process
         for run in self._runs.values():
             run.lost()
         for known in self.record.containers.values():
