@@ -12,7 +12,7 @@ from podwire.errors import InputError
 from podwire.lab.kubelet import attachment, decide, environment, files, status
 from podwire.lab.kubelet.container import back_off_s
 from podwire.lab.kubelet.records import ContainerRecord, PodRecord, Termination
-from podwire.lab.kubelet.spec import Pod, parse
+from podwire.lab.kubelet.spec import Pod, ignored, parse
 from podwire.lab.sandbox import Sandbox
 
 Json = dict[str, Any]
@@ -327,6 +327,13 @@ def test_null_means_absent() -> None:
     obj = pod(hostNetwork=None, dnsConfig=None)
     obj["metadata"]["annotations"] = None
     assert parse(obj).spec.host_network is False
+
+
+def test_what_a_lab_ignores_is_named() -> None:
+    obj = pod(inits=1, volumes=[{"name": "v", "emptyDir": {}}])
+    obj["spec"]["containers"][0]["readinessProbe"] = {"tcpSocket": {"port": 80}}
+    assert ignored(obj) == ["volumes", "containers[c0].readinessProbe"]
+    assert ignored(pod(securityContext={}, volumes=None)) == []
 
 
 def test_a_pod_that_does_not_fit_is_refused_by_its_field() -> None:

@@ -84,7 +84,12 @@ class PodRecord(msgspec.Struct):
         return self.phase in ("Succeeded", "Failed")
 
     def container(self, name: str) -> ContainerRecord:
+        """The record of a container, from now on kept."""
         return self.containers.setdefault(name, ContainerRecord(name))
+
+    def known(self, name: str) -> ContainerRecord:
+        """What is known of a container; of one that never ran, a record that is not kept."""
+        return self.containers.get(name) or ContainerRecord(name)
 
 
 class RecordStore:

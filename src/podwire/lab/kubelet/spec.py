@@ -118,6 +118,33 @@ def parse(obj: dict[str, Any]) -> Pod:
         raise InputError(message, field=path.rstrip("`") or "pod") from error
 
 
+_IGNORED_OF_POD = ("volumes", "securityContext", "shareProcessNamespace", "hostPID", "hostIPC")
+_IGNORED_OF_CONTAINER = (
+    "livenessProbe",
+    "readinessProbe",
+    "startupProbe",
+    "lifecycle",
+    "envFrom",
+    "volumeMounts",
+    "securityContext",
+    "resources",
+)
+
+
+def ignored(obj: dict[str, Any]) -> list[str]:
+    """Paths of what a Pod asks for and the lab's kubelet does not do."""
+    spec = obj["spec"]
+    found = [name for name in _IGNORED_OF_POD if spec.get(name)]
+    for group in ("initContainers", "containers"):
+        for container in spec.get(group) or ():
+            found += [
+                f"{group}[{container['name']}].{name}"
+                for name in _IGNORED_OF_CONTAINER
+                if container.get(name)
+            ]
+    return found
+
+
 def _without_nulls(value: Any) -> Any:
     """Null means absent in the Kubernetes API, lists and maps included."""
     if isinstance(value, dict):

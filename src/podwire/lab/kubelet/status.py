@@ -48,7 +48,7 @@ def build(pod: Pod, record: PodRecord, previous: Sequence[Json], host_ip: str) -
 
 
 def _container_status(container: Container, record: PodRecord) -> Json:
-    known = record.containers.get(container.name) or ContainerRecord(container.name)
+    known = record.known(container.name)
     if known.state == "waiting" and not known.ran and _initializing(record):
         known = ContainerRecord(container.name, reason="PodInitializing")
     running = known.state == "running"

@@ -33,7 +33,7 @@ from podwire.lab.kubelet.node import Node
 from podwire.lab.kubelet.pod_status import PodStatus
 from podwire.lab.kubelet.process_end import ProcessEnd
 from podwire.lab.kubelet.records import PodRecord, now
-from podwire.lab.kubelet.spec import Container, Pod, parse
+from podwire.lab.kubelet.spec import Container, Pod, ignored, parse
 from podwire.lab.sandbox import POD_FILES, Sandbox
 
 _CONFIG_RETRY_S = 5.0
@@ -138,7 +138,7 @@ class PodWorker:
         if self.record.sandbox is None:
             return self._sandbox_retry_at or None
         waiting = decide.startable(self.pod, self.record)
-        due = [self.record.container(container.name).retry_at for container in waiting]
+        due = [self.record.known(container.name).retry_at for container in waiting]
         return min((at for at in due if at), default=None)
 
     async def _sync(self) -> None:
@@ -188,6 +188,10 @@ class PodWorker:
         return True
 
     async def _try_sandbox(self) -> None:
+        unheard = ignored(self.record.pod)
+        if unheard and not self.record.containers and not self._sandbox_failures:
+            message = f"a lab's kubelet does nothing about {', '.join(unheard)}"
+            self._event("Warning", "IgnoredInLab", message)
         self._write_files(())
         host_network = self.pod.spec.host_network
         sandbox = sandboxes.create(
