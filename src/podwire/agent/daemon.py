@@ -70,8 +70,19 @@ class Agent:
         self._own_changed = False
         self._amiss = False
         self._rounds: list[float] = []
-        #: Why pods can't be wired yet, for /readyz and CNI STATUS; None when they can.
-        self.not_ready: str | None = "waiting for the Kubernetes API"
+        self._not_ready: str | None = "starting"
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why pods can't be wired yet; None when they can."""
+        return self._not_ready
+
+    def _say_not_ready(self, reason: str | None) -> None:
+        """What /readyz, the metrics and the runtime are told from now on."""
+        self._not_ready = reason
+        metrics.READY.set(reason is None)
+        if reason is not None:
+            self._pods.say_not_ready(reason)
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -88,6 +99,7 @@ class Agent:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 await stack.enter_async_context(self._pods)
+                self._say_not_ready("waiting for the Kubernetes API")
                 await stack.enter_async_context(serve(self._config, self))
                 client = await stack.enter_async_context(KubeClient(self._client_config))
                 self._client = client
@@ -153,7 +165,7 @@ class Agent:
 
     def _set_own(self, own: NodeObject | None) -> None:
         if own is None:
-            self.not_ready = f"node {self._config.node_name} does not exist in the cluster"
+            self._say_not_ready(f"node {self._config.node_name} does not exist in the cluster")
         self._own = own
         self._own_changed = True
 
@@ -216,17 +228,17 @@ class Agent:
             return
         underlay = await self._worker.call(self._find_underlay)
         if isinstance(underlay, str):
-            self.not_ready = underlay
+            self._say_not_ready(underlay)
             log.warning("no underlay", extra=fields(reason=underlay))
             return
         try:
             network = node_config(self._config, self._own, underlay, await self._own_mac())
         except InputError as error:
-            self.not_ready = str(error)
+            self._say_not_ready(str(error))
             log.error("unusable lease", extra=fields(error=error))
             return
         if isinstance(network, str):
-            self.not_ready = network
+            self._say_not_ready(network)
             log.info("no lease yet", extra=fields(reason=network))
             return
         if network != self._network:
@@ -267,14 +279,13 @@ class Agent:
         if wanted:
             await self._client.merge_patch(NODES, name, {"metadata": {"annotations": wanted}})
             log.info("lease published", extra=fields(node=name))
-        if self.not_ready is None:
+        if self._not_ready is None:
             return
         await self._pods.announce()
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         condition = {"status": {"conditions": [network_available(now)]}}
         await self._client.strategic_patch(NODES, name, condition, subresource="status")
-        self.not_ready = None
-        metrics.READY.set(1)
+        self._say_not_ready(None)
         log.info("ready", extra=fields(node=name, peers=self._count_peers()))
 
     async def _reconcile(self, reason: str) -> None:
