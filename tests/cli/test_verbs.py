@@ -19,6 +19,9 @@ from podwire.cluster.kube import CONFIGMAPS, PODS, ClientConfig, KubeClient
 
 from .conftest import Cluster
 
+# Each test runs whole processes; script/test --fast leaves them out.
+pytestmark = pytest.mark.slow
+
 Pod = Callable[..., dict[str, Any]]
 
 

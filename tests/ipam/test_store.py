@@ -239,6 +239,7 @@ def test_a_database_of_a_later_version_is_refused(
         open_store()
 
 
+@pytest.mark.slow
 def test_a_process_killed_anywhere_leaves_no_address_held_twice(tmp_path: Path) -> None:
     """Kill -9 of a process that reserves and releases as fast as it can, at 20 moments."""
     script = (

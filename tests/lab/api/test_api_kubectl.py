@@ -15,7 +15,10 @@ import pytest
 from podwire.lab.controllers import ControllerSettings
 from tests.lab.api.conftest import Api, StartServer, node, pod
 
-pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed"),
+]
 
 _TOKEN = "k" * 32
 

@@ -20,6 +20,9 @@ import pytest
 
 from tests.lab.api.conftest import config_map, node
 
+# Each test runs whole processes; script/test --fast leaves them out.
+pytestmark = pytest.mark.slow
+
 MAPS = "/api/v1/namespaces/default/configmaps"
 
 
