@@ -71,6 +71,13 @@ def test_what_kubelet_sends() -> None:
     assert request.key == ("3f6940ab5ab4", "eth0")
     assert request.netns == "/run/netns/cni-1"
     assert request.pod == PodIdentity("shop", "web-0", "0b1c")
+    assert str(request.pod) == "shop/web-0"
+
+
+def test_what_podman_sends() -> None:
+    request = parse("ADD", CNI_ARGS="IgnoreUnknown=1;K8S_POD_NAME=web")
+    assert request.pod == PodIdentity("", "web", "")
+    assert str(request.pod) == "web"
 
 
 @pytest.mark.parametrize(

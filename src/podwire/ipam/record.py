@@ -31,14 +31,17 @@ class Key(NamedTuple):
 
 
 class PodIdentity(msgspec.Struct, frozen=True):
-    """The pod that the runtime named; all empty for a container that is not a pod."""
+    """The pod that the runtime named; all empty for a container that is not a pod.
+
+    Podman names a container and no namespace.
+    """
 
     namespace: str = ""
     name: str = ""
     uid: str = ""
 
     def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}" if self.name else ""
+        return f"{self.namespace}/{self.name}" if self.namespace and self.name else self.name
 
 
 class Record(msgspec.Struct, frozen=True):
