@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import random
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from podwire.cluster.kube import PODS
 from podwire.errors import LabError
 from podwire.lab import Lab, lifecycle, nodes, processes, teardown
 from podwire.lab.places import is_ready
 from podwire.lab.registry import NETNS_DIR
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+
+#: include/uapi/linux/nsfs.h: a descriptor of the namespace that this one is in.
+NS_GET_PARENT = 0xB702
 
 
 def until(condition: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:
@@ -31,11 +39,8 @@ def until(condition: Callable[[], bool], what: str, timeout_s: float = 15.0) -> 
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    lab = Lab(nodes=2)
-    try:
-        yield lab.up()
-    finally:
-        lifecycle.down(lab.name)
+    with Lab(nodes=2) as lab:
+        yield lab
 
 
 def traces(lab: Lab, lab_id: str) -> list[str]:
@@ -94,6 +99,56 @@ def test_container_that_ended_while_the_kubelet_was_away_is_restarted(lab: Lab) 
     assert pod.ip == ip
     last = pod.object["status"]["containerStatuses"][0]["lastState"]["terminated"]
     assert last["reason"] == "ContainerStatusUnknown"
+
+
+def test_kubelet_killed_at_any_moment_leaks_nothing(lab: Lab) -> None:
+    """Killed 25 times while pods come and go: what is there in the end is what should be."""
+    node, moments = lab.node("node1"), random.Random(1)
+    killed: set[int | None] = {None}
+    for turn in range(25):
+        lab.run(f"p{turn}", node="node1")
+        if turn >= 3:
+            lab.call(
+                lambda client, name=f"p{turn - 3}": client.delete(PODS, name, "default", 1)  # type: ignore[misc]
+            )
+        until(lambda: node.process("kubelet").pid not in killed, "kubelet runs")
+        pid = node.process("kubelet").pid
+        assert pid is not None
+        # The moment is what is varied: while it starts, makes the sandbox, ADDs, or later.
+        time.sleep(moments.uniform(0.2, 0.5))
+        os.kill(pid, signal.SIGKILL)
+        killed.add(pid)
+    pods = [lab.pod(f"p{turn}") for turn in (22, 23, 24)]
+    for turn in range(22):
+        lab.pod(f"p{turn}").delete(grace_s=0)
+    assert len({pod.ip for pod in pods}) == 3
+    for pod in pods:
+        assert lab.node("node2").ping(pod).lost == 0
+
+    def sandboxes() -> bool:
+        return node.exec(["sh", "-c", "ls /run/netns | wc -l"]).stdout == "3\n"
+
+    until(sandboxes, "one network namespace for each pod")
+    environments = [processes.environment(process.pid) for process in all_in(lab, "node1")]
+    assert sum("PODWIRE_SANDBOX" in environment for environment in environments) == 3
+    links = node.exec(["ip", "-o", "link", "show", "master", "cni0"]).stdout.splitlines()
+    assert len(links) == 3
+
+
+def all_in(lab: Lab, node: str) -> list[processes.Process]:
+    """Every process of a node, its pods' included, which have namespaces of their own."""
+    inside, found = f"pid:[{Path(f'/proc/{lab.node(node).pid}/ns/pid').stat().st_ino}]", []
+    for process in processes.all_processes():
+        with suppress(OSError):
+            fd = os.open(f"/proc/{process.pid}/ns/pid", os.O_RDONLY)
+            try:
+                parent = fcntl.ioctl(fd, NS_GET_PARENT)
+                if os.readlink(f"/proc/self/fd/{parent}") == inside:  # noqa: PTH115
+                    found.append(process)
+                os.close(parent)
+            finally:
+                os.close(fd)
+    return found
 
 
 def test_killed_pause_gives_a_new_sandbox(lab: Lab) -> None:

@@ -17,9 +17,10 @@ from podwire.lab.programs import Program
 
 #: Wait before the first restart; doubles with each that follows closely, up to the second.
 _BACKOFF_S = 0.05
-_MAX_BACKOFF_S = 5.0
-#: A process that lived this long was fine, and is restarted without much waiting.
-_FINE_AFTER_S = 10.0
+_MAX_BACKOFF_S = 3.0
+#: A process that lived this long was fine, and is restarted without much waiting; so is one that
+#: has said that it is ready.
+_FINE_AFTER_S = 1.0
 
 
 class Child:
@@ -34,6 +35,7 @@ class Child:
         self._restarts = -1
         self._failures = 0
         self._started = 0.0
+        self._was_ready = False
         self._state: State = "starting"
         self._message = ""
         self._since = time.time()
@@ -46,6 +48,7 @@ class Child:
         """Start the program. Raises OSError or KernelError."""
         self._restarts += 1
         self._started = time.monotonic()
+        self._was_ready = False
         self._enter("starting")
         argv = list(self.program.argv)
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -91,6 +94,7 @@ class Child:
         if word == "waiting":
             self._enter("waiting", message)
         else:
+            self._was_ready = True
             self._enter("ready")
         return True
 
@@ -112,7 +116,7 @@ class Child:
     def back_off(self) -> float:
         """Seconds to wait before the next start."""
         lived_s = time.monotonic() - self._started
-        self._failures = 0 if lived_s >= _FINE_AFTER_S else self._failures + 1
+        self._failures = 0 if self._was_ready or lived_s >= _FINE_AFTER_S else self._failures + 1
         if self._state != "backoff":
             self._enter("backoff", "could not be started")
         return min(_MAX_BACKOFF_S, _BACKOFF_S * 2.0 ** max(0, self._failures - 1))
