@@ -6,6 +6,7 @@ the pod's, addresses and routes. A failure takes back what was made.
 
 from __future__ import annotations
 
+import errno
 import socket
 from ipaddress import ip_address
 
@@ -53,8 +54,14 @@ def attach(
     if bridge is None:
         raise KernelError(
             f"bridge {host.master} does not exist",
-            errno=19,
+            errno=errno.ENODEV,
             remedy="wait until the agent has made it (see `podwire plan`)",
+        )
+    if not bridge.ours:
+        raise KernelError(
+            f"link {host.master} was not made by Podwire",
+            errno=errno.EBUSY,
+            remedy=f"delete it (ip link del {host.master}); the agent then makes its own",
         )
     inside = socket_in(netns_fd)
     try:
@@ -76,7 +83,7 @@ def attach(
 def _configure(inside: NetlinkSocket, ifname: str, pod: tuple[Address | Route, ...]) -> LinkState:
     link = find_link(inside, ifname)
     if link is None:
-        raise KernelError(f"{ifname} vanished while it was being set up", errno=19)
+        raise KernelError(f"{ifname} vanished while it was being set up", errno=errno.ENODEV)
     batch = [messages.set_link("lo", up=True), messages.set_link(ifname, up=True)]
     batch += [_pod_message(entry, link.index) for entry in pod]
     if failures := inside.request(batch):
@@ -168,7 +175,7 @@ def detach(sock: NetlinkSocket, *host_ifnames: str) -> None:
         return
     batch = [messages.set_link(link.name, group=DOOMED_GROUP) for link in doomed]
     for failure in sock.request([*batch, messages.delete_group(DOOMED_GROUP)]):
-        if failure.errno != 19:  # ENODEV: the pod's namespace died meanwhile and took it along
+        if failure.errno != errno.ENODEV:  # The pod's namespace died meanwhile and took it along.
             names = ", ".join(link.name for link in doomed)
             raise kernel_error(f"delete {names}", failure)
 

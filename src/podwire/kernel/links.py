@@ -39,8 +39,10 @@ class LinkOp(msgspec.Struct, frozen=True):
             # A port's settings are refused for as long as the link is none.
             hairpin = {"hairpin": changes.pop("hairpin")} if "hairpin" in changes else {}
             return [messages.set_link(self.name, **one) for one in (changes, hairpin) if one]
-        create = messages.create_link(self.link, indexes)
-        return [create, messages.set_link(self.name, **changes)]
+        # Before the link is up: an address that IPv6 has made itself stays.
+        first = {"no_ipv6_address": changes.pop("no_ipv6_address")}
+        settings = [messages.set_link(self.name, **one) for one in (first, changes)]
+        return [messages.create_link(self.link, indexes), *settings]
 
     def line(self) -> str:
         if self.action == "delete":
@@ -153,15 +155,14 @@ def _settings(name: str, changes: Mapping[str, Any]) -> list[str]:
                 words.append(f"address {format_mac(value)}")
             case "alias":
                 words.append(f'alias "{value}"')
-            case "no_ipv6_address":
-                words.append("addrgenmode none")
             case "up":
                 words.append("up")
-            case "hairpin":
-                pass
+            case "hairpin" | "no_ipv6_address":
+                pass  # A line of its own, below.
             case _:
                 words.append(f"{key} {value}")
-    lines = [f"ip link set {name} {' '.join(words)}"] if words else []
+    lines = [f"ip link set {name} addrgenmode none"] if "no_ipv6_address" in changes else []
+    lines += [f"ip link set {name} {' '.join(words)}"] if words else []
     if "hairpin" in changes:
         lines.append(f"bridge link set dev {name} hairpin {'on' if changes['hairpin'] else 'off'}")
     return lines

@@ -15,6 +15,7 @@ their protocol, links by their group, neighbours and FDB entries by the device, 
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -56,11 +57,13 @@ class Change(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct):
     """What a reconciliation did. `changes` are applied ones, `failures` one sentence each.
 
-    `missing` are the pods' links that are gone and have to be attached anew.
+    `refused` are those failures without whose mending no pod can be wired: a bridge or a tunnel
+    could not be made. `missing` are the pods' links that are gone and have to be attached anew.
     """
 
     changes: int = 0
     failures: list[str] = []
+    refused: list[str] = []
     missing: list[Link] = []
     seconds: float = 0.0
     lines: list[Change] = []
@@ -77,8 +80,9 @@ class Reconciler:
         self._links: dict[str, Link] = {}
         self._indexes: dict[str, int] = {}
         self._nft_tables: dict[str, NftTable] = {}
-        #: The last thing seen of our devices that we want: what a notification is compared with.
+        #: Indexes of our tunnels, and the names of the links below them.
         self._overlay: frozenset[int] = frozenset()
+        self._underlays: frozenset[str] = frozenset()
 
     def close(self) -> None:
         self._socket.close()
@@ -99,7 +103,8 @@ class Reconciler:
         actual_links = read_links(self._socket)
         self._index_desired()
         link_diff = links.diff(self._links, actual_links)
-        changes = [Change("link", op.action, op.line(), op.why) for op in link_diff.ops]
+        changes = [Change("link", "refuse", f"# {text}", None) for text in link_diff.refused]
+        changes += [Change("link", op.action, op.line(), op.why) for op in link_diff.ops]
         changes += [
             Change("link", "add", f"# {link.name} is gone: its pod is attached anew", link.why)
             for link in link_diff.missing
@@ -122,11 +127,12 @@ class Reconciler:
         actual_links = read_links(self._socket)
         self._index_desired()
         link_diff = links.diff(self._links, actual_links)
-        report.failures += link_diff.refused
+        report.refused += link_diff.refused
         report.missing = link_diff.missing
         if link_diff.ops:
             self._apply_links(link_diff.ops, actual_links, report, record)
             actual_links = read_links(self._socket)
+        report.failures += report.refused
         names = self._number(actual_links)
         self._apply_sysctls(report, record)
         actual = self._read(actual_links, only=(ADDRESSES,))
@@ -242,19 +248,22 @@ class Reconciler:
 
     def _link_is_amiss(self, notified: LinkState) -> bool:
         """Looks at the link as it is now: our own making of one is notified in several steps."""
-        if notified.name not in self._links:
+        link = self._links.get(notified.name)
+        if link is None:
             # The underlay may have come back with another index: our tunnel hangs on it.
             known = self._indexes.get(notified.name)
-            return known is not None and known != notified.index
-        link = self._links[notified.name]
+            return notified.name in self._underlays and notified.index != known
         refers_to = link.kind.dev if isinstance(link.kind, Vxlan) else link.master
         actual = {}
         for name in filter(None, (link.name, refers_to)):
             found = self._socket.get(messages.RTM_GETLINK, messages.get_link(name))
             if found is not None:
                 actual[name] = messages.parse_link(found)
-        if link.name in actual and actual[link.name].index != self._indexes.get(link.name):
-            return True
+        if not isinstance(link.kind, Veth):
+            # Addresses, neighbours and FDB entries hang on the index.
+            now = self._indexes_of(actual).get(link.name, -1)
+            if now != max(self._indexes.get(link.name, -1), -1):
+                return True
         difference = links.diff({link.name: link}, actual)
         return bool(difference.missing or any(op.name == link.name for op in difference.ops))
 
@@ -282,18 +291,28 @@ class Reconciler:
         Links that are not there get negative indexes, which no kernel entry has. Returns the
         names by index.
         """
-        indexes = {name: state.index for name, state in actual.items()}
-        for number, name in enumerate(sorted({*self._links} - {*actual}), 1):
+        indexes = self._indexes_of(actual)
+        for number, name in enumerate(sorted(self._links.keys() - indexes.keys()), 1):
             indexes[name] = -number
-        self._overlay = frozenset(
-            indexes[link.name] for link in self._links.values() if isinstance(link.kind, Vxlan)
-        )
+        tunnels = {
+            link.name: link.kind for link in self._links.values() if isinstance(link.kind, Vxlan)
+        }
+        self._overlay = frozenset(indexes[name] for name in tunnels)
+        self._underlays = frozenset(kind.dev for kind in tunnels.values())
         self._indexes = indexes
         self._wanted = {table.name: {} for table in TABLES}
         for cause, entries in self._desired.items():
             for name, pairs in self._wire(entries, cause).items():
                 self._wanted[name].update(pairs)
         return {index: name for name, index in indexes.items()}
+
+    def _indexes_of(self, actual: Mapping[str, LinkState]) -> dict[str, int]:
+        """By name. A link of somebody else under a name that we want is as good as not there."""
+        return {
+            name: state.index
+            for name, state in actual.items()
+            if state.ours or name not in self._links
+        }
 
     def _wire(self, entries: Iterable[Entry], cause: str) -> dict[str, dict[Any, Wanted]]:
         found: dict[str, dict[Any, Wanted]] = {}
@@ -382,15 +401,11 @@ class Reconciler:
         report: Report,
         record: bool,
     ) -> None:
-        indexes = {name: state.index for name, state in actual.items()}
+        indexes = self._indexes_of(actual)
         for op in ops:
-            missing = [name for name in _refers_to(op) if name not in indexes]
-            if missing:
-                report.failures.append(f"link {op.name}: {missing[0]} does not exist")
-                continue
-            failures = self._socket.request(op.message(indexes))
-            if failures:
-                report.failures.append(str(kernel_error(f"{op.action} {op.name}", failures[0])))
+            if error := self._apply_link(op, indexes):
+                essential = op.link is not None and not isinstance(op.link.kind, Veth)
+                (report.refused if essential else report.failures).append(error)
                 continue
             report.changes += 1
             if record:
@@ -401,6 +416,17 @@ class Reconciler:
                     indexes[op.name] = messages.parse_link(found).index
             elif op.action == "delete":
                 indexes.pop(op.name, None)
+
+    def _apply_link(self, op: links.LinkOp, indexes: dict[str, int]) -> str:
+        """Empty when it went well."""
+        for name in _refers_to(op):
+            if name not in indexes:
+                return f"link {op.name}: {name} does not exist"
+        for failure in self._socket.request(op.message(indexes)):
+            # A setting of IPv6, on a machine that has none.
+            if failure.errno != errno.EAFNOSUPPORT:
+                return str(kernel_error(f"{op.action} {op.name}", failure))
+        return ""
 
     def _apply(self, ops: list[Op], names: Mapping[int, str], report: Report, record: bool) -> None:
         # What hangs on a link that could not be made would fail one by one: its link has said so.
@@ -456,7 +482,7 @@ class Reconciler:
 
 
 _BY_NAME = {table.name: table for table in TABLES}
-_ALREADY_GONE = {2, 3, 19, 99}  # ENOENT, ESRCH, ENODEV, EADDRNOTAVAIL
+_ALREADY_GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
 
 
 def _ifindex(op: Op) -> int:

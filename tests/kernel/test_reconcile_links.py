@@ -1,0 +1,134 @@
+"""Links in the reconciler: what is somebody else's, what is a pod's, and what is no alarm."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address, ip_interface
+
+import pytest
+
+from podwire.kernel import netns
+from podwire.kernel.attach import attach
+from podwire.kernel.messages import RTNLGRP_LINK
+from podwire.kernel.netlink import NetlinkSocket
+from podwire.kernel.reconcile import Reconciler
+from podwire.model.cluster import Attachment
+from podwire.plan.node import cause_of_attachment
+from podwire.plan.wiring.bridge import plan_attachment
+from tests.conftest import Namespace
+from tests.kernel.test_reconcile import CONFIG, DESIRED, UNDERLAY
+
+pytestmark = pytest.mark.root
+
+ATTACHMENT = Attachment(
+    container_id="c1",
+    ifname="eth0",
+    netns="/run/netns/c1",
+    host_ifname="vethc1",
+    mac=bytes.fromhex("0a580af40105"),
+    ips=(ip_interface("10.244.1.5/24"),),
+    gateways=(ip_address("10.244.1.1"),),
+)
+
+
+@pytest.fixture
+def reconciler(inside: Namespace) -> Iterator[Reconciler]:
+    inside.run(UNDERLAY)
+    one = Reconciler()
+    one.replace(DESIRED)
+    yield one
+    one.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "foreign"),
+    [
+        ("cni0", "ip link add cni0 type bridge; ip link set cni0 up"),
+        ("flannel.1", "ip link add flannel.1 type vxlan id 1 dev eth0 dstport 8472 nolearning"),
+    ],
+)
+def test_a_foreign_link_gets_nothing_of_ours(
+    inside: Namespace, reconciler: Reconciler, name: str, foreign: str
+) -> None:
+    inside.run(foreign)
+    look = f"ip address show {name}; ip neigh show dev {name}; bridge fdb show dev {name}"
+    before = inside.run(look)
+    report = reconciler.reconcile()
+    assert len(report.refused) == 1
+    assert f"{name} exists and was not made by Podwire" in report.refused[0]
+    assert report.refused == report.failures
+    assert inside.run(look) == before
+    assert "proto 112" not in inside.run(f"ip route show dev {name}")
+    assert reconciler.reconcile().changes == 0
+
+
+def test_a_foreign_link_that_goes_makes_room(inside: Namespace, reconciler: Reconciler) -> None:
+    inside.run("ip link add cni0 type bridge")
+    reconciler.reconcile()
+    with NetlinkSocket(groups=(RTNLGRP_LINK,)) as watch:
+
+        def amiss() -> bool:
+            return any(reconciler.is_amiss(one.type, one.payload) for one in watch.notifications())
+
+        inside.run("ip link set cni0 up; ip link set cni0 mtu 1300")
+        assert not amiss(), "what others do to their link is their business"
+        inside.run("ip link del cni0")
+        assert amiss()
+        assert reconciler.reconcile().refused == []
+        assert reconciler.plan() == []
+        inside.run("ip link del cni0; ip link add cni0 type bridge")
+        assert amiss(), "ours was replaced"
+
+
+def test_a_pod_that_comes_and_goes_is_no_alarm(
+    inside: Namespace, reconciler: Reconciler, make_namespace: Callable[[], Namespace]
+) -> None:
+    pod = make_namespace()
+    reconciler.reconcile()
+    wiring = plan_attachment(CONFIG, ATTACHMENT)
+    cause = cause_of_attachment(ATTACHMENT)
+    fd = netns.open_netns(pod.path)
+    try:
+        with NetlinkSocket() as sock, NetlinkSocket(groups=(RTNLGRP_LINK,)) as watch:
+
+            def amiss() -> bool:
+                found = watch.notifications()
+                assert found
+                return any(reconciler.is_amiss(one.type, one.payload) for one in found)
+
+            for _ in range(2):
+                attach(sock, wiring.host, wiring.pod, fd)
+                reconciler.note_link(cause, wiring.host)
+                assert not amiss()
+                reconciler.note_link(cause, None)
+                inside.run(f"ip link del {ATTACHMENT.host_ifname}")
+                assert not amiss()
+            attach(sock, wiring.host, wiring.pod, fd)
+            reconciler.note_link(cause, wiring.host)
+            inside.run(f"ip link set {ATTACHMENT.host_ifname} nomaster")
+            assert amiss()
+    finally:
+        os.close(fd)
+
+
+def test_our_devices_have_no_ipv6_address_of_their_own(
+    inside: Namespace, reconciler: Reconciler
+) -> None:
+    reconciler.reconcile()
+    for name in ("cni0", "flannel.1"):
+        (link,) = json.loads(inside.run(f"ip -6 -j address show dev {name}")) or [{}]
+        assert link.get("addr_info", []) == []
+
+
+def test_an_underlay_that_came_back_is_noticed(inside: Namespace, reconciler: Reconciler) -> None:
+    reconciler.reconcile()
+    with NetlinkSocket(groups=(RTNLGRP_LINK,)) as watch:
+        inside.run("ip link del eth0")
+        assert any(reconciler.is_amiss(one.type, one.payload) for one in watch.notifications())
+        report = reconciler.reconcile()
+        assert any("eth0 does not exist" in one for one in report.refused)
+        inside.run(UNDERLAY)
+        assert any(reconciler.is_amiss(one.type, one.payload) for one in watch.notifications())
+    assert reconciler.reconcile().failures == []
