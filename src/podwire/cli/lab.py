@@ -155,7 +155,9 @@ def _print_status(info: LabInfo, snapshot: Snapshot) -> None:
 
     record = info.record()
     if record is not None:
-        print(f"lab {info.name}: {len(record.nodes)} nodes, API https://127.0.0.1:{record.api_port}")
+        print(
+            f"lab {info.name}: {len(record.nodes)} nodes, API https://127.0.0.1:{record.api_port}"
+        )
         addresses = ", ".join(f"{node.name} {node.address}" for node in record.nodes[:8])
         print(f"underlay 172.18.0.0/16: {addresses}{', …' if len(record.nodes) > 8 else ''}\n")
     table = Table(("PROCESS", "STATUS", "PID", "RESTARTS", "AGE", "MESSAGE"))
