@@ -19,6 +19,7 @@ ones.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -51,6 +52,10 @@ _EMPTY = {"/tmp": "mode=1777", "/var/tmp": "mode=1777", "/dev/shm": "mode=1777"}
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 0x1
+
+
+class SandboxEndedError(LabError):
+    """The sandbox has ended, or is about to: its pause process has been killed."""
 
 
 class Sandbox(msgspec.Struct, frozen=True):
@@ -138,12 +143,12 @@ def run(
 ) -> int:
     """Start a program in a sandbox and return its PID; it is a child of this process.
 
-    Raises LabError when the sandbox has ended, and the OSError that kept the program from
-    starting (FileNotFoundError: no such program).
+    Raises SandboxEndedError, and the OSError that kept the program from starting
+    (FileNotFoundError: no such program).
     """
     pidfd = sandbox.open()
     if pidfd is None:
-        raise LabError("the sandbox has ended")
+        raise SandboxEndedError("the sandbox has ended")
     try:
         return ns.spawn(
             argv,
@@ -155,6 +160,12 @@ def run(
             cwd=cwd,
             terminal=terminal,
         )
+    except (KernelError, OSError) as error:
+        # A killed PID 1 takes a while to end, having nothing left to enter or to fork into
+        # (setns(2): ESRCH; fork(2): ENOMEM).
+        if error.errno in (errno.ESRCH, errno.ENOMEM):
+            raise SandboxEndedError("the sandbox is about to end") from error
+        raise
     finally:
         os.close(pidfd)
 

@@ -26,7 +26,7 @@ from podwire.lab.kubelet.process_end import ProcessEnd
 from podwire.lab.kubelet.records import ContainerRecord, Termination, new_id, now
 from podwire.lab.nodes import PATH
 from podwire.lab.processes import Process
-from podwire.lab.sandbox import Sandbox
+from podwire.lab.sandbox import Sandbox, SandboxEndedError
 
 MAX_BACKOFF_S = 30.0
 _FORGIVEN_AFTER_S = 60.0
@@ -54,31 +54,41 @@ class ContainerRun:
     def start(
         self, sandbox: Sandbox, argv: Sequence[str], env: Mapping[str, str], cwd: str, log: Path
     ) -> bool:
-        """Start it; False when it ended at that, which is recorded as its end."""
+        """Start it; False when it ended at that, which is recorded as its end.
+
+        Raises SandboxEndedError, having recorded nothing.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pid = sandboxes.run(sandbox, with_busybox(argv), env=env, cwd=cwd, stdio=(null, fd, fd))
+        except SandboxEndedError:
+            raise
+        except (OSError, PodwireError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error.message
+            self._begin()
+            self._record_end(_START_ERROR, "StartError", f"cannot execute {argv[0]!r}: {reason}")
+            return False
+        finally:
+            os.close(fd)
+            os.close(null)
+        self._begin()
+        self.ended = asyncio.Event()
+        process = Process.unreaped(pid)
+        self.record.state, self.record.reason, self.record.message = "running", "", ""
+        self.record.pid, self.record.started = process.pid, process.started
+        self._end = ProcessEnd(process, self._ended)
+        return True
+
+    def _begin(self) -> None:
+        """Record that a new run begins."""
         record = self.record
         if record.ran:
             record.restarts += 1
         record.last = record.ended or record.last
         record.id, record.ended = new_id(), None
         record.started_at = now()
-        log.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            pid = sandboxes.run(sandbox, with_busybox(argv), env=env, cwd=cwd, stdio=(null, fd, fd))
-        except (OSError, PodwireError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error.message
-            self._record_end(_START_ERROR, "StartError", f"cannot execute {argv[0]!r}: {reason}")
-            return False
-        finally:
-            os.close(fd)
-            os.close(null)
-        self.ended = asyncio.Event()
-        process = Process.unreaped(pid)
-        record.state, record.reason, record.message = "running", "", ""
-        record.pid, record.started = process.pid, process.started
-        self._end = ProcessEnd(process, self._ended)
-        return True
 
     def wait_with(self, reason: str, message: str, retry_s: float) -> None:
         """Record why it does not run, and that it may be tried again in `retry_s`."""

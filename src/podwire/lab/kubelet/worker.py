@@ -34,7 +34,7 @@ from podwire.lab.kubelet.pod_status import PodStatus
 from podwire.lab.kubelet.process_end import ProcessEnd
 from podwire.lab.kubelet.records import PodRecord, now
 from podwire.lab.kubelet.spec import Container, Pod, ignored, parse
-from podwire.lab.sandbox import POD_FILES, Sandbox
+from podwire.lab.sandbox import POD_FILES, Sandbox, SandboxEndedError
 
 _CONFIG_RETRY_S = 5.0
 _SANDBOX_BACKOFF_S = 0.2
@@ -56,6 +56,7 @@ class PodWorker:
         self._pause: ProcessEnd | None = None
         self._wake = asyncio.Event()
         self._removed = False
+        self._sandbox_ending = False
         self._sandbox_retry_at = 0.0
         self._sandbox_failures = 0
         self._told: str | None = None
@@ -159,7 +160,9 @@ class PodWorker:
 
     def _sandbox_lost(self) -> bool:
         sandbox = self.record.sandbox
-        return sandbox is not None and not (self.record.attached and sandbox.alive)
+        if sandbox is None:
+            return False
+        return self._sandbox_ending or not (self.record.attached and sandbox.alive)
 
     async def _make_sandbox(self) -> bool:
         """Have a sandbox with a network; False when that has to wait."""
@@ -256,6 +259,7 @@ class PodWorker:
                 await asyncio.sleep(min(_MAX_SANDBOX_BACKOFF_S, 0.1 * 2.0**failures))
         sandboxes.destroy(sandbox)
         self._pause = None  # goes on until it has reaped the pause process
+        self._sandbox_ending = False
         for run in self._runs.values():
             run.lost()
         for known in self.record.containers.values():
@@ -292,7 +296,14 @@ class PodWorker:
         self._event("Normal", "Created", f"Created container {container.name}", container)
         run_number = known.restarts + 1 if known.ran else 0
         log = self._node.records.log(self.record.uid, container.name, run_number)
-        if run.start(sandbox, argv, env, container.working_dir, log):
+        try:
+            started = run.start(sandbox, argv, env, container.working_dir, log)
+        except SandboxEndedError:
+            # Its processes' ends are noticed before its own.
+            self._sandbox_ending = True
+            self.wake()
+            return
+        if started:
             self._event("Normal", "Started", f"Started container {container.name}", container)
         else:
             message = known.ended.message if known.ended else ""
