@@ -237,11 +237,29 @@ def test_an_update_touches_one_peers_entries_only(
 def test_a_subnet_that_changes_hands_is_not_lost(inside: Namespace, reconciler: Reconciler) -> None:
     reconciler.reconcile()
     heir = Node("node4", lease=msgspec.structs.replace(lease(4), subnets=lease(2).subnets))
-    reconciler.update(cause_of_node("node4"), plan_peer(CONFIG, heir))
-    reconciler.update(cause_of_node("node2"), ())
+    for cause, entries in (("node4", plan_peer(CONFIG, heir)), ("node2", ())):
+        if reconciler.update(cause_of_node(cause), entries) is None:
+            reconciler.reconcile()
     assert "10.244.2.0/24" in inside.run("ip route show")
     assert "02:00:00:00:00:04" in inside.run("ip neigh show 10.244.2.0 dev flannel.1")
     assert reconciler.plan() == []
+
+
+@pytest.mark.parametrize("order", [("node4", "node2"), ("node2", "node4")])
+def test_what_two_causes_want_is_the_firsts_whatever_came_first(
+    inside: Namespace, reconciler: Reconciler, order: tuple[str, str]
+) -> None:
+    claimed = lease(9).subnets
+    reconciler.reconcile()
+    for name in order:
+        node = Node(name, lease=msgspec.structs.replace(lease(int(name[-1])), subnets=claimed))
+        if reconciler.update(cause_of_node(name), plan_peer(CONFIG, node)) is None:
+            reconciler.reconcile()
+    assert reconciler.plan() == []
+    assert "02:00:00:00:00:02" in inside.run("ip neigh show 10.244.9.0 dev flannel.1")
+    assert reconciler.update(cause_of_node("node2"), ()) is None
+    reconciler.reconcile()
+    assert "02:00:00:00:00:04" in inside.run("ip neigh show 10.244.9.0 dev flannel.1")
 
 
 def test_entries_wait_for_an_underlay_that_is_missing(inside: Namespace) -> None:

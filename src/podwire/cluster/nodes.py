@@ -30,11 +30,12 @@ PUBLIC_IPV6_OVERWRITE = PREFIX + "public-ipv6-overwrite"
 
 class _Metadata(msgspec.Struct, gc=False):
     name: str
+    creationTimestamp: str | None = None  # noqa: N815  the API's own spelling
     annotations: dict[str, str] | None = None
 
 
 class _Spec(msgspec.Struct, gc=False):
-    podCIDR: str = ""  # noqa: N815  the API's own spelling
+    podCIDR: str = ""  # noqa: N815
     podCIDRs: list[str] | None = None  # noqa: N815
 
 
@@ -77,7 +78,14 @@ def node_from_object(obj: NodeObject) -> tuple[Node, list[str]]:
             lease = _lease(obj, tuple(cidrs))
         except InputError as error:
             problems.append(str(error))
-    return Node(name=name, pod_cidrs=tuple(cidrs), internal_ips=tuple(ips), lease=lease), problems
+    node = Node(
+        name=name,
+        pod_cidrs=tuple(cidrs),
+        internal_ips=tuple(ips),
+        lease=lease,
+        created=obj.metadata.creationTimestamp or "",
+    )
+    return node, problems
 
 
 def lease_annotations(lease: Lease) -> dict[str, str]:

@@ -77,6 +77,8 @@ class Reconciler:
         self._nft = nft.Nft()
         self._desired: dict[str, tuple[Entry, ...]] = {}
         self._wanted: dict[str, dict[Any, Wanted]] = {table.name: {} for table in TABLES}
+        #: Keys of `_wanted`, with the table's name, that more than one cause asks for.
+        self._contested: set[tuple[str, Any]] = set()
         self._links: dict[str, Link] = {}
         self._indexes: dict[str, int] = {}
         self._nft_tables: dict[str, NftTable] = {}
@@ -157,8 +159,8 @@ class Reconciler:
     def update(self, cause: str, entries: tuple[Entry, ...]) -> Report | None:
         """Want `entries` for `cause` from now on, and apply just that difference.
 
-        None where entries are among them that need the whole compared (this node's own links,
-        addresses, nft tables): then `reconcile` does it.
+        None where the whole has to be compared: for this node's own links, addresses and nft
+        tables, and for what another cause wants as well. Then `reconcile` does it.
         """
         started = time.perf_counter()
         before = self._desired.get(cause, ())
@@ -173,29 +175,36 @@ class Reconciler:
             for entry in (*before, *entries)
         ):
             return None
+        gone, new = self._wire(before, cause), self._wire(entries, cause)
+        if self._is_contested(gone, cause) or self._is_contested(new, cause):
+            return None
         report = Report()
         ops: list[Op] = []
-        gone = self._wire(before, cause)
-        for name, pairs in self._wire(entries, cause).items():
+        for name, pairs in new.items():
             table, wanted = _BY_NAME[name], self._wanted[name]
             for key, want in pairs.items():
                 old = gone.get(name, {}).pop(key, None)
-                if key not in wanted:
+                if old is None:
                     ops.append(Op(table, "add", key, want.value, want.why))
-                elif old is None or old.value != want.value:
+                elif old.value != want.value:
                     ops.append(Op(table, "change", key, want.value, want.why))
                 wanted[key] = want
         deletions: list[Op] = []
         for name, pairs in gone.items():
-            table, wanted = _BY_NAME[name], self._wanted[name]
             for key, old in pairs.items():
-                # Another cause may have taken the key over (a subnet that changed hands).
-                if key in wanted and wanted[key].cause == cause:
-                    del wanted[key]
-                    deletions.insert(0, Op(table, "delete", key, old.value, old.why))
+                del self._wanted[name][key]
+                deletions.insert(0, Op(_BY_NAME[name], "delete", key, old.value, old.why))
         self._apply([*deletions, *ops], {}, report, record=False)
         report.seconds = time.perf_counter() - started
         return report
+
+    def _is_contested(self, pairs: Mapping[str, Mapping[Any, Wanted]], cause: str) -> bool:
+        """Whether another cause wants any of these keys too."""
+        return any(
+            (name, key) in self._contested or self._wanted[name].get(key, want).cause != cause
+            for name, keys in pairs.items()
+            for key, want in keys.items()
+        )
 
     def note_link(self, cause: str, link: Link | None) -> None:
         """Want (or no longer want) a pod's link that has just been attached (or detached)."""
@@ -301,9 +310,16 @@ class Reconciler:
         self._underlays = frozenset(kind.dev for kind in tunnels.values())
         self._indexes = indexes
         self._wanted = {table.name: {} for table in TABLES}
+        self._contested = set()
         for cause, entries in self._desired.items():
             for name, pairs in self._wire(entries, cause).items():
-                self._wanted[name].update(pairs)
+                wanted = self._wanted[name]
+                for key, want in pairs.items():
+                    other = wanted.setdefault(key, want)
+                    if other is not want:
+                        # The first by name, so that it is no matter in which order they came.
+                        wanted[key] = min(other, want, key=lambda one: one.cause)
+                        self._contested.add((name, key))
         return {index: name for name, index in indexes.items()}
 
     def _indexes_of(self, actual: Mapping[str, LinkState]) -> dict[str, int]:

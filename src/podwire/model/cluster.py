@@ -28,12 +28,16 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
 
 
 class Node(msgspec.Struct, frozen=True, gc=False):
-    """A node of the cluster. `lease` is None until its agent has published one."""
+    """A node of the cluster. `lease` is None until its agent has published one.
+
+    `created` is when its object came to be (RFC 3339, UTC), empty where that is not known.
+    """
 
     name: str
     pod_cidrs: tuple[IPNetwork, ...] = ()
     internal_ips: tuple[IPAddress, ...] = ()
     lease: Lease | None = None
+    created: str = ""
 
 
 class Underlay(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from podwire.model.cluster import Attachment, ClusterView, NetworkConfig, Node
 from podwire.model.state import NFT_TABLE, Desired, Entry, IPNetwork, NftTable, Why
 from podwire.plan import masquerade
+from podwire.plan.claims import Claims
 from podwire.plan.transport import vxlan
 from podwire.plan.wiring import bridge
 
@@ -45,28 +46,31 @@ def plan_table(config: NetworkConfig) -> NftTable:
     )
 
 
-def plan_peer(config: NetworkConfig, peer: Node) -> tuple[Entry, ...]:
+def plan_peer(config: NetworkConfig, peer: Node, claims: Claims | None = None) -> tuple[Entry, ...]:
     """What this node holds to reach `peer`; nothing where there are `objections` to its lease."""
-    return () if objections(config, peer) else vxlan.plan_peer(config, peer)
+    return () if objections(config, peer, claims) else vxlan.plan_peer(config, peer)
 
 
-def objections(config: NetworkConfig, peer: Node) -> list[str]:
-    """Why a peer's lease is not to be believed: one sentence each, empty when it is.
+def objections(config: NetworkConfig, peer: Node, claims: Claims | None = None) -> list[str]:
+    """Why a peer's lease is not used: one sentence each, empty when it is.
 
     A lease decides where traffic goes. One outside of the cluster network would take that of the
-    internet, one that overlaps this node's own would take that of this node's pods.
+    internet, one that overlaps this node's own would take that of this node's pods. `claims` are
+    those of all peers.
     """
+    lease = peer.lease
+    if lease is None:
+        return []
     found: list[str] = []
-    if peer.lease is None:
-        return found
-    for subnet in peer.lease.subnets:
+    for subnet in lease.subnets:
         if not any(_inside(subnet, network) for network in config.network):
             found.append(f"node {peer.name} leases {subnet}, outside of the cluster network")
         if any(subnet.overlaps(own) for own in config.lease.subnets):
             found.append(f"node {peer.name} leases {subnet}, which overlaps this node's own")
-    if peer.lease.public_ip == config.lease.public_ip:
-        found.append(f"node {peer.name} claims this node's address {peer.lease.public_ip}")
-    return found
+    if lease.public_ip == config.lease.public_ip:
+        found.append(f"node {peer.name} claims this node's address {lease.public_ip}")
+    found += vxlan.objections(config, peer.name, lease)
+    return found + (claims.disputes(peer) if claims is not None else [])
 
 
 def _inside(subnet: IPNetwork, network: IPNetwork) -> bool:
@@ -77,8 +81,10 @@ def plan(view: ClusterView, attachments: Iterable[Attachment] = ()) -> Desired:
     """All that this node's kernel should hold."""
     config = view.config
     by_cause = {cause_of_node(config.node): plan_self(config)}
-    for name, node in view.nodes.items():
-        if name != config.node and (entries := plan_peer(config, node)):
+    peers = {name: node for name, node in view.nodes.items() if name != config.node}
+    claims = Claims(peers.values())
+    for name, node in peers.items():
+        if entries := plan_peer(config, node, claims):
             by_cause[cause_of_node(name)] = entries
     for attachment in attachments:
         by_cause[cause_of_attachment(attachment)] = (bridge.plan_port(config, attachment),)

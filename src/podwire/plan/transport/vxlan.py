@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from ipaddress import ip_interface
 
-from podwire.model.cluster import NetworkConfig, Node
+from podwire.model.cluster import Lease, NetworkConfig, Node
 from podwire.model.state import (
     Address,
     Entry,
@@ -26,6 +26,7 @@ from podwire.model.state import (
     Route,
     Vxlan,
     Why,
+    format_mac,
 )
 
 BACKEND = "vxlan"
@@ -100,12 +101,26 @@ def plan_chains(config: NetworkConfig) -> tuple[NftChain, ...]:
     )
 
 
-def plan_peer(config: NetworkConfig, peer: Node) -> tuple[Entry, ...]:
-    """The entries that reach one peer's pods; none while it has no VXLAN lease of our VNI."""
-    lease = peer.lease
-    if lease is None or lease.backend != BACKEND or lease.vtep_mac is None:
-        return ()
+def objections(config: NetworkConfig, name: str, lease: Lease) -> list[str]:
+    """Why the node of that name can't be reached through this node's tunnel."""
+    if lease.backend != BACKEND:
+        return [f"node {name} has backend {lease.backend or 'none'}, this node {BACKEND}"]
+    found: list[str] = []
     if lease.vni != config.lease.vni:
+        found.append(f"node {name} is in VNI {lease.vni}, this node in {config.lease.vni}")
+    elif lease.vtep_mac == config.lease.vtep_mac and lease.vtep_mac is not None:
+        mac = format_mac(lease.vtep_mac)
+        found.append(f"node {name} has this node's own VTEP MAC {mac}: is it a clone?")
+    if lease.public_ip.version != config.underlay.ip.version:
+        here = f"IPv{config.underlay.ip.version}"
+        found.append(f"node {name} is at {lease.public_ip}, this node's tunnel is over {here}")
+    return found
+
+
+def plan_peer(config: NetworkConfig, peer: Node) -> tuple[Entry, ...]:
+    """The entries that reach one peer's pods, to whose lease there are no `objections`."""
+    lease = peer.lease
+    if lease is None or lease.vtep_mac is None:
         return ()
     dev = config.vxlan_dev
     entries: list[Entry] = []

@@ -1,0 +1,79 @@
+"""Who holds what two nodes claim: a subnet, or a VTEP's MAC (machines cloned with their disks).
+
+What lives here: the rule, and an index that tells quickly whom a change concerns. What does not:
+claims on what is this node's own, which `podwire.plan.node.objections` refuses by itself.
+
+The older Node object holds; of two of one age, the one that comes first by name. A node that claims
+anything that another one holds is left out as a whole, since half of its entries would take its
+pods' traffic to the other node. The rule looks at nothing but the two nodes: not at who was seen
+first, nor at whether the holder is left out for something else. So the plan is a function of the
+nodes, in whatever order they came and changed. Pure: values in, values out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from podwire.model.cluster import Node
+from podwire.model.state import IPNetwork, format_mac
+
+#: A subnet, or a VTEP's VNI and MAC.
+Claim: TypeAlias = IPNetwork | tuple[int, bytes]
+Rank: TypeAlias = tuple[str, str]
+
+
+class Claims:
+    """What a set of nodes claims. A change costs what that node claims, not what all do."""
+
+    def __init__(self, nodes: Iterable[Node] = ()) -> None:
+        self._claimants: dict[Claim, tuple[Rank, ...]] = {}
+        for node in nodes:
+            self.replace(None, node)
+
+    def replace(self, before: Node | None, after: Node | None) -> set[str]:
+        """A node changed (None: it was not there, or is not any more).
+
+        Returns the names of the other nodes whose standing may be another now.
+        """
+        concerned: set[str] = set()
+        for node, is_there in ((before, False), (after, True)):
+            if node is None:
+                continue
+            rank = _rank(node)
+            for claim in _claims(node):
+                others = [one for one in self._claimants.get(claim, ()) if one != rank]
+                concerned.update(name for _, name in others)
+                if remaining := sorted([*others, rank]) if is_there else others:
+                    self._claimants[claim] = tuple(remaining)
+                else:
+                    del self._claimants[claim]
+        return concerned
+
+    def disputes(self, node: Node) -> list[str]:
+        """What `node` claims and another one holds: one sentence each."""
+        rank = _rank(node)
+        found = []
+        for claim in _claims(node):
+            holder = self._claimants.get(claim, (rank,))[0]
+            if holder < rank:
+                what = (
+                    f"has VTEP MAC {format_mac(claim[1])}"
+                    if isinstance(claim, tuple)
+                    else (f"leases {claim}")
+                )
+                found.append(f"node {node.name} {what}, as the older node {holder[1]} does")
+        return found
+
+
+def _rank(node: Node) -> Rank:
+    return node.created, node.name
+
+
+def _claims(node: Node) -> tuple[Claim, ...]:
+    lease = node.lease
+    if lease is None:
+        return ()
+    if lease.vtep_mac is None:
+        return lease.subnets
+    return (*lease.subnets, (lease.vni, lease.vtep_mac))

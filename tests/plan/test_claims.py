@@ -1,0 +1,107 @@
+"""Two nodes that claim one thing: who holds it, and that the order of events does not matter."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from podwire.model.cluster import ClusterView, Lease, NetworkConfig, Node, Underlay
+from podwire.plan.claims import Claims
+from podwire.plan.node import cause_of_node, objections, plan, plan_peer
+
+CONFIG = NetworkConfig(
+    node="node1",
+    network=(ip_network("10.244.0.0/16"),),
+    lease=Lease(
+        (ip_network("10.244.1.0/24"),), "vxlan", ip_address("172.18.0.11"), 1, b"\x02\0\0\0\0\1"
+    ),
+    underlay=Underlay("eth0", ip_address("172.18.0.11"), 1500),
+    mtu=1450,
+)
+
+
+def node(name: str, subnet: int, mac: int, created: str = "", vni: int = 1) -> Node:
+    lease = Lease(
+        subnets=(ip_network(f"10.244.{subnet}.0/24"),),
+        backend="vxlan",
+        public_ip=ip_address("172.18.0.12") + int(name[-1]),
+        vni=vni,
+        vtep_mac=b"\x02\0\0\0\0" + bytes([mac]),
+    )
+    return Node(name, lease=lease, created=created)
+
+
+OLD = node("node9", 7, 9, "2026-01-01T00:00:00Z")
+NEW = node("node2", 7, 2, "2026-01-02T00:00:00Z")
+
+
+def test_the_older_node_holds_a_subnet_and_the_other_is_left_out_with_the_reason() -> None:
+    claims = Claims([NEW, OLD])
+    assert claims.disputes(OLD) == []
+    assert objections(CONFIG, NEW, claims) == [
+        "node node2 leases 10.244.7.0/24, as the older node node9 does"
+    ]
+    assert plan_peer(CONFIG, OLD, claims)
+    assert plan_peer(CONFIG, NEW, claims) == ()
+
+
+def test_of_one_age_the_first_by_name_holds() -> None:
+    claims = Claims([node("node3", 7, 3), node("node2", 8, 3)])
+    assert claims.disputes(node("node2", 8, 3)) == []
+    (sentence,) = claims.disputes(node("node3", 7, 3))
+    assert sentence == "node node3 has VTEP MAC 02:00:00:00:00:03, as the older node node2 does"
+
+
+def test_a_mac_of_another_vni_is_another_mac() -> None:
+    claims = Claims([node("node2", 2, 3, vni=5), node("node3", 3, 3)])
+    assert claims.disputes(node("node3", 3, 3)) == []
+
+
+def test_what_is_this_nodes_own_is_nobody_elses() -> None:
+    for peer in (node("node2", 1, 2), node("node2", 2, 1)):
+        (sentence,) = objections(CONFIG, peer)
+        assert "this node's own" in sentence
+        assert plan_peer(CONFIG, peer) == ()
+
+
+def test_a_peer_that_no_tunnel_reaches_is_left_out_with_the_reason() -> None:
+    good = node("node2", 2, 2)
+    assert objections(CONFIG, good) == []
+    assert good.lease is not None
+    for change, says in (
+        ({"vni": 2}, "is in VNI 2, this node in 1"),
+        ({"backend": "host-gw"}, "has backend host-gw, this node vxlan"),
+        ({"public_ip": ip_address("fd00::2")}, "this node's tunnel is over IPv4"),
+    ):
+        other = msgspec.structs.replace(good, lease=msgspec.structs.replace(good.lease, **change))
+        (sentence,) = objections(CONFIG, other)
+        assert says in sentence
+        assert plan_peer(CONFIG, other) == ()
+
+
+CHANGES = st.tuples(
+    st.sampled_from(["node2", "node3", "node4", "node5"]),
+    st.none() | st.tuples(st.integers(2, 4), st.integers(2, 4), st.sampled_from(["", "a", "b"])),
+)
+
+
+@given(st.lists(CHANGES, max_size=30))
+def test_changes_one_by_one_end_in_the_plan_of_the_whole(
+    changes: list[tuple[str, tuple[int, int, str] | None]],
+) -> None:
+    nodes: dict[str, Node] = {}
+    claims = Claims()
+    planned = dict(plan(ClusterView(CONFIG, nodes)).by_cause)
+    for name, what in changes:
+        before = nodes.pop(name, None)
+        if what is not None:
+            nodes[name] = node(name, *what)
+        for concerned in {name} | claims.replace(before, nodes.get(name)):
+            entries = plan_peer(CONFIG, nodes[concerned], claims) if concerned in nodes else ()
+            planned.pop(cause_of_node(concerned), None)
+            if entries:
+                planned[cause_of_node(concerned)] = entries
+        assert planned == plan(ClusterView(CONFIG, nodes)).by_cause
