@@ -231,7 +231,7 @@ class Lab:
                 resource_version=listed.resource_version,
                 field_selector=selector,
             )
-            async with aclosing(events) as events:  # type: ignore[type-var]
+            async with aclosing(events) as events:
                 async for event in events:
                     if not isinstance(event, WatchEvent):
                         continue

@@ -108,7 +108,7 @@ def test_blocks_never_overlap(actions: list[str], random: Any) -> None:
         if action == "release" and held:
             pool.release(held.pop(random.randrange(len(held))))
             continue
-        block: Any = pool.next_free()
+        block: Any = pool.free(random.choice([None, 0, 3, 99]))
         if action == "own":
             block = ip_network((int(pool.network[0]) + 8 * random.randrange(4), 29))
             if any(block.overlaps(other) for other in held):
@@ -119,3 +119,12 @@ def test_blocks_never_overlap(actions: list[str], random: Any) -> None:
         assert pool.take(block)
         held.append(block)
         assert not any(one.overlaps(other) for one, other in combinations(held, 2))
+
+
+def test_a_nodes_number_chooses_its_block_while_that_is_free() -> None:
+    pool = Pool(ip_network("10.244.0.0/16"), 24)
+    second = pool.free(2)
+    assert second == ip_network("10.244.2.0/24")
+    pool.take(second)
+    assert pool.free(2) == ip_network("10.244.0.0/24")
+    assert pool.free(256) == ip_network("10.244.1.0/24")

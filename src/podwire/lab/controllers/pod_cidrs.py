@@ -1,13 +1,15 @@
 """Each node gets a block of the cluster's pod addresses: `spec.podCIDR`, `spec.podCIDRs`.
 
-Blocks never overlap: also those that a node brought along itself count as taken. A removed node's
-block is free again, but the next one is handed out after the last, so that it isn't reused at once.
+Blocks never overlap: also those that a node brought along itself count as taken. A node whose name
+ends in a number gets the block of that number where it is free, so `node2` has 10.244.2.0/24
+however the nodes' registrations race; others get the next one after the last that was handed out.
 With no block left a node gets an Event and the condition NetworkUnavailable, and is served when one
 becomes free.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -24,6 +26,8 @@ from podwire.lab.controllers.events import record
 _COMPONENT = "pod-cidr-controller"
 _EXHAUSTED = "CIDRNotAvailable"
 _LARGEST_POOL_BITS = 16
+
+_TRAILING_NUMBER = re.compile(r"[0-9]{1,6}$")
 
 Network = IPv4Network | IPv6Network
 
@@ -61,17 +65,22 @@ class Pool:
         self._held.subtract(self._blocks(held))
         self._held = +self._held
 
-    def next_free(self) -> Network | None:
-        """A block that nobody holds, None when there is none."""
+    def free(self, preferred: int | None) -> Network | None:
+        """A block that nobody holds, the one of number `preferred` if possible; None: none left."""
         if len(self._held) >= self._size:
             return None
+        if preferred is not None and preferred < self._size and not self._held[preferred]:
+            return self._block(preferred)
         for step in range(self._size):
             block = (self._next + step) % self._size
             if not self._held[block]:
                 self._next = block + 1
-                start = int(self.network.network_address) + (block << self._shift)
-                return type(self.network)((start, self._mask))
+                return self._block(block)
         return None
+
+    def _block(self, number: int) -> Network:
+        start = int(self.network.network_address) + (number << self._shift)
+        return type(self.network)((start, self._mask))
 
     def _blocks(self, network: Network) -> range:
         if network.version != self.network.version:
@@ -80,6 +89,12 @@ class Pool:
         first = (int(network.network_address) - base) >> self._shift
         last = (int(network.broadcast_address) - base) >> self._shift
         return range(max(first, 0), min(last, self._size - 1) + 1)
+
+
+def _number(name: str) -> int | None:
+    """The number that a node's name ends in: 12 of `node12`."""
+    digits = _TRAILING_NUMBER.search(name)
+    return int(digits.group()) if digits is not None else None
 
 
 class PodCidrs:
@@ -148,7 +163,7 @@ class PodCidrs:
                 if node is None or (node.get("spec") or {}).get("podCIDR"):
                     # Changed since; its event is on the way.
                     continue
-                blocks = [pool.next_free() for pool in self._pools]
+                blocks = [pool.free(_number(name)) for pool in self._pools]
                 if None in blocks:
                     self._refuse(node)
                 else:
