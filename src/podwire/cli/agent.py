@@ -29,20 +29,74 @@ Examples:
     help="The cluster's pod network; one CIDR, or one of each family with a comma.",
 )
 @click.option("--iface", help="Underlay link, by name or address.  [default: the node IP's]")
-@click.option("--vni", type=click.IntRange(1, 2**24 - 1), default=1, show_default=True)
-@click.option("--vxlan-port", type=click.IntRange(1, 65535), default=8472, show_default=True)
-@click.option("--masquerade/--no-masquerade", default=True, show_default=True)
-@click.option("--health-address", default="127.0.0.1:9910", show_default=True)
-@click.option("--run-dir", type=_PATH, default=Path("/run/podwire"))
-@click.option("--state-dir", type=_PATH, default=Path("/var/lib/podwire"))
-@click.option("--cni-conf-dir", type=_PATH, default=Path("/etc/cni/net.d"))
-@click.option("--cni-bin-dir", type=_PATH, default=Path("/opt/cni/bin"))
-@click.option("--subnet-file", type=_PATH, default=Path("/run/flannel/subnet.env"))
+@click.option(
+    "--vni",
+    # The device's name has to fit into 15 characters (IFNAMSIZ), which the largest VNIs do not.
+    type=click.IntRange(1, 9_999_999),
+    default=1,
+    show_default=True,
+    help="VXLAN network identifier; the device is named after it (flannel.VNI).",
+)
+@click.option(
+    "--vxlan-port",
+    type=click.IntRange(1, 65535),
+    default=8472,
+    show_default=True,
+    help="UDP port of the tunnels; the same on all nodes.",
+)
+@click.option(
+    "--masquerade/--no-masquerade",
+    default=True,
+    show_default=True,
+    help="Give pods' packets that leave the cluster network the node's address.",
+)
+@click.option(
+    "--health-address",
+    default="127.0.0.1:9910",
+    show_default=True,
+    help="Where /healthz, /readyz and /metrics are served; '' for nowhere.",
+)
+@click.option(
+    "--run-dir",
+    type=_PATH,
+    default=Path("/run/podwire"),
+    show_default=True,
+    help="For the sockets cni.sock and agent.sock.",
+)
+@click.option(
+    "--state-dir",
+    type=_PATH,
+    default=Path("/var/lib/podwire"),
+    show_default=True,
+    help="For ipam.db: the pods' addresses, kept over restarts.",
+)
+@click.option(
+    "--cni-conf-dir",
+    type=_PATH,
+    default=Path("/etc/cni/net.d"),
+    show_default=True,
+    help="Where the runtime looks for CNI configurations.",
+)
+@click.option(
+    "--cni-bin-dir",
+    type=_PATH,
+    default=Path("/opt/cni/bin"),
+    show_default=True,
+    help="Where the runtime looks for CNI executables.",
+)
+@click.option(
+    "--subnet-file",
+    type=_PATH,
+    default=Path("/run/flannel/subnet.env"),
+    show_default=True,
+    help="The lease for other programs, as flanneld writes it.",
+)
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
+    help="Log this and what is worse; debug also logs each change as its ip, bridge or nft line.",
 )
 def agent(
     node_name: str | None,

@@ -225,7 +225,8 @@ def logs(process: str, follow: bool) -> None:
     os.execvp("tail", command)
 
 
-@lab.command(context_settings={"ignore_unknown_options": True})
+# Options stand before NODE: all that follows is the command's.
+@lab.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("node_name", metavar="NODE")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @target_options

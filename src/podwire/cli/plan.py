@@ -26,7 +26,11 @@ Examples:
 )
 @click.option("--node", help="The node of the lab; without it, the agent of this host.")
 @click.option("--diff", is_flag=True, help="Show only the difference.")
-@click.option("--kind", help="Show only this kind: link, address, neigh, fdb, route, sysctl, nft.")
+@click.option(
+    "--kind",
+    type=click.Choice(["link", "address", "neigh", "fdb", "route", "sysctl", "nft"]),
+    help="Show only entries of this kind.",
+)
 @click.option("-o", "output", type=click.Choice(["text", "json"]), default="text")
 @target_options
 def plan(node: str | None, diff: bool, kind: str | None, output: str) -> None:
@@ -46,7 +50,7 @@ def plan(node: str | None, diff: bool, kind: str | None, output: str) -> None:
     else:
         if not diff:
             _show_desired(document)
-        _show_changes(document)
+        _show_changes(document, kind)
     sys.exit(1 if document["changes"] else 0)
 
 
@@ -66,10 +70,11 @@ def _show_desired(document: dict[str, Any]) -> None:
     click.echo()
 
 
-def _show_changes(document: dict[str, Any]) -> None:
+def _show_changes(document: dict[str, Any], kind: str | None) -> None:
     changes = document["changes"]
     if not changes:
-        click.secho(f"{document['node']}: the kernel is as desired", fg="green")
+        part = f", as far as {kind} goes" if kind is not None else ""
+        click.secho(f"{document['node']}: the kernel is as desired{part}", fg="green")
         return
     what = "change" if len(changes) == 1 else "changes"
     click.secho(f"{document['node']}: {len(changes)} {what} to make it as desired", fg="yellow")
@@ -111,7 +116,8 @@ async def _fetch(socket: Path) -> dict[str, Any]:
             document: dict[str, Any] = await response.json()
             return document
     except (OSError, aiohttp.ClientError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise PodwireError(
-            f"no agent answers on {socket}: {error}",
+            f"no agent answers on {socket}: {reason}",
             remedy="is `podwire agent` running there? In a lab, name a node with --node",
         ) from error
