@@ -52,6 +52,9 @@ log = logging.getLogger(__name__)
 _SETTLE_S = 0.02
 #: Seconds after which a lease that the API refused, or could not take, is published again.
 _PUBLISH_AGAIN_S = 1.0
+#: Seconds after which the kernel is asked again for a device that it refused, where it did not
+#: notify before that what was in the way is gone.
+_REFUSED_AGAIN_S = 5.0
 #: Somebody who keeps undoing what we do is answered at this pace, after so many rounds.
 _FIGHT_ROUNDS, _FIGHT_WINDOW_S, _FIGHT_PACE_S = 20, 10.0, 1.0
 
@@ -69,6 +72,7 @@ class Agent:
         self._changed_peers: set[str] = set()
         self._own_changed = False
         self._amiss = False
+        self._refused = False
         self._rounds: list[float] = []
         self._not_ready: str | None = "starting"
 
@@ -243,6 +247,9 @@ class Agent:
             return
         if network != self._network:
             await self._adopt(network)
+        if self._refused:
+            return
+        write_atomically(self._config.subnet_file, subnet_env(network))
         try:
             await self._publish(network)
         except PodwireError as error:
@@ -269,7 +276,6 @@ class Agent:
         desired = plan(ClusterView(network, self._nodes), attachments)
         await self._worker.call(self._worker.reconciler.replace, desired)
         await self._reconcile("start")
-        write_atomically(self._config.subnet_file, subnet_env(network))
 
     async def _publish(self, network: NetworkConfig) -> None:
         """Tell peers the lease, then the runtime that pods can be wired, then the scheduler."""
@@ -302,8 +308,25 @@ class Agent:
                 ),
             )
         metrics.PEERS.set(self._count_peers())
+        self._note_refused(report.refused)
         if report.missing:
             await self._pods.attach_again([link.name for link in report.missing])
+
+    def _note_refused(self, refused: list[str]) -> None:
+        """Without its own devices a node is of no use: not ready until the kernel has them."""
+        if refused:
+            self._say_not_ready(refused[0])
+            asyncio.get_running_loop().call_later(_REFUSED_AGAIN_S, self._ask_again)
+        elif self._refused:
+            # `_renew` publishes what it did not, and says that we are ready.
+            self._own_changed = True
+            self._wake.set()
+        self._refused = bool(refused)
+
+    def _ask_again(self) -> None:
+        if self._refused:
+            self._amiss = True
+            self._wake.set()
 
     async def _update_peer(self, name: str) -> None:
         assert self._network is not None  # noqa: S101  checked by the caller
