@@ -234,6 +234,8 @@ def shell(node_name: str, command: tuple[str, ...]) -> None:
     """Run a shell, or COMMAND, inside a node."""
     from podwire.lab import enter
 
+    if command[:1] == ("--",):
+        command = command[1:]  # click keeps it, since options after NODE are the command's
     argv = enter.node_command(_resolve(), node_name, command or (_shell(),))
     sys.stdout.flush()
     os.execvp(argv[0], argv)
