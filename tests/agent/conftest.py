@@ -18,22 +18,13 @@ from podwire.errors import NotFoundError
 
 from ..cluster.api_process import ApiProcess
 from ..conftest import Namespace
+from ..e2e.waiting import DEADLINE_S, until
 from .agent_http import AgentHttp
 
 T = TypeVar("T")
 
 PODWIRE = Path(sys.executable).with_name("podwire")
 UNDERLAY = "ip link add eth0 type veth peer name wire; ip link set wire up; ip link set eth0 up"
-DEADLINE_S = 20.0
-
-
-def until(condition: Callable[[], T], what: str) -> T:
-    """Wait until `condition()` is true and return what it gave."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {DEADLINE_S:g} s: {what}: {found!r}"
-        time.sleep(0.01)
-    return found
 
 
 class Cluster:

@@ -15,7 +15,8 @@ from podwire.kernel import netns
 
 from ..cluster.api_process import ApiProcess
 from ..conftest import Namespace
-from .conftest import PODWIRE, AgentProcess, Cluster, until
+from ..e2e.waiting import until
+from .conftest import PODWIRE, AgentProcess, Cluster
 
 pytestmark = pytest.mark.root
 
