@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -128,6 +129,46 @@ async def test_descriptors_are_closed_whatever_happens(path: Path) -> None:
 async def test_many_clients_at_once(path: Path) -> None:
     answers = await asyncio.gather(*(exchange(path, request()) for _ in range(300)))
     assert {decode(answer)[0] for answer in answers} == {1}
+
+
+async def test_without_descriptors_left_it_waits_and_goes_on(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = asyncio.get_running_loop()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.setblocking(False)
+        await loop.sock_connect(connection, str(path))
+        await loop.sock_sendall(connection, request())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (connection.fileno() + 1, hard))
+        try:
+            async with asyncio.timeout(5):
+                while "cannot accept" not in caplog.text:
+                    await asyncio.sleep(0)
+                for _ in range(1000):
+                    await asyncio.sleep(0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert len([one for one in caplog.messages if one == "cannot accept"]) < 5
+        async with asyncio.timeout(5):
+            assert (await loop.sock_recv(connection, 65536))[:4] == b"\1\0\0\0"
+
+
+async def test_stopping_does_not_wait_for_a_client_that_says_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path / "ipam.db")
+    service = CniService(store)
+    server = CniServer(tmp_path / "cni.sock", service, patience_s=60)
+    await server.start()
+    before = open_descriptors()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(silent, str(tmp_path / "cni.sock"))
+        while open_descriptors() < before + 2:
+            await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await server.stop()
+    await service.stop()
+    store.close()
 
 
 async def test_the_socket_of_a_dead_agent_is_replaced(tmp_path: Path) -> None:

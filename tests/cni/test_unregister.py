@@ -114,3 +114,15 @@ async def test_only_what_is_in_the_way_is_waited_for(store: Store) -> None:
     await waiting
     assert not store.records
     await unregistrar.stop()
+
+
+async def test_stopping_waits_also_for_a_key_whose_row_is_gone(store: Store) -> None:
+    kernel = Kernel()
+    unregistrar = Unregistrar(store, kernel.unregister)
+    key = deleting(store, "a")
+    unregistrar.start()
+    store.forget([key])
+    kernel.gate.set()
+    async with asyncio.timeout(5):
+        await unregistrar.stop()
+    assert kernel.batches == [[]]

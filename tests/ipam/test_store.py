@@ -308,3 +308,39 @@ def test_speed_does_not_depend_on_how_many_are_held(open_store: Callable[[], Sto
             store.begin_delete(key)
             store.forget([key])
         assert sorted(times)[100] < 0.0003, f"{held} held"
+
+
+def test_a_subnet_that_was_another_size_before_holds_and_frees_the_same_addresses(
+    open_store: Callable[[], Store],
+) -> None:
+    store = open_store()
+    smaller = ip_network("10.244.1.0/29")
+    old = reserve(store, "old")
+    for name in ("b", "c", "d", "e"):
+        reserve(store, name, subnets=(smaller,))
+    with pytest.raises(ExhaustedError):
+        reserve(store, "f", subnets=(smaller,))
+    store.begin_delete(old.key)
+    assert reserve(store, "f", subnets=(smaller,)).attachment.ips[0].ip == old.attachment.ips[0].ip
+    with pytest.raises(RequestedAddressError, match="is held by pod default/f"):
+        reserve(store, "g", str(old.attachment.ips[0].ip))
+
+
+def test_a_row_that_makes_no_sense_is_damage(
+    open_store: Callable[[], Store], tmp_path: Path
+) -> None:
+    store = open_store()
+    reserve(store, "a")
+    store.close()
+    with sqlite3.connect(tmp_path / "ipam.db") as db:
+        db.execute("""UPDATE attachment SET addresses = '[["10.244.1.2"]]'""")
+    db.close()
+    with pytest.raises(IpamError, match="is damaged") as refused:
+        open_store()
+    assert "move the file aside" in (refused.value.remedy or "")
+
+
+def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(IpamError, match="Not a directory"):
+        Store(tmp_path / "file" / "state" / "ipam.db")

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds that a client has for sending its request, and then for taking the reply.
 PATIENCE_S = 5.0
+#: Seconds before trying again to accept after a failure.
+_RESPITE_S = 0.1
 _BACKLOG = 512
 _CHUNK = 256 << 10
 
@@ -64,6 +66,7 @@ class CniServer:
         self._patience_s = patience_s
         self._listener: socket.socket | None = None
         self._requests: set[asyncio.Task[None]] = set()
+        self._unheard: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Listen. A socket that a dead agent left at `path` is replaced."""
@@ -82,20 +85,27 @@ class CniServer:
             listener.close()
             raise PodwireError(f"CNI socket {self._path}: {error.strerror or error}") from error
         self._listener = listener
-        asyncio.get_running_loop().add_reader(listener, self._accept)
+        self._listen()
 
     async def stop(self) -> None:
-        """Stop listening and let the requests that have begun finish."""
+        """Stop listening and let the requests finish that have been received."""
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
             self._path.unlink(missing_ok=True)
+        for task in self._unheard:
+            task.cancel()
         if self._requests:
             await asyncio.wait(self._requests)
 
+    def _listen(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
     def _accept(self) -> None:
         assert self._listener is not None  # noqa: S101  the reader is removed before
+        loop = asyncio.get_running_loop()
         for _ in range(_BACKLOG):
             try:
                 connection, _ = self._listener.accept()
@@ -104,10 +114,13 @@ class CniServer:
             except OSError as error:
                 # Out of descriptors, most likely: the clients wait in the backlog meanwhile.
                 log.error("cannot accept", extra=fields(error=error))
+                loop.remove_reader(self._listener)
+                loop.call_later(_RESPITE_S, self._listen)
                 return
-            task = asyncio.get_running_loop().create_task(self._serve(connection))
-            self._requests.add(task)
-            task.add_done_callback(self._requests.discard)
+            task = loop.create_task(self._serve(connection))
+            for tasks in (self._requests, self._unheard):
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
 
     async def _serve(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -115,6 +128,7 @@ class CniServer:
         try:
             async with asyncio.timeout(self._patience_s):
                 frame = await _receive(connection)
+            self._unheard.discard(asyncio.current_task())  # type: ignore[arg-type]
             reply = await self._service.handle(
                 frame.env, frame.stdin, frame.netns_fd, frame.netns_errno
             )

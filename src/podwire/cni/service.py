@@ -264,7 +264,8 @@ class CniService:
             log.warning("not cut off", extra=_about(record, error=error))
         self._store.begin_delete(key)
         self._unregistrar.add(key)
-        self._detached(record.attachment)
+        if record.state is State.READY:
+            self._detached(record.attachment)
         log.info("deleted", extra=_about(record, ms=_ms_since(started)))
 
     async def _check(self, request: Request, netns_fd: int) -> None:

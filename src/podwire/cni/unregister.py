@@ -62,10 +62,10 @@ class Unregistrar:
 
         A refused one is tried again by the next `gone`, GC or start.
         """
-        if key not in self._store.records:
-            return
-        self.add(key)
-        await asyncio.shield(self._waiting[key])
+        if key in self._store.records:
+            self.add(key)
+        if key in self._waiting:
+            await asyncio.shield(self._waiting[key])
 
     async def make_room(self, key: Key, netns: str) -> None:
         """Wait until nothing of an earlier attachment is in the way of a new one.
@@ -89,7 +89,8 @@ class Unregistrar:
             await self._wake.wait()
             self._wake.clear()
             batch = dict(self._waiting)
-            records = [self._store.records[key] for key in batch if key in self._store.records]
+            found = (self._store.records.get(key) for key in batch)
+            records = [one for one in found if one is not None and one.state is State.DELETING]
             try:
                 await self._unregister(records)
                 self._store.forget([record.key for record in records])

@@ -91,7 +91,10 @@ class Store:
         self._reuse_delay_s = reuse_delay_s
         self._records: dict[Key, Record] = {}
         self._pools: dict[IPNetwork, SubnetPool] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise IpamError(f"{path.parent}: {error.strerror}") from error
         with self._errors():
             self._db = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None)
         try:
@@ -158,7 +161,8 @@ class Store:
             )
         self._records[key] = record
         for subnet, ip in zip(subnets, ips, strict=True):
-            self.pool(subnet).hold(ip, record.owner, advance=subnet not in wanted)
+            for pool in self._pools_of(ip):
+                pool.hold(ip, record.owner, advance=pool.subnet == subnet and subnet not in wanted)
         return record
 
     def mark_ready(self, key: Key) -> Record:
@@ -180,7 +184,7 @@ class Store:
         record = msgspec.structs.replace(record, state=State.DELETING)
         self._records[key] = record
         for ip in record.attachment.ips:
-            if (pool := self._pools.get(ip.network)) is not None:
+            for pool in self._pools_of(ip.ip):
                 pool.release(ip.ip, now)
         return record
 
@@ -196,6 +200,10 @@ class Store:
             record = self._records.get(key)
             if record is not None and record.state is State.DELETING:
                 del self._records[key]
+
+    def _pools_of(self, ip: IPAddress) -> list[SubnetPool]:
+        """More than one where the node's subnet has been another, smaller or larger, before."""
+        return [pool for subnet, pool in self._pools.items() if ip in subnet]
 
     def _match(
         self, requested: Sequence[IPAddress], subnets: Sequence[IPNetwork]
@@ -273,7 +281,10 @@ class Store:
             (self._clock() - self._reuse_delay_s, self._clock()),
         )
         for row in self._db.execute("SELECT * FROM attachment"):
-            record = from_row(Row(*row))
+            try:
+                record = from_row(Row(*row))
+            except (ValueError, TypeError) as error:
+                raise sqlite3.DatabaseError(f"row {row[:2]}: {error}") from error
             self._records[record.key] = record
 
     def _load_pool(self, subnet: IPNetwork) -> SubnetPool:
