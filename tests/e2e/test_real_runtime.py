@@ -195,9 +195,9 @@ def test_the_network_is_found_as_soon_as_the_agent_is_ready_and_not_before(
 def test_containers_reach_each_other_across_nodes_and_on_one(cluster: Cluster) -> None:
     first, second = cluster.runtimes
     with running(first) as a, running(first) as b, running(second) as c:
-        assert ip_address(a.ip) in ip_network("10.244.0.0/24")
-        assert ip_address(b.ip) in ip_network("10.244.0.0/24")
-        assert ip_address(c.ip) in ip_network("10.244.1.0/24")
+        assert ip_address(a.ip) in ip_network("10.244.1.0/24")
+        assert ip_address(b.ip) in ip_network("10.244.1.0/24")
+        assert ip_address(c.ip) in ip_network("10.244.2.0/24")
         assert (a.ttl(c.ip), c.ttl(a.ip)) == (62, 62)
         assert (a.ttl(b.ip), b.ttl(a.ip)) == (64, 64)
 
@@ -238,7 +238,7 @@ def test_without_the_agent_no_container_starts_and_the_reason_is_told(
         assert runtime.node.pod_links() == []
     assert runtime.node.attachments() == {}
     with running(runtime, "early") as container:
-        assert container.ttl("10.244.0.1") == 64
+        assert container.ttl("10.244.1.1") == 64
 
 
 def test_a_container_removed_without_the_agent_holds_nothing_later(
@@ -268,12 +268,12 @@ def test_podman_asks_for_an_address(cluster: Cluster) -> None:
     podman = cluster.runtimes[0]
     assert isinstance(podman, Podman)
     mac = "02:00:00:00:00:99"
-    fixed = podman.run("fixed", "--ip", "10.244.0.99", "--mac-address", mac)
+    fixed = podman.run("fixed", "--ip", "10.244.1.99", "--mac-address", mac)
     try:
-        assert (podman.ip(fixed), podman.mac(fixed)) == ("10.244.0.99", mac)
+        assert (podman.ip(fixed), podman.mac(fixed)) == ("10.244.1.99", mac)
         assert f"link/ether {mac}" in podman.exec(fixed, "ip", "link", "show", "eth0")
         with pytest.raises(RunFailedError, match=r"10\.244\.0\.99 is held by pod fixed"):
-            podman.run("second", "--ip", "10.244.0.99")
+            podman.run("second", "--ip", "10.244.1.99")
         with pytest.raises(RunFailedError, match=r"10\.9\.0\.9 is outside of this node's subnet"):
             podman.run("outside", "--ip", "10.9.0.9")
     finally:
@@ -294,7 +294,7 @@ def test_podman_gives_a_restarted_container_an_address_again(cluster: Cluster) -
 @pytest.mark.parametrize("cluster", [Containerd], indirect=True)
 def test_ctr_runs_a_container_once(cluster: Cluster, runtime: Runtime) -> None:
     assert isinstance(runtime, Containerd)
-    assert "inet 10.244.0." in runtime.run_once("once", "ip", "address", "show", "eth0")
+    assert "inet 10.244.1." in runtime.run_once("once", "ip", "address", "show", "eth0")
     until(lambda: not runtime.node.attachments(), "no address is held")
 
 
