@@ -54,7 +54,10 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     @property
     def ready(self) -> bool:
-        """Whether every node is ready."""
+        """Whether the API and every node are ready."""
+        api = self.process("api")
+        if api is None or api.state != "ready":
+            return False
         return bool(self.nodes) and all(self.node_ready(node) for node in self.nodes)
 
 

@@ -14,6 +14,7 @@ the child before the program runs comes back through a pipe as the exception it 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import signal
@@ -124,6 +125,17 @@ def mount_points(under: str) -> list[str]:
         for line in table.splitlines()
     ]
     return sorted((point for point in points if point.startswith(prefix)), key=len, reverse=True)
+
+
+def detach_below(directory: str) -> None:
+    """Unmount all that is mounted below a directory. Raises KernelError."""
+    for point in mount_points(directory):
+        try:
+            detach(point)
+        except KernelError as error:
+            # Another lab that is taken down meanwhile takes its names with it, here too.
+            if error.errno not in (errno.ENOENT, errno.EINVAL):
+                raise
 
 
 def die_with_parent(signal_number: int = signal.SIGKILL) -> None:

@@ -195,8 +195,7 @@ def _furnish(lab: LabInfo, node: NodeRecord) -> None:
     kept = _needed_below(("/run", "/var/lib"))
     ns.stop_propagation()
     # /run/netns above all: a copy of a namespace's mount would keep that namespace alive.
-    for point in ns.mount_points("/run"):
-        ns.detach(point)
+    ns.detach_below("/run")
     ns.bind(disk / "run", "/run")
     for directory in ("/run/netns", "/run/lock", str(API_DIR), str(NODE_DIR)):
         Path(directory).mkdir()

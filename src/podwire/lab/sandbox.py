@@ -182,8 +182,7 @@ def _name_netns(pid: int, path: Path) -> None:
 def _furnish(files: Path, hostname: str, *, host_network: bool) -> None:
     """Make the pod's file system; runs as PID 1 of the pod, in its namespaces."""
     ns.stop_propagation()
-    for point in ns.mount_points("/run"):
-        ns.detach(point)
+    ns.detach_below("/run")
     ns.make_read_only("/")
     flags = ns.MS_NOSUID | ns.MS_NODEV
     ns.mount("tmpfs", "/run", "tmpfs", flags, "mode=755")
