@@ -272,7 +272,7 @@ def test_podman_asks_for_an_address(cluster: Cluster) -> None:
     try:
         assert (podman.ip(fixed), podman.mac(fixed)) == ("10.244.1.99", mac)
         assert f"link/ether {mac}" in podman.exec(fixed, "ip", "link", "show", "eth0")
-        with pytest.raises(RunFailedError, match=r"10\.244\.0\.99 is held by pod fixed"):
+        with pytest.raises(RunFailedError, match=r"10\.244\.1\.99 is held by pod fixed"):
             podman.run("second", "--ip", "10.244.1.99")
         with pytest.raises(RunFailedError, match=r"10\.9\.0\.9 is outside of this node's subnet"):
             podman.run("outside", "--ip", "10.9.0.9")
