@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +13,25 @@ from dataclasses import dataclass
 import pytest
 
 from podwire.kernel import netns
+
+
+def _kubectl_minor() -> int:
+    """NN of the kubectl 1.NN that is installed, 0 without one."""
+    if shutil.which("kubectl") is None:
+        return 0
+    command = ["kubectl", "version", "--client", "-o", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        minor: str = json.loads(done.stdout)["clientVersion"]["minor"]
+    except (ValueError, KeyError):
+        return 0
+    return int(minor.rstrip("+"))
+
+
+#: Debian 12's own kubectl (1.20) asks for OpenAPI v2, which the embedded API does not serve.
+needs_kubectl = pytest.mark.skipif(
+    _kubectl_minor() < 27, reason="kubectl 1.27 or newer is not installed"
+)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import subprocess
 import threading
 from collections.abc import Awaitable, Callable
@@ -16,6 +15,7 @@ import pytest
 import yaml
 
 from podwire.cluster.kube import CONFIGMAPS, PODS, ClientConfig, KubeClient
+from tests.conftest import needs_kubectl
 
 from .conftest import Cluster
 
@@ -284,7 +284,7 @@ def test_wait_for_conditions_values_and_deletion(cluster: Cluster, make_pod: Pod
     assert cluster.ok("wait", "pod/gone", "--for=delete") == "pod/gone condition met\n"
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="compares with kubectl itself")
+@needs_kubectl
 def test_kubectl_and_podwire_apply_over_each_other(
     cluster: Cluster, make_pod: Pod, kubectl_kubeconfig: Path
 ) -> None:

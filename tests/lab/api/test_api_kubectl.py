@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,10 @@ from typing import Any
 import pytest
 
 from podwire.lab.controllers import ControllerSettings
+from tests.conftest import needs_kubectl
 from tests.lab.api.conftest import Api, StartServer, node, pod
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed"),
-]
+pytestmark = [pytest.mark.slow, needs_kubectl]
 
 _TOKEN = "k" * 32
 
