@@ -141,7 +141,9 @@ def test_the_kernel_stays_while_the_api_is_away_and_the_agent_finds_back(
     api.start()
     until(lambda: agent.http.metric("podwire_api_connected") == 1, "the agent is back")
     assert agent.http.metric("podwire_kernel_changes_total") == changes + 1
-    another = cluster.add_node("node3", FLANNELS | {PREFIX + "public-ip": "172.18.0.13"})
+    other = {"backend-data": '{"VNI":1,"VtepMAC":"d6:2f:4b:4e:5a:13"}', "public-ip": "172.18.0.13"}
+    lease = FLANNELS | {PREFIX + key: value for key, value in other.items()}
+    another = cluster.add_node("node3", lease)
     until(lambda: another["spec"]["podCIDR"] in agent.namespace.run("ip route"), "node3 is known")
 
 

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ from podwire.agent import metrics
 from podwire.agent.config import AgentConfig
 from podwire.agent.files import subnet_env, write_atomically
 from podwire.agent.lease import node_config
+from podwire.agent.nodes import Nodes
 from podwire.agent.pods import Pods
 from podwire.agent.server import serve
 from podwire.agent.watch import KernelWatch
@@ -33,7 +34,6 @@ from podwire.cluster.nodes import (
     differs,
     lease_annotations,
     network_available,
-    node_from_object,
 )
 from podwire.errors import InputError, PodwireError
 from podwire.kernel import messages
@@ -42,21 +42,40 @@ from podwire.kernel.netlink import Message, NetlinkSocket
 from podwire.kernel.reconcile import Report
 from podwire.kernel.underlay import find_underlay
 from podwire.log import fields
-from podwire.model.cluster import ClusterView, NetworkConfig, Node, Underlay
+from podwire.model.cluster import Attachment, ClusterView, NetworkConfig, Node, Underlay
 from podwire.model.describe import describe, kind_of
 from podwire.plan.node import cause_of_node, objections, plan, plan_peer
 
 log = logging.getLogger(__name__)
 
+_AT_FIRST = "waiting for the Kubernetes API"
 #: Two full reconciles are at least this far apart, so that a burst of notifications costs one.
 _SETTLE_S = 0.02
-#: Seconds after which a lease that the API refused, or could not take, is published again.
-_PUBLISH_AGAIN_S = 1.0
+#: Seconds after which what could not be published is tried again, doubling.
+_PUBLISH_AGAIN_S, _PUBLISH_AGAIN_MAX_S = 1.0, 30.0
 #: Seconds after which the kernel is asked again for a device that it refused, where it did not
 #: notify before that what was in the way is gone.
 _REFUSED_AGAIN_S = 5.0
 #: Somebody who keeps undoing what we do is answered at this pace, after so many rounds.
 _FIGHT_ROUNDS, _FIGHT_WINDOW_S, _FIGHT_PACE_S = 20, 10.0, 1.0
+#: So often is a lease published in that window; more is a fight over the Node object.
+_PUBLISH_ROUNDS = 5
+#: So many leases that are not used are logged one by one at the start, of the others the number.
+_OBJECTIONS_LOGGED = 10
+
+
+class Rounds:
+    """Counts how often something happened lately."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._times: list[float] = []
+
+    def too_many(self) -> bool:
+        """Count once more: whether that is over the limit within the window."""
+        now = time.monotonic()
+        self._times = [at for at in self._times if now - at < _FIGHT_WINDOW_S] + [now]
+        return len(self._times) > self._limit
 
 
 class Agent:
@@ -65,16 +84,19 @@ class Agent:
     def __init__(self, config: AgentConfig, client_config: ClientConfig) -> None:
         self._config = config
         self._client_config = client_config
-        self._own: NodeObject | None = None
-        self._nodes: dict[str, Node] = {}
+        self._nodes = Nodes(config.node_name)
         self._network: NetworkConfig | None = None
         self._wake = asyncio.Event()
-        self._changed_peers: set[str] = set()
         self._own_changed = False
         self._amiss = False
         self._refused = False
-        self._rounds: list[float] = []
-        self._not_ready: str | None = "starting"
+        self._refused_timer: asyncio.TimerHandle | None = None
+        self._publish_again_s = _PUBLISH_AGAIN_S
+        self._publish_timer: asyncio.TimerHandle | None = None
+        self._failures: frozenset[str] = frozenset()
+        self._repairs = Rounds(_FIGHT_ROUNDS)
+        self._publications = Rounds(_PUBLISH_ROUNDS)
+        self._not_ready: str | None = _AT_FIRST
 
     @property
     def not_ready(self) -> str | None:
@@ -83,6 +105,8 @@ class Agent:
 
     def _say_not_ready(self, reason: str | None) -> None:
         """What /readyz, the metrics and the runtime are told from now on."""
+        if reason is not None and reason != self._not_ready:
+            log.warning("not ready", extra=fields(reason=reason))
         self._not_ready = reason
         metrics.READY.set(reason is None)
         if reason is not None:
@@ -103,7 +127,7 @@ class Agent:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 await stack.enter_async_context(self._pods)
-                self._say_not_ready("waiting for the Kubernetes API")
+                self._say_not_ready(_AT_FIRST)
                 await stack.enter_async_context(serve(self._config, self))
                 client = await stack.enter_async_context(KubeClient(self._client_config))
                 self._client = client
@@ -125,71 +149,63 @@ class Agent:
             NODES,
             on_sync=self._on_sync,
             on_event=self._on_event,
-            on_connected=lambda: metrics.API_CONNECTED.set(1),
+            on_connected=self._on_connected,
             on_disconnected=self._on_disconnected,
             type=NodeObject,
         )
+
+    def _on_connected(self) -> None:
+        metrics.API_CONNECTED.set(1)
+        if self._publish_timer is not None:
+            self._look_at_own()
 
     def _on_disconnected(self, error: PodwireError) -> None:
         metrics.API_CONNECTED.set(0)
         log.warning("kubernetes API is away", extra=fields(error=error))
 
     def _on_sync(self, items: Sequence[NodeObject]) -> None:
-        nodes: dict[str, Node] = {}
-        own = None
-        for obj in items:
-            node = _understood(obj)
-            nodes[node.name] = node
-            if node.name == self._config.node_name:
-                own = obj
-        if self._network is not None:
-            self._changed_peers |= {
-                name
-                for name in nodes.keys() | self._nodes.keys()
-                if nodes.get(name) != self._nodes.get(name)
-            }
-        self._nodes = nodes
-        self._set_own(own)
+        self._nodes.sync(items)
+        self._note_own()
         self._wake.set()
 
     def _on_event(self, event: WatchEvent[NodeObject]) -> None:
-        name = event.object.metadata.name
-        if event.type == "DELETED":
-            self._nodes.pop(name, None)
-        else:
-            node = _understood(event.object)
-            if self._nodes.get(name) == node and name != self._config.node_name:
-                return  # A heartbeat, or something else that the network does not depend on.
-            self._nodes[name] = node
-        if name == self._config.node_name:
-            self._set_own(None if event.type == "DELETED" else event.object)
-        else:
-            self._changed_peers.add(name)
+        if not self._nodes.event(event):
+            return
+        if event.object.metadata.name == self._config.node_name:
+            self._note_own()
         self._wake.set()
 
-    def _set_own(self, own: NodeObject | None) -> None:
-        if own is None:
+    def _note_own(self) -> None:
+        if self._nodes.own is None:
             self._say_not_ready(f"node {self._config.node_name} does not exist in the cluster")
-        self._own = own
         self._own_changed = True
+
+    def _look_at_own(self) -> None:
+        """Have `_renew` done."""
+        self._own_changed = True
+        self._wake.set()
 
     async def _judge(self, found: list[Message]) -> None:
         if await self._worker.any_amiss(found):
             self._amiss = True
             self._wake.set()
         if any(map(self._may_concern_underlay, found)):
-            underlay = self._network.underlay if self._network is not None else None
+            # Not ready: whatever is missing may be there now.
+            used = self._network if self._not_ready is None else None
+            underlay = used.underlay if used is not None else None
             if await self._worker.call(self._find_underlay) != underlay:
-                self._own_changed = True
-                self._wake.set()
+                self._look_at_own()
 
     def _may_concern_underlay(self, notified: Message) -> bool:
         match notified.type:
             case messages.RTM_NEWADDR | messages.RTM_DELADDR:
-                return True
+                # Links of pods have link-local ones, which are no concern.
+                return messages.parse_address(notified.payload)[1] == messages.RT_SCOPE_UNIVERSE
             case messages.RTM_NEWLINK | messages.RTM_DELLINK:
                 name = messages.parse_link(notified.payload).name
                 return self._network is None or name == self._network.underlay.dev
+            case messages.RTM_NEWROUTE:
+                return self._network is None
         return False
 
     async def _judge_nft(self, tables: set[str]) -> None:
@@ -200,12 +216,18 @@ class Agent:
     def _on_loss(self) -> None:
         log.warning("kernel notifications were lost; reading everything anew")
         self._amiss = True
-        self._wake.set()
+        self._look_at_own()
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._judged)
+
+    def _judged(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("notification not judged", extra=fields(error=error), exc_info=error)
+            self._on_loss()
 
     # --- what is done ---------------------------------------------------------------------
 
@@ -219,44 +241,49 @@ class Agent:
             if self._network is None:
                 continue
             if self._amiss:
-                await asyncio.sleep(self._pace())
+                await asyncio.sleep(_FIGHT_PACE_S if self._repairs.too_many() else _SETTLE_S)
                 self._amiss = False
                 await self._reconcile("amiss")
-            changed, self._changed_peers = self._changed_peers, set()
-            for name in changed:
-                await self._update_peer(name)
+            if changed := self._nodes.take_changed():
+                await self._update_peers(self._network, changed)
 
     async def _renew(self) -> None:
         """Look at our own node and underlay again; plan anew where that changes anything."""
-        if self._own is None:
+        own = self._nodes.own
+        if own is None:
             return
         underlay = await self._worker.call(self._find_underlay)
         if isinstance(underlay, str):
             self._say_not_ready(underlay)
-            log.warning("no underlay", extra=fields(reason=underlay))
             return
         try:
-            network = node_config(self._config, self._own, underlay, await self._own_mac())
+            network = node_config(self._config, own, underlay, await self._own_mac())
         except InputError as error:
             self._say_not_ready(str(error))
-            log.error("unusable lease", extra=fields(error=error))
             return
         if isinstance(network, str):
             self._say_not_ready(network)
-            log.info("no lease yet", extra=fields(reason=network))
             return
         if network != self._network:
             await self._adopt(network)
         if self._refused:
             return
-        write_atomically(self._config.subnet_file, subnet_env(network))
+        if self._publish_timer is not None:
+            self._publish_timer.cancel()
+            self._publish_timer = None
         try:
-            await self._publish(network)
+            write_atomically(self._config.subnet_file, subnet_env(network))
+            await self._publish(own, network)
         except PodwireError as error:
             # Peers that know the old lease still reach us; the kernel here is right already.
-            log.error("lease not published", extra=fields(error=error))
-            self._own_changed = True
-            asyncio.get_running_loop().call_later(_PUBLISH_AGAIN_S, self._wake.set)
+            log.error("not published", extra=fields(error=error))
+            if self._not_ready is not None:
+                self._say_not_ready(str(error))
+            loop = asyncio.get_running_loop()
+            self._publish_timer = loop.call_later(self._publish_again_s, self._look_at_own)
+            self._publish_again_s = min(self._publish_again_s * 2, _PUBLISH_AGAIN_MAX_S)
+        else:
+            self._publish_again_s = _PUBLISH_AGAIN_S
 
     async def _adopt(self, network: NetworkConfig) -> None:
         """Use a new configuration: everything is planned and compared."""
@@ -271,99 +298,130 @@ class Agent:
             ),
         )
         attachments = self._pods.use(network)
+        _warn_of_strays(network, attachments)
         self._network = network
-        self._changed_peers.clear()
-        desired = plan(ClusterView(network, self._nodes), attachments)
+        self._nodes.take_changed()
+        self._log_objections(network, self._nodes.by_name, _OBJECTIONS_LOGGED)
+        desired = plan(ClusterView(network, self._nodes.by_name), attachments)
         await self._worker.call(self._worker.reconciler.replace, desired)
         await self._reconcile("start")
 
-    async def _publish(self, network: NetworkConfig) -> None:
+    async def _publish(self, own: NodeObject, network: NetworkConfig) -> None:
         """Tell peers the lease, then the runtime that pods can be wired, then the scheduler."""
-        assert self._own is not None  # noqa: S101  checked by the caller
-        name = self._config.node_name
-        wanted = differs(self._own, lease_annotations(network.lease))
+        name = network.node
+        wanted = differs(own, lease_annotations(network.lease))
         if wanted:
+            if self._publications.too_many():
+                raise PodwireError(
+                    f"somebody else keeps changing the lease of node {name}",
+                    remedy="is an agent or a flanneld of that node's name running elsewhere?",
+                )
             await self._client.merge_patch(NODES, name, {"metadata": {"annotations": wanted}})
             log.info("lease published", extra=fields(node=name))
-        if self._not_ready is None:
+        elif self._not_ready is None:
             return
+        # Also when ready, where annotations were missing: the object may be a new one.
         await self._pods.announce()
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         condition = {"status": {"conditions": [network_available(now)]}}
         await self._client.strategic_patch(NODES, name, condition, subresource="status")
-        self._say_not_ready(None)
-        log.info("ready", extra=fields(node=name, peers=self._count_peers()))
+        if self._not_ready is not None and self._nodes.own is not None and not self._refused:
+            self._say_not_ready(None)
+            log.info("ready", extra=fields(node=name, peers=self._nodes.leased_peers))
 
     async def _reconcile(self, reason: str) -> None:
         verbose = log.isEnabledFor(logging.DEBUG)
         report = await self._worker.call(self._worker.reconciler.reconcile, record=verbose)
         self._account("full", report)
+        self._log_failures(report.failures, known=self._failures)
+        self._failures = frozenset(report.failures)
         for change in report.lines:
             log.debug("changed", extra=fields(line=change.line, why=change.why))
-        if report.changes or report.failures or reason == "start":
+        if report.changes or reason == "start":
             log.info(
                 "reconciled",
                 extra=fields(
                     reason=reason, changes=report.changes, ms=round(report.seconds * 1000, 1)
                 ),
             )
-        metrics.PEERS.set(self._count_peers())
+        metrics.PEERS.set(self._nodes.leased_peers)
         self._note_refused(report.refused)
         if report.missing:
             await self._pods.attach_again([link.name for link in report.missing])
 
     def _note_refused(self, refused: list[str]) -> None:
         """Without its own devices a node is of no use: not ready until the kernel has them."""
+        if self._refused_timer is not None:
+            self._refused_timer.cancel()
+            self._refused_timer = None
         if refused:
             self._say_not_ready(refused[0])
-            asyncio.get_running_loop().call_later(_REFUSED_AGAIN_S, self._ask_again)
+            loop = asyncio.get_running_loop()
+            self._refused_timer = loop.call_later(_REFUSED_AGAIN_S, self._ask_again)
         elif self._refused:
             # `_renew` publishes what it did not, and says that we are ready.
-            self._own_changed = True
-            self._wake.set()
+            self._look_at_own()
         self._refused = bool(refused)
 
     def _ask_again(self) -> None:
-        if self._refused:
-            self._amiss = True
-            self._wake.set()
+        self._amiss = True
+        self._wake.set()
 
-    async def _update_peer(self, name: str) -> None:
-        assert self._network is not None  # noqa: S101  checked by the caller
-        if name == self._config.node_name:
-            return
-        node = self._nodes.get(name)
-        entries = plan_peer(self._network, node) if node is not None else ()
-        for objection in objections(self._network, node) if node is not None else ():
+    async def _update_peers(self, network: NetworkConfig, names: set[str]) -> None:
+        peers = {name: self._nodes.by_name.get(name) for name in names}
+        claims = self._nodes.claims
+        plans = {
+            name: plan_peer(network, peer, claims) if peer is not None else ()
+            for name, peer in peers.items()
+        }
+        self._log_objections(network, {name: one for name, one in peers.items() if one})
+        whole = False
+        # First what goes: whatever takes its place finds it free.
+        for name in sorted(plans, key=lambda name: bool(plans[name])):
+            update = self._worker.reconciler.update
+            report = await self._worker.call(update, cause_of_node(name), plans[name])
+            if report is None:
+                whole = True
+                continue
+            self._account("peer", report)
+            self._log_failures(report.failures)
+            if report.changes:
+                log.info("peer", extra=fields(node=name, changes=report.changes))
+        metrics.PEERS.set(self._nodes.leased_peers)
+        if whole:
+            await self._reconcile("peers")
+
+    def _log_objections(
+        self, network: NetworkConfig, nodes: Mapping[str, Node], limit: int | None = None
+    ) -> None:
+        found = [
+            objection
+            for name, node in nodes.items()
+            if name != network.node
+            for objection in objections(network, node, self._nodes.claims)
+        ]
+        for objection in found[:limit]:
             log.warning("lease not believed", extra=fields(reason=objection))
-        update = self._worker.reconciler.update
-        report = await self._worker.call(update, cause_of_node(name), entries)
-        if report is None:
-            await self._reconcile(f"peer {name}")
-            return
-        self._account("peer", report)
-        metrics.PEERS.set(self._count_peers())
-        if report.changes:
-            log.info("peer", extra=fields(node=name, changes=report.changes))
+        if limit is not None and len(found) > limit:
+            log.warning("more leases not believed", extra=fields(count=len(found) - limit))
 
     def _account(self, scope: str, report: Report) -> None:
         metrics.RECONCILE_SECONDS.labels(scope).observe(report.seconds)
         metrics.KERNEL_CHANGES.inc(report.changes)
         metrics.KERNEL_FAILURES.inc(len(report.failures))
-        for failure in report.failures:
-            log.error("refused by the kernel", extra=fields(error=failure))
 
-    def _pace(self) -> float:
-        """Seconds to wait before answering something amiss."""
-        now = time.monotonic()
-        self._rounds = [at for at in self._rounds if now - at < _FIGHT_WINDOW_S] + [now]
-        return _FIGHT_PACE_S if len(self._rounds) > _FIGHT_ROUNDS else _SETTLE_S
+    def _log_failures(
+        self, failures: Sequence[str], *, known: Collection[str] = frozenset()
+    ) -> None:
+        for failure in failures:
+            if failure not in known:
+                log.error("refused by the kernel", extra=fields(error=failure))
 
     # --- looking --------------------------------------------------------------------------
 
     def _find_underlay(self) -> Underlay | str:
         """In the worker's thread."""
-        own = self._nodes.get(self._config.node_name)
+        own = self._nodes.by_name.get(self._config.node_name)
         candidates = own.internal_ips if own is not None else ()
         return find_underlay(self._route, candidates, self._config.iface)
 
@@ -373,13 +431,6 @@ class Agent:
         device = f"flannel.{self._config.vni}"
         link = await self._worker.call(find_link, self._route, device)
         return link.mac if link is not None and link.ours else None
-
-    def _count_peers(self) -> int:
-        return sum(
-            1
-            for name, node in self._nodes.items()
-            if name != self._config.node_name and node.lease is not None
-        )
 
     async def plan_document(self) -> dict[str, Any]:
         """What is desired and what differs, for `podwire plan`."""
@@ -412,8 +463,15 @@ def _document(worker: KernelWorker, node: str) -> dict[str, Any]:
     return {"node": node, "desired": desired, "changes": changes}
 
 
-def _understood(obj: NodeObject) -> Node:
-    node, problems = node_from_object(obj)
-    for problem in problems:
-        log.warning("node is not understood", extra=fields(node=node.name, problem=problem))
-    return node
+def _warn_of_strays(network: NetworkConfig, attachments: Sequence[Attachment]) -> None:
+    """Pods keep their addresses, but peers send what is for these to another node or nowhere."""
+    strays = [
+        one.pod or one.container_id
+        for one in attachments
+        if not any(ip.ip in subnet for ip in one.ips for subnet in network.lease.subnets)
+    ]
+    if strays:
+        log.warning(
+            "pods have addresses outside of the lease: delete them, so that they get new ones",
+            extra=fields(pods=",".join(strays)),
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from podwire.errors import PodwireError
 from podwire.model.cluster import NetworkConfig
 from podwire.plan.wiring.bridge import gateway_interface
 
@@ -25,15 +26,21 @@ def subnet_env(config: NetworkConfig) -> str:
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> bool:
-    """Replace the file's content as a whole; False where it was already so."""
-    try:
-        if path.read_text() == text:
-            return False
-    except (FileNotFoundError, UnicodeDecodeError):
-        pass
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace the file's content as a whole; False where it was already so.
+
+    Raises PodwireError.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.chmod(mode)
-    temporary.replace(path)
+    try:
+        if path.exists() and path.read_bytes() == text.encode():
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text)
+            temporary.chmod(mode)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise PodwireError(f"cannot write {path}: {error.strerror or error}") from error
     return True

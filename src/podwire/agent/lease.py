@@ -9,6 +9,7 @@ import secrets
 
 from podwire.agent.config import AgentConfig
 from podwire.cluster.nodes import (
+    PUBLIC_IP_OVERWRITE,
     NodeObject,
     node_from_object,
     public_ip_overwrite,
@@ -27,12 +28,18 @@ def node_config(
     `vtep_mac` is this node's own as it stands in the kernel or was used last, if known; what it
     published before comes first, since the peers have programmed that.
     """
-    node, _ = node_from_object(obj)
+    node, problems = node_from_object(obj)
+    unread = [problem for problem in problems if problem.startswith("spec.")]
+    if unread:
+        raise InputError("; ".join(unread), field="spec.podCIDR")
     if not node.pod_cidrs:
         return (
             f"node {node.name} has no spec.podCIDR yet: the cluster's controller manager has to"
             " allocate node CIDRs (--allocate-node-cidrs)"
         )
+    if len({subnet.version for subnet in node.pod_cidrs}) != len(node.pod_cidrs):
+        cidrs = ", ".join(map(str, node.pod_cidrs))
+        raise InputError(f"{cidrs} are two of one family", field="spec.podCIDRs")
     for subnet in node.pod_cidrs:
         networks = [net for net in config.network if net.version == subnet.version]
         if not any(subnet.subnet_of(net) for net in networks):  # type: ignore[arg-type]
@@ -41,11 +48,18 @@ def node_config(
                 field="spec.podCIDR",
                 remedy="give the agent the cluster's own pod network with --network",
             )
+    public_ip = public_ip_overwrite(obj) or underlay.ip
+    if public_ip.version != underlay.ip.version:
+        raise InputError(
+            f"{public_ip} is of another family than the underlay's address {underlay.ip}",
+            field=f"metadata.annotations[{PUBLIC_IP_OVERWRITE}]",
+            remedy="name the underlay with --iface, or remove the annotation",
+        )
     mac = published_vtep_mac(obj) or vtep_mac or random_mac()
     lease = Lease(
         subnets=node.pod_cidrs,
         backend=vxlan.BACKEND,
-        public_ip=public_ip_overwrite(obj) or underlay.ip,
+        public_ip=public_ip,
         vni=config.vni,
         vtep_mac=mac,
     )

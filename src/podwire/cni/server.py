@@ -128,7 +128,7 @@ class CniServer:
         try:
             async with asyncio.timeout(self._patience_s):
                 frame = await _receive(connection)
-            self._unheard.discard(asyncio.current_task())  # type: ignore[arg-type]
+            self._unheard.discard(asyncio.current_task())
             reply = await self._service.handle(
                 frame.env, frame.stdin, frame.netns_fd, frame.netns_errno
             )

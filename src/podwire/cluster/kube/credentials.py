@@ -19,7 +19,7 @@ import msgspec
 
 from podwire.cluster.kube.config import ClientConfig, ExecPlugin
 from podwire.cluster.kube.tls import load_client_certificate
-from podwire.errors import PodwireError
+from podwire.errors import ApiUnavailableError
 
 _EXPIRY_MARGIN = dt.timedelta(seconds=10)
 
@@ -57,7 +57,7 @@ class Credentials:
         self._exec_status = None
 
     async def headers(self) -> list[tuple[str, str]]:
-        """Headers for the next request. Raises `PodwireError` when there is no token to be had."""
+        """Headers for the next request. Raises `ApiUnavailableError` when no token can be had."""
         headers = []
         authorization = await self._authorization()
         if authorization is not None:
@@ -91,7 +91,9 @@ class Credentials:
                 self._file_token = path.read_text().strip()
                 self._file_version = version
         except OSError as error:
-            raise PodwireError(f"cannot read the API token {path}: {error.strerror}") from None
+            raise ApiUnavailableError(
+                f"cannot read the API token {path}: {error.strerror}"
+            ) from None
         return self._file_token
 
     async def _exec_token(self, plugin: ExecPlugin) -> str | None:
@@ -131,23 +133,25 @@ async def _run_plugin(plugin: ExecPlugin, config: ClientConfig) -> _ExecStatus:
             stderr=sys.stderr,
         )
     except OSError as error:
-        raise PodwireError(
+        raise ApiUnavailableError(
             f"cannot run the credential plugin {plugin.command}: {error.strerror}",
             remedy=plugin.install_hint or None,
         ) from None
     output, _ = await process.communicate()
     if process.returncode:
-        raise PodwireError(
+        raise ApiUnavailableError(
             f"the credential plugin {plugin.command} ended with {process.returncode}"
         )
     try:
         status = msgspec.json.decode(output, type=_ExecCredential).status
     except msgspec.DecodeError as error:
-        raise PodwireError(
+        raise ApiUnavailableError(
             f"the credential plugin {plugin.command} printed no ExecCredential: {error}"
         ) from None
     if not status.token and not status.client_certificate_data:
-        raise PodwireError(f"the credential plugin {plugin.command} gave no token or certificate")
+        raise ApiUnavailableError(
+            f"the credential plugin {plugin.command} gave no token or certificate"
+        )
     return status
 
 

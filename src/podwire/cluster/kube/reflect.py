@@ -124,6 +124,7 @@ async def reflect(
                 listed = await client.list(resource, namespace, **scope)
                 on_sync(listed.items)
                 version = listed.resource_version
+                del listed  # The caller keeps what it needs of thousands of objects.
             events = client.watch(
                 resource, namespace, resource_version=version, on_open=connection.up, **scope
             )
