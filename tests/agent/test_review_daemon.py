@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from podwire.cluster.kube import NODES, KubeClient
 
 from ..conftest import Namespace
 from ..e2e.waiting import until
@@ -190,8 +193,6 @@ def test_a_node_object_that_lost_everything_is_published_and_made_schedulable_ag
     gone = dict.fromkeys(cluster.node("node1")["metadata"]["annotations"])
 
     async def forget(client: Any) -> None:
-        from podwire.cluster.kube import NODES
-
         status: dict[str, Any] = {"status": {"conditions": []}}
         await client.merge_patch(NODES, "node1", status, subresource="status")
         await client.merge_patch(NODES, "node1", {"metadata": {"annotations": gone}})
@@ -301,3 +302,42 @@ def test_stopping_is_clean_and_quick_at_any_time(
     assert "Traceback" not in agent.log
     if phase == "no API":
         cluster.api.start()
+
+
+@pytest.mark.parametrize("families", [(4, 6), (6,)])
+def test_pods_reach_each_other_in_both_families(
+    cluster: Cluster,
+    make_agent: Callable[[str], AgentProcess],
+    make_namespace: Callable[[], Namespace],
+    families: tuple[int, ...],
+) -> None:
+    first, second = agents = make_agent("node1"), make_agent("node2")
+    for one in agents:
+        one.namespace.run("ip link del eth0")
+    first.namespace.run(f"ip link add eth0 type veth peer name eth0 netns {second.namespace.name}")
+    pods = []
+    for number, one in enumerate(agents, 1):
+        address = {4: f"172.18.0.1{number}/16", 6: f"fd01::{number}/64 nodad"}[families[0]]
+        one.namespace.run(f"ip link set eth0 up; ip address add {address} dev eth0")
+        blocks = {4: f"10.244.{number}.0/24", 6: f"fd00:244:0:{number}::/64"}
+        cidrs = [blocks[family] for family in families]
+        node = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": one.name},
+            "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
+        }
+        cluster.call(functools.partial(KubeClient.create, resource=NODES, obj=node))
+        networks = {4: "10.244.0.0/16", 6: "fd00:244::/48"}
+        network = ",".join(networks[family] for family in families)
+        one.start("--network", network, "--iface", "eth0").wait_ready()
+        pod = make_namespace()
+        pods.append((pod, cni(one, "ADD", f"c{number}", pod)["ips"]))
+    (here, _), (_, there) = pods
+    assert len(there) == len(families)
+    for ip in there:
+        target = ip["address"].partition("/")[0]
+        until(lambda: not here.run(f"ping -c1 -W1 {target} >&2 || echo no"), f"{target} answers")  # noqa: B023
+    for one in agents:
+        until(lambda: one.http.plan()["changes"] == [], "nothing is left to do")  # noqa: B023
+        assert "refused by the kernel" not in one.log

@@ -39,9 +39,9 @@ class LinkOp(msgspec.Struct, frozen=True):
             # A port's settings are refused for as long as the link is none.
             hairpin = {"hairpin": changes.pop("hairpin")} if "hairpin" in changes else {}
             return [messages.set_link(self.name, **one) for one in (changes, hairpin) if one]
-        # Before the link is up: an address that IPv6 has made itself stays.
-        first = {"no_ipv6_address": changes.pop("no_ipv6_address")}
-        settings = [messages.set_link(self.name, **one) for one in (first, changes)]
+        # First, and before the link is up: an address that IPv6 has made itself stays.
+        first = {one: changes.pop(one) for one in ("no_ipv6_address",) if one in changes}
+        settings = [messages.set_link(self.name, **one) for one in (first, changes) if one]
         return [messages.create_link(self.link, indexes), *settings]
 
     def line(self) -> str:
@@ -88,9 +88,12 @@ def diff(wanted: Mapping[str, Link], actual: Mapping[str, LinkState]) -> LinkDif
 
 
 def _create(link: Link) -> LinkOp:
-    # Nothing speaks IPv6 to the device itself, and its automatic link-local address would send
-    # router solicitations and multicast reports into the overlay.
-    finish: dict[str, Any] = {"alias": link.alias, "no_ipv6_address": True, "up": True}
+    finish: dict[str, Any] = {"alias": link.alias, "up": True}
+    if isinstance(link.kind, Vxlan):
+        # Its neighbours are all permanent, so it needs no automatic link-local address, which
+        # would send router solicitations and multicast reports into the overlay. A bridge needs
+        # its own: it asks for the pods' MACs with it.
+        finish["no_ipv6_address"] = True
     if isinstance(link.kind, Bridge) and link.mtu is not None:
         # A bridge keeps an MTU only that it was given when it existed: one from its creation
         # gives way to the smallest of its ports, and to 1500 when there is none.
