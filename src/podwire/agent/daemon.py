@@ -177,8 +177,11 @@ class Agent:
 
     def _note_own(self) -> None:
         if self._nodes.own is None:
-            self._say_not_ready(f"node {self._config.node_name} does not exist in the cluster")
+            self._say_not_there()
         self._own_changed = True
+
+    def _say_not_there(self) -> None:
+        self._say_not_ready(f"node {self._config.node_name} does not exist in the cluster")
 
     def _look_at_own(self) -> None:
         """Have `_renew` done."""
@@ -251,8 +254,11 @@ class Agent:
         """Look at our own node and underlay again; plan anew where that changes anything."""
         own = self._nodes.own
         if own is None:
+            self._say_not_there()
             return
         underlay = await self._worker.call(self._find_underlay)
+        if self._nodes.own is None:
+            return  # Deleted meanwhile, and looked for without its addresses: the next round tells.
         if isinstance(underlay, str):
             self._say_not_ready(underlay)
             return
