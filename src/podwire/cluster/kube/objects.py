@@ -120,6 +120,9 @@ def decode_page(body: bytes, kind: type[T], refused: Refused | None = None) -> P
         page = _decode_item_by_item(body, kind, refused)
     except msgspec.DecodeError as error:
         raise ApiUnavailableError(f"the Kubernetes API sent no valid JSON: {error}") from None
+    if not page.kind.endswith("List"):
+        # A proxy's answer, say. Taken for an empty list it would be the end of every object.
+        raise ApiUnavailableError(f"the Kubernetes API sent no list but {page.kind or 'no kind'!r}")
     if kind is dict:
         _name_items(cast("Page[Object]", page))
     return page
