@@ -341,3 +341,31 @@ def test_pods_reach_each_other_in_both_families(
     for one in agents:
         until(lambda: one.http.plan()["changes"] == [], "nothing is left to do")  # noqa: B023
         assert "refused by the kernel" not in one.log
+
+
+def test_a_pod_that_cannot_be_attached_again_is_told_once_and_left_to_the_runtime(
+    cluster: Cluster, agent: AgentProcess, make_namespace: Callable[[], Namespace]
+) -> None:
+    cluster.add_node("node1")
+    agent.start().wait_ready()
+    pods = [make_namespace() for _ in range(3)]
+    for number, pod in enumerate(pods):
+        cni(agent, "ADD", f"c{number}", pod)
+    assert agent.stop() == 0
+    veths = [one["ifname"] for one in agent.json("ip -j link show master cni0")]
+    agent.namespace.run("; ".join(f"ip link del {name}" for name in veths))
+    pods[0].run(
+        "ip link add other type bridge; ip link set other up; ip route add default dev other"
+    )
+    pods[1].run("ip link add eth0 type bridge")
+    agent.start().wait_ready()
+    until(lambda: "attached again pod" in agent.log, "the third is attached again")
+    until(lambda: agent.log.count("not attached again") == 2, "the others are not")
+    for number in range(5):
+        agent.namespace.run(f"ip link set cni0 mtu {1300 + number}")
+        until(lambda: "mtu 1450" in agent.namespace.run("ip link show cni0"), "mended")
+    assert agent.log.count("not attached again") == 2
+    cni(agent, "DEL", "c0", pods[0])
+    pods[0].run("ip link del other")
+    assert cni(agent, "ADD", "c0", pods[0])["ips"]
+    assert agent.json("ip -j link show master cni0")

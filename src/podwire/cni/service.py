@@ -73,6 +73,7 @@ class CniService:
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="cni")
         self._unregistrar = Unregistrar(store, self._unregister)
         self._locks: KeyedLocks[Key] = KeyedLocks()
+        self._lost: set[Key] = set()
         #: This node's network; None until the lease is known.
         self.network: NetworkConfig | None = None
         #: Why there is none, for the runtime.
@@ -117,11 +118,14 @@ class CniService:
     async def attach_again(self, host_ifnames: Iterable[str]) -> list[str]:
         """Make interfaces that vanished anew, with the addresses they had; the names of those made.
 
-        One whose namespace can't be opened stays away until the runtime's DEL.
+        One whose namespace can't be opened, or that the kernel refuses, is not tried again: it
+        stays away until the runtime's DEL.
         """
         names, made = set(host_ifnames), []
         for record in list(self._store.records.values()):
             if record.attachment.host_ifname not in names or self.network is None:
+                continue
+            if record.key in self._lost:
                 continue
             async with self._locks.held(record.key):
                 record = self._store.records.get(record.key, record)
@@ -129,11 +133,14 @@ class CniService:
                     continue
                 if not _namespace_exists(record.attachment):
                     log.info("gone with its namespace", extra=_about(record))
+                    self._lost.add(record.key)
                     continue
                 try:
                     await self._in_worker(_attach_again, self._wiring, self.network, record)
                 except PodwireError as error:
                     log.error("not attached again", extra=_about(record, error=error))
+                    if as_cni_error(error).code is not Code.TRY_AGAIN_LATER:
+                        self._lost.add(record.key)
                 else:
                     made.append(record.attachment.host_ifname)
                     log.info("attached again", extra=_about(record))
@@ -263,6 +270,7 @@ class CniService:
             # It is deleted in a moment in any case.
             log.warning("not cut off", extra=_about(record, error=error))
         self._store.begin_delete(key)
+        self._lost.discard(key)
         self._unregistrar.add(key)
         if record.state is State.READY:
             self._detached(record.attachment)
