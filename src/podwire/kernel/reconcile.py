@@ -16,21 +16,19 @@ their protocol, links by their group, neighbours and FDB entries by the device, 
 from __future__ import annotations
 
 import errno
-import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from podwire.errors import KernelError
-from podwire.kernel import links, messages, nft, sysctl, tables
+from podwire.kernel import links, messages, nft, read, sysctl, tables
 from podwire.kernel.attach import links as read_links
 from podwire.kernel.messages import LinkState
 from podwire.kernel.netlink import NetlinkSocket, kernel_error
 from podwire.kernel.tables import ADDRESSES, FDB, NEIGHBORS, ROUTES, TABLES, Op, Wanted
 from podwire.model.state import (
-    ROUTE_PROTOCOL,
     Bridge,
     Desired,
     Entry,
@@ -41,8 +39,6 @@ from podwire.model.state import (
     Vxlan,
     Why,
 )
-
-Actual = dict[str, dict[Any, Any]]
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -112,9 +108,9 @@ class Reconciler:
             for link in link_diff.missing
         ]
         names = self._number(actual_links)
-        actual = self._read(actual_links)
+        mine = self._mine(actual_links)
         for table in TABLES:
-            for op in tables.diff(table, self._wanted[table.name], actual[table.name]):
+            for op in self._diff(table, mine):
                 changes.append(Change(table.name, op.action, op.line(names), op.why))
         for one in self._wrong_sysctls():
             changes.append(Change("sysctl", "change", sysctl.line(one.key, one.value), one.why))
@@ -137,19 +133,11 @@ class Reconciler:
         report.failures += report.refused
         names = self._number(actual_links)
         self._apply_sysctls(report, record)
-        actual = self._read(actual_links, only=(ADDRESSES,))
-        self._apply(
-            tables.diff(ADDRESSES, self._wanted[ADDRESSES.name], actual[ADDRESSES.name]),
-            names,
-            report,
-            record,
-        )
+        mine = self._mine(actual_links)
+        self._apply(self._diff(ADDRESSES, mine), names, report, record)
         # Read after the addresses are right: changing one makes the kernel drop routes.
-        actual = self._read(actual_links, only=(NEIGHBORS, FDB, ROUTES))
-        ops: list[Op] = []
-        for table in (NEIGHBORS, FDB, ROUTES):
-            ops += tables.diff(table, self._wanted[table.name], actual[table.name])
-        self._apply(ops, names, report, record)
+        rest = [op for table in (NEIGHBORS, FDB, ROUTES) for op in self._diff(table, mine)]
+        self._apply(rest, names, report, record)
         self._apply_nft(report, record)
         report.seconds = time.perf_counter() - started
         return report
@@ -340,62 +328,23 @@ class Reconciler:
             found.setdefault(table.name, {})[key] = Wanted(value, entry.why, cause)
         return found
 
-    def _read(
-        self, actual: Mapping[str, LinkState], only: Iterable[tables.Table] = TABLES
-    ) -> Actual:
-        """What is in the tables and ours."""
-        mine = {
-            state.index: link
+    def _mine(self, actual: Mapping[str, LinkState]) -> read.Mine:
+        """Our bridges and tunnels; pods' links have nothing in the tables."""
+        there = {
+            state.index: isinstance(link.kind, Vxlan)
             for name, link in self._links.items()
             if (state := actual.get(name)) is not None
             and state.ours
             and not isinstance(link.kind, Veth)
         }
-        overlay = [index for index, link in mine.items() if isinstance(link.kind, Vxlan)]
-        readers: dict[str, Callable[[], dict[Any, Any]]] = {
-            ADDRESSES.name: lambda: self._read_addresses(mine),
-            NEIGHBORS.name: lambda: self._read_neighbors(overlay),
-            FDB.name: lambda: self._read_fdb(overlay),
-            ROUTES.name: self._read_routes,
-        }
-        return {table.name: readers[table.name]() for table in only}
+        return read.Mine(
+            links=frozenset(there),
+            tunnels=tuple(index for index, is_tunnel in there.items() if is_tunnel),
+        )
 
-    def _read_addresses(self, mine: Mapping[int, Link]) -> dict[Any, Any]:
-        found: dict[Any, Any] = {}
-        for body in self._socket.dump(messages.RTM_GETADDR, messages.get_addresses()):
-            key, scope = messages.parse_address(body)
-            if key.ifindex in mine and scope == messages.RT_SCOPE_UNIVERSE:
-                found[key] = None
-        return found
-
-    def _read_neighbors(self, overlay: Iterable[int]) -> dict[Any, Any]:
-        found: dict[Any, Any] = {}
-        for index in overlay:
-            for family in (socket.AF_INET, socket.AF_INET6):
-                question = messages.get_neighbors(family, index)
-                for body in self._socket.dump(messages.RTM_GETNEIGH, question):
-                    _, _, state, ip, mac = messages.parse_neighbor(body)
-                    if state & messages.NUD_PERMANENT:
-                        found[messages.NeighborKey(index, family, ip)] = mac
-        return found
-
-    def _read_fdb(self, overlay: Iterable[int]) -> dict[Any, Any]:
-        found: dict[Any, Any] = {}
-        for index in overlay:
-            for body in self._socket.dump(messages.RTM_GETNEIGH, messages.get_fdb(index)):
-                _, where, _, dst, mac = messages.parse_neighbor(body)
-                if where == index and dst:
-                    found[messages.FdbKey(index, mac)] = dst
-        return found
-
-    def _read_routes(self) -> dict[Any, Any]:
-        found: dict[Any, Any] = {}
-        for family in (socket.AF_INET, socket.AF_INET6):
-            for body in self._socket.dump(messages.RTM_GETROUTE, messages.get_routes(family)):
-                key, value, protocol, table = messages.parse_route(body)
-                if protocol == ROUTE_PROTOCOL and table == messages.RT_TABLE_MAIN:
-                    found[key] = value
-        return found
+    def _diff(self, table: tables.Table, mine: read.Mine) -> list[Op]:
+        actual = read.READERS[table.name](self._socket, mine)
+        return tables.diff(table, self._wanted[table.name], actual)
 
     def _wrong_sysctls(self) -> list[Sysctl]:
         return [
