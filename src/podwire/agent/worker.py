@@ -11,6 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from podwire.errors import PodwireError
+from podwire.kernel import netns
 from podwire.kernel.netlink import Message
 from podwire.kernel.reconcile import Reconciler
 
@@ -18,16 +20,29 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+#: An agent that is just stopping is waited for that long.
+_STOPPING_S = 5.0
+
+
 class KernelWorker:
     """Runs functions on its `Reconciler`, in the network namespace the process is in."""
 
     def __init__(self) -> None:
+        """Raises PodwireError where another agent has this network namespace's kernel state."""
+        self._lock = netns.claim("podwire-agent", _STOPPING_S)
+        if self._lock is None:
+            raise PodwireError(
+                "another podwire agent is running in this network namespace",
+                remedy="stop it first; a node has one",
+            )
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="kernel")
         self._reconciler = self._executor.submit(Reconciler).result()
 
     def close(self) -> None:
         self._executor.submit(self._reconciler.close).result()
         self._executor.shutdown()
+        if self._lock is not None:
+            self._lock.close()
 
     @property
     def reconciler(self) -> Reconciler:

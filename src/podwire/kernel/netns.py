@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,8 @@ CLONE_NEWNET = 0x40000000
 
 #: statfs(2) type of a namespace file (include/uapi/linux/magic.h, NSFS_MAGIC).
 _NSFS_MAGIC = 0x6E736673
+#: Nothing tells when an abstract address becomes free.
+_CLAIM_AGAIN_S = 0.05
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -46,9 +50,24 @@ def is_netns(fd: int) -> bool:
     return int.from_bytes(buffer.raw[:4], "little") == _NSFS_MAGIC
 
 
-def inode(fd: int) -> int:
-    """The number that tells one namespace from another, as in /proc/PID/ns/net."""
-    return os.fstat(fd).st_ino
+def claim(name: str, patience_s: float) -> socket.socket | None:
+    """Be the only holder of `name` in this network namespace, until the socket is closed.
+
+    None where somebody else is and stays so for `patience_s`. Abstract Unix addresses belong to a
+    network namespace and go with the process (unix(7)): a crash leaves no stale lock.
+    """
+    lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            lock.bind(f"\0{name}")
+        except OSError:
+            if time.monotonic() > deadline:
+                lock.close()
+                return None
+            time.sleep(_CLAIM_AGAIN_S)
+        else:
+            return lock
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from podwire.kernel.messages import LinkState
 from podwire.kernel.netlink import NetlinkSocket, kernel_error
 from podwire.kernel.tables import ADDRESSES, FDB, NEIGHBORS, ROUTES, TABLES, Op, Wanted
 from podwire.model.state import (
+    ROUTE_PROTOCOL,
     Bridge,
     Desired,
     Entry,
@@ -217,21 +218,23 @@ class Reconciler:
                 gone = kind == messages.RTM_DELADDR
                 return self._entry_is_amiss(ADDRESSES.name, address, None, gone=gone)
             case messages.RTM_NEWROUTE | messages.RTM_DELROUTE:
-                key, value, _, table = messages.parse_route(payload)
+                key, value, protocol, table = messages.parse_route(payload)
                 if table != messages.RT_TABLE_MAIN:
                     return False
                 gone = kind == messages.RTM_DELROUTE
-                return self._entry_is_amiss(ROUTES.name, key, value, gone=gone)
+                ours = protocol == ROUTE_PROTOCOL
+                return self._entry_is_amiss(ROUTES.name, key, value, gone=gone, ours=ours)
             case messages.RTM_NEWNEIGH | messages.RTM_DELNEIGH:
-                family, index, _, dst, mac = messages.parse_neighbor(payload)
+                family, index, state, dst, mac = messages.parse_neighbor(payload)
                 if index not in self._overlay:
                     return False
                 gone = kind == messages.RTM_DELNEIGH
+                ours = bool(state & messages.NUD_PERMANENT)
                 if family == messages.AF_BRIDGE:
                     fdb = messages.FdbKey(index, mac)
-                    return self._entry_is_amiss(FDB.name, fdb, dst, gone=gone)
+                    return self._entry_is_amiss(FDB.name, fdb, dst, gone=gone, ours=ours)
                 neighbor = messages.NeighborKey(index, family, dst)
-                return self._entry_is_amiss(NEIGHBORS.name, neighbor, mac, gone=gone)
+                return self._entry_is_amiss(NEIGHBORS.name, neighbor, mac, gone=gone, ours=ours)
             case messages.RTM_NEWNETCONF:
                 return messages.netconf_is_general(payload) and bool(self._wrong_sysctls())
         return False
@@ -264,10 +267,13 @@ class Reconciler:
         difference = links.diff({link.name: link}, actual)
         return bool(difference.missing or any(op.name == link.name for op in difference.ops))
 
-    def _entry_is_amiss(self, table: str, key: Any, value: Any, *, gone: bool) -> bool:
+    def _entry_is_amiss(
+        self, table: str, key: Any, value: Any, *, gone: bool, ours: bool = False
+    ) -> bool:
+        """`ours`: an entry of this kind that nobody wants is one that would be removed."""
         want = self._wanted[table].get(key)
         if want is None:
-            return False
+            return ours and not gone
         return gone or (value is not None and want.value != value)
 
     # --- reading --------------------------------------------------------------------------
