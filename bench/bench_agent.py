@@ -73,6 +73,13 @@ def routes(namespace: str) -> int:
     return int(sh(f"ip -n {namespace} route show proto 112 | wc -l"))
 
 
+def is_still(pid: int) -> bool:
+    """Whether the process has used no processor time for a second."""
+    before = cpu_s(pid)
+    time.sleep(1)
+    return cpu_s(pid) == before
+
+
 def measure(count: int) -> tuple[float, float]:
     """(MB, percent of a core) of an agent in a cluster of `count` nodes."""
     with namespaces("hub", "node") as (hub, own), cluster() as one:
@@ -83,6 +90,7 @@ def measure(count: int) -> tuple[float, float]:
         wait_for(lambda: one.is_ready("node1"), "the agent")
         wait_for(lambda: routes(own) == count - 1, f"{count - 1} routes", 120)
         pid = one.agents["node1"].pid
+        wait_for(lambda: is_still(pid), "the end of the start")
         before = cpu_s(pid)
         time.sleep(IDLE_S)
         return rss_mb(pid), (cpu_s(pid) - before) / IDLE_S * 100
