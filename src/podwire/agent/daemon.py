@@ -15,17 +15,19 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from podwire.agent import metrics
 from podwire.agent.config import AgentConfig
+from podwire.agent.document import plan_document
 from podwire.agent.files import subnet_env, write_atomically
 from podwire.agent.lease import node_config
 from podwire.agent.nodes import Nodes
 from podwire.agent.pods import Pods
 from podwire.agent.server import serve
+from podwire.agent.telling import account, log_failures, log_objections, warn_of_strays
 from podwire.agent.watch import KernelWatch
 from podwire.agent.worker import KernelWorker
 from podwire.cluster.kube import NODES, ClientConfig, KubeClient, WatchEvent, reflect
@@ -39,12 +41,10 @@ from podwire.errors import InputError, PodwireError
 from podwire.kernel import messages
 from podwire.kernel.attach import find_link
 from podwire.kernel.netlink import Message, NetlinkSocket
-from podwire.kernel.reconcile import Report
 from podwire.kernel.underlay import find_underlay
 from podwire.log import fields
-from podwire.model.cluster import Attachment, ClusterView, NetworkConfig, Node, Underlay
-from podwire.model.describe import describe, kind_of
-from podwire.plan.node import cause_of_node, objections, plan, plan_peer
+from podwire.model.cluster import ClusterView, NetworkConfig, Underlay
+from podwire.plan.node import cause_of_node, plan, plan_peer
 
 log = logging.getLogger(__name__)
 
@@ -304,10 +304,10 @@ class Agent:
             ),
         )
         attachments = self._pods.use(network)
-        _warn_of_strays(network, attachments)
+        warn_of_strays(network, attachments)
         self._network = network
         self._nodes.take_changed()
-        self._log_objections(network, self._nodes.by_name, _OBJECTIONS_LOGGED)
+        log_objections(network, self._nodes.by_name, self._nodes.claims, _OBJECTIONS_LOGGED)
         desired = plan(ClusterView(network, self._nodes.by_name), attachments)
         await self._worker.call(self._worker.reconciler.replace, desired)
         await self._reconcile("start")
@@ -338,8 +338,8 @@ class Agent:
     async def _reconcile(self, reason: str) -> None:
         verbose = log.isEnabledFor(logging.DEBUG)
         report = await self._worker.call(self._worker.reconciler.reconcile, record=verbose)
-        self._account("full", report)
-        self._log_failures(report.failures, known=self._failures)
+        account("full", report)
+        log_failures(report.failures, known=self._failures)
         self._failures = frozenset(report.failures)
         for change in report.lines:
             log.debug("changed", extra=fields(line=change.line, why=change.why))
@@ -380,7 +380,7 @@ class Agent:
             name: plan_peer(network, peer, claims) if peer is not None else ()
             for name, peer in peers.items()
         }
-        self._log_objections(network, {name: one for name, one in peers.items() if one})
+        log_objections(network, {name: one for name, one in peers.items() if one}, claims)
         whole = False
         # First what goes: whatever takes its place finds it free.
         for name in sorted(plans, key=lambda name: bool(plans[name])):
@@ -389,39 +389,13 @@ class Agent:
             if report is None:
                 whole = True
                 continue
-            self._account("peer", report)
-            self._log_failures(report.failures)
+            account("peer", report)
+            log_failures(report.failures)
             if report.changes:
                 log.info("peer", extra=fields(node=name, changes=report.changes))
         metrics.PEERS.set(self._nodes.leased_peers)
         if whole:
             await self._reconcile("peers")
-
-    def _log_objections(
-        self, network: NetworkConfig, nodes: Mapping[str, Node], limit: int | None = None
-    ) -> None:
-        found = [
-            objection
-            for name, node in nodes.items()
-            if name != network.node
-            for objection in objections(network, node, self._nodes.claims)
-        ]
-        for objection in found[:limit]:
-            log.warning("lease not believed", extra=fields(reason=objection))
-        if limit is not None and len(found) > limit:
-            log.warning("more leases not believed", extra=fields(count=len(found) - limit))
-
-    def _account(self, scope: str, report: Report) -> None:
-        metrics.RECONCILE_SECONDS.labels(scope).observe(report.seconds)
-        metrics.KERNEL_CHANGES.inc(report.changes)
-        metrics.KERNEL_FAILURES.inc(len(report.failures))
-
-    def _log_failures(
-        self, failures: Sequence[str], *, known: Collection[str] = frozenset()
-    ) -> None:
-        for failure in failures:
-            if failure not in known:
-                log.error("refused by the kernel", extra=fields(error=failure))
 
     # --- looking --------------------------------------------------------------------------
 
@@ -440,44 +414,5 @@ class Agent:
 
     async def plan_document(self) -> dict[str, Any]:
         """What is desired and what differs, for `podwire plan`."""
-        return await self._worker.call(_document, self._worker, self._config.node_name)
-
-
-def _document(worker: KernelWorker, node: str) -> dict[str, Any]:
-    reconciler = worker.reconciler
-    desired = [
-        {
-            "cause": cause,
-            "kind": kind_of(entry),
-            "entry": describe(entry),
-            "object": entry.why.object,
-            "reason": entry.why.reason,
-        }
-        for cause, entries in reconciler.desired.items()
-        for entry in entries
-    ]
-    changes = [
-        {
-            "kind": change.kind,
-            "action": change.action,
-            "line": change.line,
-            "object": change.why.object if change.why is not None else "",
-            "reason": change.why.reason if change.why is not None else "nobody wants it any more",
-        }
-        for change in reconciler.plan()
-    ]
-    return {"node": node, "desired": desired, "changes": changes}
-
-
-def _warn_of_strays(network: NetworkConfig, attachments: Sequence[Attachment]) -> None:
-    """Pods keep their addresses, but peers send what is for these to another node or nowhere."""
-    strays = [
-        one.pod or one.container_id
-        for one in attachments
-        if not any(ip.ip in subnet for ip in one.ips for subnet in network.lease.subnets)
-    ]
-    if strays:
-        log.warning(
-            "pods have addresses outside of the lease: delete them, so that they get new ones",
-            extra=fields(pods=",".join(strays)),
-        )
+        reconciler = self._worker.reconciler
+        return await self._worker.call(plan_document, reconciler, self._config.node_name)

@@ -1,0 +1,59 @@
+"""What the agent tells of its work: log lines for people, counts for Prometheus."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+
+from podwire.agent import metrics
+from podwire.kernel.reconcile import Report
+from podwire.log import fields
+from podwire.model.cluster import Attachment, NetworkConfig, Node
+from podwire.plan.claims import Claims
+from podwire.plan.node import objections
+
+log = logging.getLogger(__name__)
+
+
+def account(scope: str, report: Report) -> None:
+    """Count a reconciliation; `scope` is `full` or `peer`."""
+    metrics.RECONCILE_SECONDS.labels(scope).observe(report.seconds)
+    metrics.KERNEL_CHANGES.inc(report.changes)
+    metrics.KERNEL_FAILURES.inc(len(report.failures))
+
+
+def log_failures(failures: Sequence[str], *, known: Collection[str] = frozenset()) -> None:
+    """What the kernel refused, less what was told before."""
+    for failure in failures:
+        if failure not in known:
+            log.error("refused by the kernel", extra=fields(error=failure))
+
+
+def log_objections(
+    network: NetworkConfig, nodes: Mapping[str, Node], claims: Claims, limit: int | None = None
+) -> None:
+    """Leases that are not used and why; beyond `limit` only how many more."""
+    found = [
+        objection
+        for name, node in nodes.items()
+        if name != network.node
+        for objection in objections(network, node, claims)
+    ]
+    for objection in found[:limit]:
+        log.warning("lease not believed", extra=fields(reason=objection))
+    if limit is not None and len(found) > limit:
+        log.warning("more leases not believed", extra=fields(count=len(found) - limit))
+
+
+def warn_of_strays(network: NetworkConfig, attachments: Sequence[Attachment]) -> None:
+    """Pods keep their addresses, but peers send what is for these to another node or nowhere."""
+    strays = [
+        one.pod or one.container_id
+        for one in attachments
+        if not any(ip.ip in subnet for ip in one.ips for subnet in network.lease.subnets)
+    ]
+    if strays:
+        log.warning(
+            "pods have addresses outside of the lease: delete them, so that they get new ones",
+            extra=fields(pods=",".join(strays)),
+        )
