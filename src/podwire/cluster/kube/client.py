@@ -247,8 +247,7 @@ class KubeClient:
     ) -> Object:
         """Apply a JSON merge patch (RFC 7386): null removes a field, lists are replaced."""
         path = resource.path(namespace, name, subresource)
-        body = await self._transport.call("PATCH", path, body=patch, content_type=_MERGE_PATCH)
-        return decode(body, dict)
+        return await self._patch(path, patch, _MERGE_PATCH)
 
     async def strategic_patch(
         self,
@@ -260,7 +259,10 @@ class KubeClient:
     ) -> Object:
         """Apply a strategic merge patch: known lists are merged by key (conditions by `type`)."""
         path = resource.path(namespace, name, subresource)
-        body = await self._transport.call("PATCH", path, body=patch, content_type=_STRATEGIC_PATCH)
+        return await self._patch(path, patch, _STRATEGIC_PATCH)
+
+    async def _patch(self, path: str, patch: Mapping[str, Any], content_type: str) -> Object:
+        body = await self._transport.call("PATCH", path, body=patch, content_type=content_type)
         return decode(body, dict)
 
     async def delete(
