@@ -24,6 +24,9 @@ _ROUTE_GROUPS = (
     messages.RTNLGRP_IPV6_NETCONF,
 )
 
+#: Seconds from a notification to its being read, with all that came meanwhile.
+_GATHER_S = 0.01
+
 
 class KernelWatch:
     """Calls `on_rtnetlink(messages)`, `on_nft(table names)` and, when some were lost, `on_loss`."""
@@ -41,15 +44,32 @@ class KernelWatch:
         # A fresh 10,000-node cluster makes 30,000 notifications of our own in a second.
         self._route = NetlinkSocket(groups=_ROUTE_GROUPS, receive_buffer=32 * 1024 * 1024)
         self._nft = NetlinkSocket(NETLINK_NETFILTER, groups=(nft.NFNLGRP_NFTABLES,))
-        loop.add_reader(self._route.fileno(), self._read, self._route, on_rtnetlink)
-        loop.add_reader(
-            self._nft.fileno(), self._read, self._nft, lambda found: on_nft(_tables(found))
-        )
+        self._timers: dict[NetlinkSocket, asyncio.TimerHandle] = {}
+        self._listen(self._route, on_rtnetlink)
+        self._listen(self._nft, lambda found: on_nft(_tables(found)))
 
     def close(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
         for sock in (self._route, self._nft):
             self._loop.remove_reader(sock.fileno())
             sock.close()
+
+    def _listen(self, sock: NetlinkSocket, deliver: Callable[[list[Message]], None]) -> None:
+        self._loop.add_reader(sock.fileno(), self._gather, sock, deliver)
+
+    def _gather(self, sock: NetlinkSocket, deliver: Callable[[list[Message]], None]) -> None:
+        """Wait until what belongs together has come: most is the echo of a pod being wired.
+
+        Judging each message as it comes would take the interpreter from the thread that is just
+        wiring that pod.
+        """
+        self._loop.remove_reader(sock.fileno())
+        self._timers[sock] = self._loop.call_later(_GATHER_S, self._take, sock, deliver)
+
+    def _take(self, sock: NetlinkSocket, deliver: Callable[[list[Message]], None]) -> None:
+        self._listen(sock, deliver)
+        self._read(sock, deliver)
 
     def _read(self, sock: NetlinkSocket, deliver: Callable[[list[Message]], None]) -> None:
         try:
