@@ -168,8 +168,3 @@ def base64_text(value: str) -> str | None:
     except (binascii.Error, ValueError):
         return "must be valid base64"
     return None
-
-
-def absolute_path(value: str) -> str | None:
-    """A path that begins at the root."""
-    return None if value.startswith("/") else "must be an absolute path"
