@@ -1,0 +1,66 @@
+"""What a probe is, and how its packets are recognised wherever they pass.
+
+Values only, frozen, without I/O. `podwire.kernel.observe` makes kernel filters out of a match,
+`podwire.trace` asks for probes and reads what was seen.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Protocol = Literal["icmp", "tcp", "udp"]
+
+#: An IP address in canonical text, as `str(ip_address(…))` gives it: these values travel between
+#: machines and end in JSON.
+IPText = str
+
+#: The first bytes of each ICMP and UDP probe's payload, before its 4 bytes of `ident` and number:
+#: an address translator changes ports and identifiers, and leaves these.
+MAGIC = b"podw"
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked for. `size` is the IP packet's length in bytes, None for the usual one.
+
+    `port` is the destination's (None for ICMP). `count` probes are sent one after the other, each
+    given `timeout_s` to be answered. IPv4 packets carry DF.
+    """
+
+    protocol: Protocol = "icmp"
+    target: IPText
+    port: int | None = None
+    size: int | None = None
+    count: int = 1
+    timeout_s: float = 1.0
+    #: The source address, None for the one that the sender's own stack chooses.
+    source: IPText | None = None
+
+
+class ProbeMatch(msgspec.Struct, frozen=True, kw_only=True):
+    """What a kernel filter lets through: one prober's packets, both ways, also inside of VXLAN.
+
+    A packet matches if, at its network header or at the inner one of a VXLAN packet to one of
+    `tunnel_ports` (outer IPv4 or IPv6), one of these holds. `icmp` is ICMPv6 where the addresses
+    are IPv6.
+
+    - ICMP echo request or reply whose identifier is `ident`, or that carries `MAGIC` and `ident`
+      at the start of its payload.
+    - TCP or UDP whose ports are `ident` (the prober's own) and `port`, in either order.
+    - with `translated`: TCP or UDP to `target` and `port`, or from them; a translator may have
+      given it another source port.
+    - a fragment other than the first, between `source` and `target`, either way (the first is
+      matched like a whole packet).
+    - an ICMP error that quotes any of these.
+    - ARP, or NDP solicitation and advertisement, about one of `neighbors` (asked for, or asking).
+    """
+
+    protocol: Protocol
+    source: IPText
+    target: IPText
+    ident: int
+    port: int | None = None
+    translated: bool = False
+    neighbors: tuple[IPText, ...] = ()
+    tunnel_ports: tuple[int, ...] = (8472,)

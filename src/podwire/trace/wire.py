@@ -1,0 +1,371 @@
+"""What an agent and whoever asks it say to each other: typed messages in length-prefixed frames.
+
+Four bytes of length (network order), then one MessagePack value: a member of `Request` towards
+the agent, of `Response` from it. It runs over any stream: the agent's Unix socket, or the
+standard streams of `podwire agent relay` on a node far away. The connection is the session:
+whatever was opened for it is gone when it ends.
+
+Each request has an `id`; exactly one response carries it as `to` (`Failed` when it could not be
+done). What is seen in between arrives as events, which answer nothing (`Frames`, `Drops`,
+`NftSteps`, `Checked`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Literal
+
+import msgspec
+
+from podwire.errors import PodwireError
+from podwire.model.probe import IPText, Probe, ProbeMatch
+from podwire.model.state import Why
+from podwire.trace.model import Decision, Packet, Place
+
+VERSION = 1
+#: A frame longer than this is not ours; whoever sent it is cut off.
+MAX_FRAME_BYTES = 32 * 1024 * 1024
+
+_LENGTH = struct.Struct("!I")
+
+
+class _Tagged(msgspec.Struct, frozen=True, kw_only=True, tag=True, tag_field="type"):
+    pass
+
+
+# --- towards the agent ------------------------------------------------------------------------
+
+
+class Prepare(_Tagged, frozen=True, kw_only=True):
+    """Open the probe's socket at `pod` (empty: the node itself). Answer: `Prepared`."""
+
+    id: int
+    probe: Probe
+    pod: str = ""
+
+
+class Fire(_Tagged, frozen=True, kw_only=True):
+    """Send what was prepared, `probe.count` times. Answer, when the last has ended: `Fired`."""
+
+    id: int
+
+
+class Observe(_Tagged, frozen=True, kw_only=True):
+    """Watch for the match's packets: this node and `pods` on it (unknown ones are no error).
+
+    `drops`: also what the kernel drops and why. `nft`: also which rules judge it. Answer, once
+    everything is open: `Observing`; then events until `Stop` or the end of the connection.
+    """
+
+    id: int
+    match: ProbeMatch
+    pods: tuple[str, ...] = ()
+    drops: bool = True
+    nft: bool = True
+
+
+class Capture(_Tagged, frozen=True, kw_only=True):
+    """Capture all that `filter` (tcpdump's syntax, empty for everything) lets through, at `pods`
+    and, with `node`, on the node itself; `all_pods` for every pod here. Answer: `Observing`."""
+
+    id: int
+    filter: str = ""
+    pods: tuple[str, ...] = ()
+    all_pods: bool = False
+    node: bool = True
+    snaplen: int = 262144
+
+
+class Stop(_Tagged, frozen=True, kw_only=True):
+    """Close what `Observe` or `Capture` opened, after what is buffered has been sent. Answer:
+    `Stopped`."""
+
+    id: int
+
+
+class Ask(_Tagged, frozen=True, kw_only=True):
+    """What does the kernel decide for these packets? Answer: `Answers`, in the same order."""
+
+    id: int
+    questions: tuple[Question, ...]
+
+
+class Explain(_Tagged, frozen=True, kw_only=True):
+    """What is this, who asked for it, what breaks without it? `kind` is `route`, `neigh`, `fdb`,
+    `link`, `rule` or `ip`. Answer: `Explained`."""
+
+    id: int
+    kind: str
+    thing: str
+
+
+class Check(_Tagged, frozen=True, kw_only=True):
+    """Examine this node (`podwire doctor`); `fix` applies the difference to what is desired.
+
+    `peers` are the nodes to probe, by name. Answer, after a `Checked` for each finding: `Done`.
+    """
+
+    id: int
+    peers: tuple[str, ...] = ()
+    fix: bool = False
+
+
+class Hold(_Tagged, frozen=True, kw_only=True):
+    """Stop (or, with `on` false, start again) mending the kernel. Answer: `Done`."""
+
+    id: int
+    on: bool
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """A packet that was at an interface of a place, on the way in or out of it: what next?
+
+    `place` and `ifindex` are those of `Observing`. `next_ifindex`, where it was seen next in the
+    same place, is 0 where it was not. `ended`: it was not seen anywhere after this, so look for
+    what stopped it.
+    """
+
+    place: int
+    ifindex: int
+    direction: Literal["in", "out"]
+    packet: Packet
+    next_ifindex: int = 0
+    ended: bool = False
+    mark: int = 0
+
+
+Request = Prepare | Fire | Observe | Capture | Stop | Ask | Explain | Check | Hold
+
+
+# --- from the agent ---------------------------------------------------------------------------
+
+
+class Welcome(_Tagged, frozen=True, kw_only=True):
+    """First on every connection. `clock` is the machine's boot id; `time_ns` its time now.
+
+    `not_ready` says why the agent isn't, empty when it is; `network` are the cluster's pod
+    networks, `subnets` this node's leases, `underlay` its address there. `held`: it does not mend
+    the kernel (see `Hold`).
+    """
+
+    version: int
+    node: str
+    clock: str
+    time_ns: int
+    not_ready: str = ""
+    network: tuple[str, ...] = ()
+    subnets: tuple[str, ...] = ()
+    underlay: IPText | None = None
+    bridge: str = ""
+    tunnel: str = ""
+    tunnel_port: int = 0
+    mtu: int = 0
+    held: bool = False
+
+
+class Prepared(_Tagged, frozen=True, kw_only=True):
+    """`source` is the address that the probe will have, `ident` its port or ICMP identifier."""
+
+    to: int
+    source: IPText
+    ident: int
+
+
+class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How one probe ended for its sender: `replied`, `refused`, `timeout`, or `error` with the
+    errno that its stack gave (EHOSTUNREACH, EMSGSIZE, …) and `text`."""
+
+    number: int
+    outcome: Literal["replied", "refused", "timeout", "error"]
+    errno: int = 0
+    text: str = ""
+    rtt_us: float | None = None
+
+
+class Fired(_Tagged, frozen=True, kw_only=True):
+    to: int
+    results: tuple[ProbeResult, ...]
+
+
+class Observing(_Tagged, frozen=True, kw_only=True):
+    """Everything is open. `places` are numbered by their position. `notes` say what could not be
+    opened and what therefore will not be seen (`drop reasons: no BTF in this kernel`)."""
+
+    to: int
+    places: tuple[Place, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A packet as the kernel showed it. `time_ns` since the epoch, `length` on the wire, `data`
+    from the link header on (`link_type` is the ARPHRD_ number; 65534 has no link header)."""
+
+    place: int
+    ifindex: int
+    outgoing: bool
+    time_ns: int
+    length: int
+    link_type: int
+    data: bytes
+
+
+class Frames(_Tagged, frozen=True, kw_only=True):
+    """`lost`: so many more matched since the last message and found no room."""
+
+    frames: tuple[Frame, ...]
+    lost: int = 0
+
+
+class Drop(msgspec.Struct, frozen=True, kw_only=True):
+    """The kernel freed a probe's packet. `place` is None for a namespace that is not observed.
+
+    `reason` is the kernel's word (`IP_RPFILTER`), `location` the function that did it, `data`
+    what of the packet was there, from the network header on.
+    """
+
+    place: int | None
+    ifindex: int
+    interface: str
+    time_ns: int
+    reason: str
+    location: str
+    data: bytes
+
+
+class Drops(_Tagged, frozen=True, kw_only=True):
+    drops: tuple[Drop, ...]
+
+
+class NftStep(msgspec.Struct, frozen=True, kw_only=True):
+    """A rule or a policy that judged a probe's packet. `kind` is `rule` or `policy`; `verdict`
+    `accept`, `drop`, `continue`, `jump …`; `rule` its text, empty for a policy. `data` is the
+    packet from the network header on, as far as the kernel told."""
+
+    place: int
+    time_ns: int
+    kind: Literal["rule", "policy"]
+    family: str
+    table: str
+    chain: str
+    rule: str
+    handle: int
+    verdict: str
+    iif: int = 0
+    oif: int = 0
+    data: bytes = b""
+    why: Why | None = None
+
+
+class NftSteps(_Tagged, frozen=True, kw_only=True):
+    steps: tuple[NftStep, ...]
+
+
+class Stopped(_Tagged, frozen=True, kw_only=True):
+    """All that was seen has been sent before this."""
+
+    to: int
+
+
+class Answers(_Tagged, frozen=True, kw_only=True):
+    to: int
+    decisions: tuple[tuple[Decision, ...], ...]
+
+
+class Explained(_Tagged, frozen=True, kw_only=True):
+    """`text` is what it is; `why` who asked for it, None for what Podwire did not make; `without`
+    what breaks if it were gone; `details` further lines (label, value)."""
+
+    to: int
+    found: bool
+    text: str
+    why: Why | None = None
+    without: str = ""
+    details: tuple[tuple[str, str], ...] = ()
+
+
+class Checked(_Tagged, frozen=True, kw_only=True):
+    """One finding of the doctor. `level` is `ok`, `warn` or `fail`; `lines` are the commands that
+    mend it; `fixed` when they were applied."""
+
+    check: str
+    level: Literal["ok", "warn", "fail"]
+    text: str
+    remedy: str = ""
+    lines: tuple[str, ...] = ()
+    why: Why | None = None
+    fixed: bool = False
+
+
+class Done(_Tagged, frozen=True, kw_only=True):
+    to: int
+
+
+class Failed(_Tagged, frozen=True, kw_only=True):
+    """A request could not be done. The message and remedy are for the person."""
+
+    to: int
+    message: str
+    remedy: str = ""
+
+
+Response = (
+    Welcome
+    | Prepared
+    | Fired
+    | Observing
+    | Frames
+    | Drops
+    | NftSteps
+    | Stopped
+    | Answers
+    | Explained
+    | Checked
+    | Done
+    | Failed
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_responses: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)
+
+
+def pack(message: Request | Response) -> bytes:
+    """The frame of one message."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+def unpack_request(body: bytes) -> Request:
+    """The request in a frame's body. Raises PodwireError for anything else."""
+    try:
+        return _requests.decode(body)
+    except msgspec.MsgspecError as error:
+        raise PodwireError(f"not a request that this agent knows: {error}") from None
+
+
+def unpack_response(body: bytes) -> Response:
+    """The response in a frame's body. Raises PodwireError for anything else."""
+    try:
+        return _responses.decode(body)
+    except msgspec.MsgspecError as error:
+        raise PodwireError(
+            f"not an answer that this podwire knows: {error}",
+            remedy="do the agent and this command have the same version?",
+        ) from None
+
+
+async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
+    """The next frame's body, None where the stream has ended between frames.
+
+    Raises PodwireError for a frame that is too long or cut short.
+    """
+    try:
+        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+        if length > MAX_FRAME_BYTES:
+            raise PodwireError(f"a frame of {length} bytes; at most {MAX_FRAME_BYTES} are spoken")
+        return await reader.readexactly(length)
+    except asyncio.IncompleteReadError as error:
+        if error.partial:
+            raise PodwireError("the connection ended in the middle of a message") from None
+        return None
