@@ -123,7 +123,11 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
     `place` and `ifindex` are those of `Observing`. `next_ifindex`, where it was seen next in the
     same place, is 0 where it was not. `ended`: it was not seen anywhere after this, so look for
-    what stopped it.
+    what stopped it; at a packet that has reached its target, for what keeps it from being
+    answered.
+
+    `ifindex` 0 (`out`, `ended`): the place itself was to send this and it was not seen at any
+    interface; `packet` starts at the IP header then.
     """
 
     place: int
