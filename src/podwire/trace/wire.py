@@ -136,6 +136,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     packet: Packet
     next_ifindex: int = 0
     ended: bool = False
+    origin: bool = False
     mark: int = 0
 
 
