@@ -126,6 +126,9 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     what stopped it; at a packet that has reached its target, for what keeps it from being
     answered.
 
+    `origin`: this place sent it (its first sighting, `out`), so the answer begins with the route
+    and the neighbour that led to this interface.
+
     `ifindex` 0 (`out`, `ended`): the place itself was to send this and it was not seen at any
     interface; `packet` starts at the IP header then.
     """
