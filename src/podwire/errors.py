@@ -43,6 +43,10 @@ class KernelError(PodwireError):
         self.errno = errno
 
 
+class AgentAwayError(PodwireError):
+    """A node's agent can't be reached, or went away while it was asked."""
+
+
 class IpamError(PodwireError):
     """An address could not be allocated, honoured or released."""
 

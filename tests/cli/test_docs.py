@@ -91,6 +91,8 @@ def parse(arguments: list[str]) -> None:
     context = podwire.make_context("podwire", list(arguments), obj=Target())
     while isinstance(group := context.command, click.Group):
         rest = [*context._protected_args, *context.args]
+        if group.invoke_without_command and not rest:
+            return
         name, command, rest = group.resolve_command(context, rest)
         assert command is not None
         try:
@@ -104,13 +106,13 @@ def parse(arguments: list[str]) -> None:
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
-    """Every command with its full name, groups left out."""
+    """Every command with its full name, without groups that do nothing by themselves."""
 
     def walk(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
         if isinstance(command, click.Group):
             for sub, child in command.commands.items():
                 yield from walk(f"{name} {sub}", child)
-        else:
+        if not isinstance(command, click.Group) or command.invoke_without_command:
             yield name, command
 
     for name, (target, _) in COMMANDS.items():

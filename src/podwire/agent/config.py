@@ -36,6 +36,10 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     def api_socket(self) -> Path:
         return self.run_dir / "agent.sock"
 
+    @property
+    def operator_socket(self) -> Path:
+        return self.run_dir / "operator.sock"
+
 
 def parse_network(text: str) -> tuple[IPNetwork, ...]:
     """`10.244.0.0/16`, or one of each family with a comma. Raises InputError."""

@@ -25,6 +25,7 @@ from podwire.agent.document import plan_document
 from podwire.agent.files import subnet_env, write_atomically
 from podwire.agent.lease import node_config
 from podwire.agent.nodes import Nodes
+from podwire.agent.operator import serve_operators
 from podwire.agent.pods import Pods
 from podwire.agent.server import serve
 from podwire.agent.telling import account, log_failures, log_objections, warn_of_strays
@@ -97,6 +98,51 @@ class Agent:
         self._repairs = Rounds(_FIGHT_ROUNDS)
         self._publications = Rounds(_PUBLISH_ROUNDS)
         self._not_ready: str | None = _AT_FIRST
+        self._held = False
+
+    @property
+    def config(self) -> AgentConfig:
+        return self._config
+
+    @property
+    def network(self) -> NetworkConfig | None:
+        """What this node is planned with; None until its lease is known."""
+        return self._network
+
+    @property
+    def pods(self) -> Pods:
+        return self._pods
+
+    @property
+    def worker(self) -> KernelWorker:
+        return self._worker
+
+    @property
+    def held(self) -> bool:
+        """Whether the kernel is left as it is, whatever becomes of it; see `hold`."""
+        return self._held
+
+    def hold(self, on: bool) -> None:
+        """Stop mending the kernel, or start again with all that differs by then.
+
+        While it is held, the agent goes on watching, publishing and wiring new pods. It is not
+        held any more when it is started anew. Raises PodwireError where nothing has been made yet
+        that could be left as it is.
+        """
+        if on == self._held:
+            return
+        if on and self._network is None:
+            raise PodwireError(
+                f"there is nothing to hold yet: {self._not_ready}", remedy="wait until it is ready"
+            )
+        self._held = on
+        metrics.HELD.set(on)
+        if on:
+            log.warning("held: the kernel is left as it is")
+            return
+        log.info("resumed")
+        self._amiss = True
+        self._wake.set()
 
     @property
     def not_ready(self) -> str | None:
@@ -129,6 +175,8 @@ class Agent:
                 await stack.enter_async_context(self._pods)
                 self._say_not_ready(_AT_FIRST)
                 await stack.enter_async_context(serve(self._config, self))
+                operators = serve_operators(self._config.operator_socket, self)
+                await stack.enter_async_context(operators)
                 client = await stack.enter_async_context(KubeClient(self._client_config))
                 self._client = client
                 async with asyncio.TaskGroup() as group:
@@ -243,7 +291,7 @@ class Agent:
                 await self._renew()
             if self._network is None:
                 continue
-            if self._amiss:
+            if self._amiss and not self._held:
                 await asyncio.sleep(_FIGHT_PACE_S if self._repairs.too_many() else _SETTLE_S)
                 self._amiss = False
                 await self._reconcile("amiss")
@@ -336,6 +384,8 @@ class Agent:
             log.info("ready", extra=fields(node=name, peers=self._nodes.leased_peers))
 
     async def _reconcile(self, reason: str) -> None:
+        if self._held:
+            return
         verbose = log.isEnabledFor(logging.DEBUG)
         report = await self._worker.call(self._worker.reconciler.reconcile, record=verbose)
         account("full", report)
@@ -384,8 +434,12 @@ class Agent:
         whole = False
         # First what goes: whatever takes its place finds it free.
         for name in sorted(plans, key=lambda name: bool(plans[name])):
+            cause = cause_of_node(name)
+            if self._held:
+                await self._worker.call(self._worker.reconciler.want, cause, plans[name])
+                continue
             update = self._worker.reconciler.update
-            report = await self._worker.call(update, cause_of_node(name), plans[name])
+            report = await self._worker.call(update, cause, plans[name])
             if report is None:
                 whole = True
                 continue
@@ -415,4 +469,6 @@ class Agent:
     async def plan_document(self) -> dict[str, Any]:
         """What is desired and what differs, for `podwire plan`."""
         reconciler = self._worker.reconciler
-        return await self._worker.call(plan_document, reconciler, self._config.node_name)
+        name = self._config.node_name
+        document = await self._worker.call(plan_document, reconciler, name)
+        return {**document, "held": self._held}

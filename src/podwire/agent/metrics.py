@@ -15,6 +15,7 @@ KERNEL_FAILURES = Counter("podwire_kernel_failures_total", "Changes that the ker
 PEERS = Gauge("podwire_peers", "Other nodes with a lease that this node has routes to.")
 API_CONNECTED = Gauge("podwire_api_connected", "1 while nodes are watched, 0 while reconnecting.")
 READY = Gauge("podwire_ready", "1 when pods can be wired and reach their peers.")
+HELD = Gauge("podwire_held", "1 while an operator has the agent leave the kernel as it is.")
 CNI_SECONDS = Histogram(
     "podwire_cni_seconds",
     "Time to answer a CNI request, by command and error code (0: success).",

@@ -1,4 +1,8 @@
-"""`podwire agent`: the daemon of a node."""
+"""`podwire agent`: the daemon of a node, and what is said to one that runs.
+
+What lives here: options and arguments. `podwire agent` alone runs the daemon; `hold`, `resume` and
+`relay` talk to one.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,24 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import click
 
+from podwire.cli.context import target_options
+
 _PATH = click.Path(path_type=Path, resolve_path=True)
 
 
-@click.command(
+@click.group(
+    invoke_without_command=True,
     epilog="""\b
 Examples:
   podwire agent --kubeconfig /etc/kubernetes/kubelet.conf --node-name "$(hostname)"
   podwire agent --iface eth1 --network 10.244.0.0/16     in a pod, with its service account
-"""
+  podwire agent hold --node node1                        break things there and trace them
+""",
 )
 @click.option("--node-name", envvar="NODE_NAME", help="This node's name.  [default: the hostname]")
 @click.option("--kubeconfig", type=_PATH, help="How to reach the API.")
@@ -61,7 +70,7 @@ Examples:
     type=_PATH,
     default=Path("/run/podwire"),
     show_default=True,
-    help="For the sockets cni.sock and agent.sock.",
+    help="For the sockets cni.sock, agent.sock and operator.sock.",
 )
 @click.option(
     "--state-dir",
@@ -98,7 +107,9 @@ Examples:
     show_default=True,
     help="Log this and what is worse; debug also logs each change as its ip, bridge or nft line.",
 )
+@click.pass_context
 def agent(
+    ctx: click.Context,
     node_name: str | None,
     kubeconfig: Path | None,
     network: str,
@@ -117,8 +128,10 @@ def agent(
     """Run this node's agent: lease its subnet, program the kernel, wire pods.
 
     Stopping it leaves the kernel as it is: pods go on talking, and the next start changes only
-    what has to be changed.
+    what has to be changed. With a command, tell one that runs what to do.
     """
+    if ctx.invoked_subcommand is not None:
+        return
     from podwire import log
     from podwire.agent.config import AgentConfig, parse_network
     from podwire.cluster.kube import ClientConfig
@@ -140,6 +153,66 @@ def agent(
         subnet_file=subnet_file,
     )
     asyncio.run(_run(config, ClientConfig.load(kubeconfig)))
+
+
+_node_option = click.option(
+    "--node", metavar="NODE", help="Whose agent; without it, this host's own."
+)
+
+
+@agent.command()
+@_node_option
+@target_options
+def hold(node: str | None) -> None:
+    """Have an agent leave the kernel as it is, until `resume` or its next start.
+
+    To break something there, and see what becomes of packets: otherwise the agent mends it within
+    milliseconds. It goes on watching the cluster, and new pods are wired.
+    """
+    held = _hold(node, on=True)
+    click.echo(f"{held}: held; nothing is mended until: podwire agent resume --node {held}")
+
+
+@agent.command()
+@_node_option
+@target_options
+def resume(node: str | None) -> None:
+    """Have a held agent mend the kernel again, beginning with all that differs."""
+    click.echo(f"{_hold(node, on=False)}: mending again")
+
+
+def _hold(node: str | None, *, on: bool) -> str:
+    """Hold or resume; the node's name."""
+    from podwire.cli.agents import agents
+    from podwire.trace.wire import Hold
+
+    async def work() -> str:
+        async with agents() as them:
+            connection = await them.dial(node)
+            await connection.call(Hold(id=0, on=on))
+            return connection.welcome.node
+
+    return asyncio.run(work())
+
+
+@agent.command()
+@click.option(
+    "--socket",
+    "path",
+    type=_PATH,
+    envvar="PODWIRE_OPERATOR_SOCKET",
+    default=Path("/run/podwire/operator.sock"),
+    show_default=True,
+    help="The agent's.",
+)
+def relay(path: Path) -> None:
+    """Connect standard input and output to the agent's operator socket.
+
+    What `podwire trace` and its like run in the agent's pod, through the Kubernetes API.
+    """
+    from podwire.cli.relay import relay as pump
+
+    pump(path, sys.stdin.fileno(), sys.stdout.fileno())
 
 
 async def _run(config: object, client_config: object) -> None:

@@ -24,6 +24,7 @@ import click
 
 if TYPE_CHECKING:
     from podwire.cluster.kube import ClientConfig, KubeClient
+    from podwire.lab.registry import LabInfo
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -45,18 +46,21 @@ class Target:
 
         if self.kubeconfig is not None:
             return ClientConfig.from_kubeconfig(self.kubeconfig)
-        lab_kubeconfig = self._lab_kubeconfig()
-        if lab_kubeconfig is not None:
-            return ClientConfig.from_kubeconfig(lab_kubeconfig)
+        info = self.lab_info()
+        if info is not None:
+            return ClientConfig.from_kubeconfig(info.kubeconfig)
         return ClientConfig.load(None)
 
-    def _lab_kubeconfig(self) -> Path | None:
+    def lab_info(self) -> LabInfo | None:
+        """The lab that is meant; None where it is another cluster. Raises `LabError`."""
         from podwire.lab import registry
 
+        if self.kubeconfig is not None:
+            return None
         name = self.lab or os.environ.get("PODWIRE_LAB") or None
         if name is None and not registry.list_labs():
             return None
-        return Path(registry.resolve(name).kubeconfig)
+        return registry.resolve(name)
 
 
 def _remember(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:

@@ -34,8 +34,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "wait": ("podwire.cli.wait:wait", "Wait until objects meet a condition."),
     "exec": ("podwire.cli.exec:exec_", "Run a command in a pod's container."),
     "logs": ("podwire.cli.logs:logs", "Print what a pod's container wrote."),
+    "trace": ("podwire.cli.trace:trace", "Show each hop of a packet, and why it went there."),
+    "explain": ("podwire.cli.explain:explain", "Say what an entry or address is, and what for."),
+    "doctor": ("podwire.cli.doctor:doctor", "Examine nodes, and mend what is wrong."),
+    "capture": ("podwire.cli.capture:capture", "Capture at all interfaces of pods and nodes."),
     "plan": ("podwire.cli.plan:plan", "Show a node's desired network and the difference to it."),
-    "agent": ("podwire.cli.agent:agent", "Run the node agent."),
+    "agent": ("podwire.cli.agent:agent", "Run the node agent, or tell one what to do."),
     "cni": ("podwire.cli.cni:cni", "Install the CNI plugin on this host."),
     "teardown": ("podwire.cli.teardown:teardown", "Remove all that the agent made on this host."),
 }
@@ -70,6 +74,7 @@ class LazyGroup(click.Group):
       podwire apply -f examples/two-pods.yaml
       podwire get pods -o wide
       podwire exec pod1 -- ping -c 3 10.244.1.2
+      podwire trace pod1 pod2
       podwire lab down
     """,
 )

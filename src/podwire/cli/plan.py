@@ -51,6 +51,11 @@ def plan(node: str | None, diff: bool, kind: str | None, output: str) -> None:
         if not diff:
             _show_desired(document)
         _show_changes(document, kind)
+        if document.get("held"):
+            click.secho(
+                f"{document['node']} is held: nothing is mended until `podwire agent resume`",
+                fg="yellow",
+            )
     sys.exit(1 if document["changes"] else 0)
 
 

@@ -145,6 +145,13 @@ class Reconciler:
 
     # --- one cause ------------------------------------------------------------------------
 
+    def want(self, cause: str, entries: tuple[Entry, ...]) -> None:
+        """Want `entries` for `cause` from now on; nothing is applied until `reconcile`."""
+        if entries:
+            self._desired[cause] = entries
+        else:
+            self._desired.pop(cause, None)
+
     def update(self, cause: str, entries: tuple[Entry, ...]) -> Report | None:
         """Want `entries` for `cause` from now on, and apply just that difference.
 
@@ -153,10 +160,7 @@ class Reconciler:
         """
         started = time.perf_counter()
         before = self._desired.get(cause, ())
-        if entries:
-            self._desired[cause] = entries
-        else:
-            self._desired.pop(cause, None)
+        self.want(cause, entries)
         if before == entries:
             return Report()
         if not self._indexes or not all(

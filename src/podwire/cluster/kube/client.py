@@ -55,7 +55,11 @@ class KubeClient:
         self._transport = Transport(config)
 
     async def __aenter__(self) -> KubeClient:
-        await self._transport.__aenter__()
+        return self.open()
+
+    def open(self) -> KubeClient:
+        """What `async with` begins with, for whoever sees to `__aexit__` otherwise."""
+        self._transport.open()
         return self
 
     async def __aexit__(

@@ -58,6 +58,11 @@ class Transport:
         return self.config.server.startswith(_UNIX)
 
     async def __aenter__(self) -> Transport:
+        self.open()
+        return self
+
+    def open(self) -> None:
+        """What `async with` begins with; in a running event loop."""
         connector: aiohttp.BaseConnector
         if self._socket_path is not None:
             connector = aiohttp.UnixConnector(self._socket_path, limit=0)
@@ -72,7 +77,6 @@ class Transport:
         self._session = aiohttp.ClientSession(
             connector=connector, headers=headers, raise_for_status=_raise_api_error
         )
-        return self
 
     async def __aexit__(
         self,
