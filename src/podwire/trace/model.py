@@ -44,7 +44,7 @@ class Ip(msgspec.Struct, frozen=True, tag="ip", tag_field="layer"):
     """RFC 791 and RFC 8200. `ttl` is the hop limit of IPv6, `protocol` the upper layer's number.
 
     `length` is the whole packet's, headers included. `offset` of a fragment is in bytes. IPv6 has
-    no `id` (0), and is never fragmented on the way, so `dont_fragment` is True.
+    an `id` in fragments only, and is never fragmented on the way, so `dont_fragment` is True.
     """
 
     version: Literal[4, 6]
@@ -67,7 +67,8 @@ class Udp(msgspec.Struct, frozen=True, tag="udp", tag_field="layer"):
 
 
 class Tcp(msgspec.Struct, frozen=True, tag="tcp", tag_field="layer"):
-    """`flags` in tcpdump's letters and order: `S`, `S.`, `R.`, `P.`, `F.`."""
+    """`flags` in tcpdump's letters and order: `S`, `S.`, `R.`, `P.`, `F.`; empty in a quoted
+    packet that ends before them."""
 
     source_port: int
     target_port: int
@@ -100,7 +101,7 @@ class Vxlan(msgspec.Struct, frozen=True, tag="vxlan", tag_field="layer"):
 
 
 class Payload(msgspec.Struct, frozen=True, tag="payload", tag_field="layer"):
-    """What is not decoded further: `length` bytes, of which the capture holds `data` (hex)."""
+    """What is not decoded further: `length` bytes; `data` the first of them (hex, at most 32)."""
 
     length: int
     data: str = ""
