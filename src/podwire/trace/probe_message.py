@@ -1,0 +1,127 @@
+"""The bytes of probes: what is sent, which answer is whose, which requests make no sense.
+
+Pure. Sending is `podwire.trace.probe`. The payload of ICMP and UDP is `MAGIC`, the prober's ident
+and the probe's number (2 bytes each, network order), then zeros; an echo's identifier and
+sequence are the same two. TCP's SYN carries nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from ipaddress import ip_address
+
+from podwire.errors import InputError
+from podwire.model.probe import MAGIC, Probe
+
+PAYLOAD = struct.Struct("!4sHH")  # MAGIC, ident, number
+ECHO = struct.Struct("!BBHHH")  # type, code, checksum, identifier, sequence (RFC 792, RFC 4443)
+
+#: Types of echo request and reply, and bytes of the IP header, by IP version.
+ECHO_REQUEST = {4: 8, 6: 128}
+ECHO_REPLY = {4: 0, 6: 129}
+IP_HEADER = {4: 20, 6: 40}
+
+_UPPER_HEADER = 8  # bytes, of ICMP's echo and of UDP
+_USUAL_PAYLOAD = 56  # bytes, as ping(8): 84 with IPv4's header
+_MAX_PACKET = 65535
+_MAX_COUNT = 65535  # the number's two bytes
+
+#: A classic BPF program as the kernel takes it: (code, jt, jf, k).
+Program = tuple[tuple[int, int, int, int], ...]
+
+
+def check(probe: Probe) -> None:
+    """Raises InputError for a probe that can't be sent, whatever the network is like."""
+    try:
+        target = ip_address(probe.target)
+    except ValueError:
+        raise InputError(f"{probe.target!r} is not an IP address", field="target") from None
+    if target.version == 6 and target.is_link_local:
+        raise InputError(f"{target} means something on one link only", field="target")
+    if probe.source is not None:
+        try:
+            version = ip_address(probe.source).version
+        except ValueError:
+            raise InputError(f"{probe.source!r} is not an IP address", field="source") from None
+        if version != target.version:
+            raise InputError(f"{probe.source} is not of IPv{target.version}", field="source")
+    if probe.protocol == "icmp":
+        if probe.port is not None:
+            raise InputError("ICMP has no ports", field="port")
+    elif probe.port is None or not 1 <= probe.port <= 65535:
+        raise InputError(f"{probe.protocol} needs a port, 1 to 65535", field="port")
+    if not 1 <= probe.count <= _MAX_COUNT:
+        raise InputError(f"1 to {_MAX_COUNT}, not {probe.count}", field="count")
+    if not 0 < probe.timeout_s < math.inf:
+        raise InputError(f"more than 0 seconds, not {probe.timeout_s:g}", field="timeout")
+    if probe.size is not None:
+        _check_size(probe, probe.size, target.version)
+
+
+def _check_size(probe: Probe, size: int, version: int) -> None:
+    if probe.protocol == "tcp":
+        raise InputError("a TCP probe is a SYN, which has no size to choose", field="size")
+    least = IP_HEADER[version] + _UPPER_HEADER + PAYLOAD.size
+    if not least <= size <= _MAX_PACKET:
+        raise InputError(
+            f"the IP packet has {least} to {_MAX_PACKET} bytes, not {size}", field="size"
+        )
+
+
+def build(probe: Probe, ident: int, number: int) -> bytes:
+    """What is written to the socket for probe `number`: for ICMP with its header."""
+    version = ip_address(probe.target).version
+    length = _USUAL_PAYLOAD
+    if probe.size is not None:
+        length = probe.size - IP_HEADER[version] - _UPPER_HEADER
+    payload = PAYLOAD.pack(MAGIC, ident, number).ljust(length, b"\0")
+    if probe.protocol == "udp":
+        return payload
+    blank = ECHO.pack(ECHO_REQUEST[version], 0, 0, ident, number) + payload
+    # The kernel computes ICMPv6's checksum over whatever is there: it covers the addresses.
+    return blank[:2] + struct.pack("!H", checksum(blank)) + blank[4:]
+
+
+def is_echo(data: bytes, kind: int, ident: int, number: int) -> bool:
+    """Whether `data`, from the ICMP header on, is that echo."""
+    if len(data) < ECHO.size:
+        return False
+    found, _, _, identifier, sequence = ECHO.unpack_from(data)
+    return (found, identifier, sequence) == (kind, ident, number)
+
+
+def is_of_another(payload: bytes, ident: int, number: int) -> bool:
+    """Whether a UDP payload, echoed or quoted, is that of another probe of the same prober.
+
+    What a server answers is its own business, and a router may quote no payload at all: neither
+    tells of another.
+    """
+    if len(payload) < PAYLOAD.size:
+        return False
+    magic, found, which = PAYLOAD.unpack_from(payload)
+    return (magic, found) == (MAGIC, ident) and which != number
+
+
+def reply_filter(version: int, ident: int) -> Program:
+    """For a raw socket: echo replies with that identifier and nothing else."""
+    # IPv4's raw sockets receive the IP header too, IPv6's do not.
+    find_icmp = (0xB1, 0, 0, 0) if version == 4 else (0x01, 0, 0, 0)  # ldx 4*([0]&0xf) | ldx #0
+    return (
+        find_icmp,
+        (0x50, 0, 0, 0),  # ldb [x + 0], the type
+        (0x15, 0, 3, ECHO_REPLY[version]),
+        (0x48, 0, 0, 4),  # ldh [x + 4], the identifier
+        (0x15, 0, 1, ident),
+        (0x06, 0, 0, 0x40000),  # ret, all of it
+        (0x06, 0, 0, 0),  # ret, nothing
+    )
+
+
+def checksum(data: bytes) -> int:
+    """The internet checksum (RFC 1071) of a message whose checksum field is zero."""
+    padded = data + b"\0" * (len(data) & 1)
+    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
