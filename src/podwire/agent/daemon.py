@@ -99,6 +99,7 @@ class Agent:
         self._publications = Rounds(_PUBLISH_ROUNDS)
         self._not_ready: str | None = _AT_FIRST
         self._held = False
+        self._connected = False
 
     @property
     def config(self) -> AgentConfig:
@@ -116,6 +117,20 @@ class Agent:
     @property
     def worker(self) -> KernelWorker:
         return self._worker
+
+    @property
+    def nodes(self) -> Nodes:
+        """The cluster's nodes, as far as they have been seen."""
+        return self._nodes
+
+    @property
+    def client(self) -> KubeClient:
+        return self._client
+
+    @property
+    def connected(self) -> bool:
+        """Whether the API is being watched."""
+        return self._connected
 
     @property
     def held(self) -> bool:
@@ -203,11 +218,13 @@ class Agent:
         )
 
     def _on_connected(self) -> None:
+        self._connected = True
         metrics.API_CONNECTED.set(1)
         if self._publish_timer is not None:
             self._look_at_own()
 
     def _on_disconnected(self, error: PodwireError) -> None:
+        self._connected = False
         metrics.API_CONNECTED.set(0)
         log.warning("kubernetes API is away", extra=fields(error=error))
 
@@ -384,8 +401,11 @@ class Agent:
             log.info("ready", extra=fields(node=name, peers=self._nodes.leased_peers))
 
     async def _reconcile(self, reason: str) -> None:
-        if self._held:
-            return
+        if not self._held:
+            await self.mend(reason)
+
+    async def mend(self, reason: str) -> None:
+        """Apply all that differs now, also while held."""
         verbose = log.isEnabledFor(logging.DEBUG)
         report = await self._worker.call(self._worker.reconciler.reconcile, record=verbose)
         account("full", report)
