@@ -53,7 +53,7 @@ class InterfaceState(msgspec.Struct, frozen=True, kw_only=True):
     """An interface now.
 
     `kind` is the kernel's own word (`veth`, `bridge`, `vxlan`, `tun`), `loopback` for that, and
-    `device` where the kernel names none. `link` is IFLA_LINK: a veth's other end, in the namespace
+    `device` where the kernel names none; `link_type` is the ARPHRD_ number. `link` is IFLA_LINK: a veth's other end, in the namespace
     that this one knows as `link_netnsid` (-1: this very one). `up` is the administrator's wish,
     `carrier` whether it is also connected. `forwarding` is a bridge port's state, True for others.
     `addresses` have their prefix length and are filled in by `read_interfaces` only.
@@ -74,6 +74,7 @@ class InterfaceState(msgspec.Struct, frozen=True, kw_only=True):
     link_netnsid: int
     group: int
     alias: str
+    link_type: int
     vxlan: VxlanState | None = None
     addresses: tuple[str, ...] = ()
 
@@ -114,7 +115,7 @@ def find_interface(sock: NetlinkSocket, which: int | str) -> InterfaceState | No
 
 def parse_interface(payload: bytes) -> InterfaceState:
     """An RTM_NEWLINK message's payload (include/uapi/linux/if_link.h)."""
-    _, _, index, flags, _ = _IFINFO.unpack_from(payload)
+    _, link_type, index, flags, _ = _IFINFO.unpack_from(payload)
     attrs = parse_attrs(payload, _IFINFO.size)
     info = parse_attrs(attrs.get(messages.IFLA_LINKINFO, b""))
     kind = _text(info.get(messages.IFLA_INFO_KIND))
@@ -142,6 +143,7 @@ def parse_interface(payload: bytes) -> InterfaceState:
         link_netnsid=_I32.unpack(nsid)[0] if nsid else -1,
         group=_u32(attrs.get(messages.IFLA_GROUP)),
         alias=_text(attrs.get(messages.IFLA_IFALIAS)),
+        link_type=link_type,
         vxlan=_vxlan(info) if kind == "vxlan" else None,
     )
 
