@@ -53,9 +53,10 @@ class InterfaceState(msgspec.Struct, frozen=True, kw_only=True):
     """An interface now.
 
     `kind` is the kernel's own word (`veth`, `bridge`, `vxlan`, `tun`), `loopback` for that, and
-    `device` where the kernel names none; `link_type` is the ARPHRD_ number. `link` is IFLA_LINK: a veth's other end, in the namespace
-    that this one knows as `link_netnsid` (-1: this very one). `up` is the administrator's wish,
-    `carrier` whether it is also connected. `forwarding` is a bridge port's state, True for others.
+    `device` where the kernel names none; `link_type` is the ARPHRD_ number. `link` is IFLA_LINK:
+    a veth's other end, in the namespace that this one knows as `link_netnsid` (-1: this very one).
+    `up` is the administrator's wish, `carrier` whether it is also connected. `forwarding` is a
+    bridge port's state, True for others.
     `addresses` have their prefix length and are filled in by `read_interfaces` only.
     """
 
