@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,40 +13,12 @@ import pytest
 from podwire.lab import Lab, LabNode
 from podwire.lab.registry import LABS, NETNS_DIR
 
+from .commands import Command
 from .waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-PODWIRE = Path(sys.executable).with_name("podwire")
 TWO_PODS = Path(__file__).parents[2] / "examples" / "two-pods.yaml"
-
-
-@dataclass(frozen=True)
-class Command:
-    """`podwire`, with PODWIRE_LAB set to a lab."""
-
-    lab: str
-
-    def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(PODWIRE), *arguments],
-            input=stdin,
-            env={**os.environ, "PODWIRE_LAB": self.lab},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    def ok(self, *arguments: str, stdin: str = "") -> str:
-        """Run it, which has to succeed; its output."""
-        done = self.run(*arguments, stdin=stdin)
-        assert done.returncode == 0, f"{arguments}\n{done.stdout}{done.stderr}"
-        return done.stdout
-
-    def field(self, pod: str, path: str) -> str:
-        """A field of a pod, by its JSONPath."""
-        return self.ok("get", "pod", pod, "-o", f"jsonpath={{{path}}}").strip()
 
 
 @pytest.fixture(scope="module")
