@@ -1,0 +1,212 @@
+"""bpf(2): load a program, attach it to a raw tracepoint, read what it tells through a ring.
+
+What lives here: the system calls and the ring buffer's consumer. What does not: the programs.
+
+Maps, programs and attachments are descriptors and nothing else: nothing is pinned, so all of it
+goes with the process, however that ends. Needs CAP_BPF and CAP_PERFMON, or root.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+import struct
+from errno import E2BIG, EACCES, EINVAL, ENOENT, ENOSYS, EOPNOTSUPP, EPERM
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+
+from podwire.errors import KernelError, PodwireError, UnsupportedError
+
+# enum bpf_cmd, enum bpf_map_type, enum bpf_prog_type (include/uapi/linux/bpf.h)
+_MAP_CREATE, _MAP_UPDATE_ELEM, _PROG_LOAD, _RAW_TRACEPOINT_OPEN, _MAP_FREEZE = 0, 2, 5, 17, 22
+_MAP_TYPE_ARRAY, _MAP_TYPE_RINGBUF = 2, 27
+_PROG_TYPE_RAW_TRACEPOINT = 17
+_F_RDONLY_PROG = 1 << 7
+
+# union bpf_attr, by command
+_MAP = struct.Struct("<IIIII8x16s")  # type, key, value, entries, flags, …, name
+_UPDATE = struct.Struct("<I4xQQQ")  # map, key, value, flags
+_PROGRAM = struct.Struct("<IIQQIIQ8x16s")  # type, length, code, licence, log (level, size, at), …
+_ATTACH = struct.Struct("<QI4x")  # tracepoint, program
+
+#: bpf(2)'s number; glibc has no function for it.
+_CALL_NUMBER = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280}
+_INSTRUCTION_BYTES = 8
+_LOG_BYTES = 1 << 20
+#: How kernels say that they do not know the command, the map's or the program's type, a helper or
+#: the tracepoint.
+_NOT_HERE = frozenset({ENOSYS, EINVAL, EACCES, ENOENT, E2BIG, EOPNOTSUPP})
+_LOCKDOWN = Path("/sys/kernel/security/lockdown")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def new_ring(name: str, size: int) -> int:
+    """A ring buffer map's descriptor; `size` in bytes, a power of two of whole pages."""
+    return _bpf(
+        _MAP_CREATE, _MAP.pack(_MAP_TYPE_RINGBUF, 0, 0, size, 0, name.encode()), "ring buffer"
+    )
+
+
+def new_constant(name: str, value: bytes) -> int:
+    """The descriptor of a map that holds one value, which nobody can change any more."""
+    attributes = _MAP.pack(_MAP_TYPE_ARRAY, 4, len(value), 1, _F_RDONLY_PROG, name.encode())
+    fd = _bpf(_MAP_CREATE, attributes, "constant")
+    try:
+        key = ctypes.c_uint32(0)
+        held = ctypes.create_string_buffer(value, len(value))
+        update = _UPDATE.pack(fd, ctypes.addressof(key), ctypes.addressof(held), 0)
+        _bpf(_MAP_UPDATE_ELEM, update, "constant")
+        _bpf(_MAP_FREEZE, fd.to_bytes(4, "little"), "constant")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def load_raw_tracepoint(name: str, code: bytes, licence: str) -> int:
+    """A program's descriptor; `licence` decides which helpers it may call.
+
+    Raises UnsupportedError where this process may not, or the machine can't: with the verifier's
+    words where it is the program that is refused.
+    """
+    instructions = ctypes.create_string_buffer(code, len(code))
+    words = ctypes.create_string_buffer(licence.encode())
+
+    def load(log: ctypes.Array[ctypes.c_char] | None) -> int:
+        attributes = _PROGRAM.pack(
+            _PROG_TYPE_RAW_TRACEPOINT,
+            len(code) // _INSTRUCTION_BYTES,
+            ctypes.addressof(instructions),
+            ctypes.addressof(words),
+            1 if log else 0,
+            len(log) if log else 0,
+            ctypes.addressof(log) if log else 0,
+            name.encode(),
+        )
+        return _bpf(_PROG_LOAD, attributes, "program")
+
+    if _locked_down():
+        raise UnsupportedError("the kernel is locked down: programs may not read its memory")
+    try:
+        return load(None)
+    except PodwireError as error:
+        # The log costs time and memory, so it is asked for only when there is something to tell.
+        log = ctypes.create_string_buffer(_LOG_BYTES)
+        try:
+            return load(log)
+        except PodwireError:
+            told = log.value.decode(errors="replace").splitlines()
+            # What comes last, but for statistics, is why.
+            why = next((one for one in reversed(told) if not one.startswith("processed")), None)
+            if why is None:
+                raise error from None
+            raise UnsupportedError(f"{error.message}: {why}", remedy=error.remedy) from None
+
+
+def attach_raw_tracepoint(program: int, tracepoint: str) -> int:
+    """The attachment's descriptor: closing it ends it. The program's own may be closed."""
+    words = ctypes.create_string_buffer(tracepoint.encode())
+    attributes = _ATTACH.pack(ctypes.addressof(words), program)
+    return _bpf(_RAW_TRACEPOINT_OPEN, attributes, f"tracepoint {tracepoint}")
+
+
+class RingBuffer:
+    """The reading end of a ring buffer map, whose descriptor it takes over.
+
+    (Documentation/bpf/ringbuf.rst.) The first page holds how far was read, the second how far was
+    written; then come the data, mapped twice in a row, so that a record that wraps can be read as
+    if it did not. A record is 8 bytes of header, then its data, padded to 8 bytes.
+    """
+
+    _BUSY, _DISCARDED = 1 << 31, 1 << 30
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = fd
+        self._mask = size - 1
+        page = mmap.PAGESIZE
+        self._read_page = mmap.mmap(fd, page)
+        self._written = mmap.mmap(fd, page + 2 * size, prot=mmap.PROT_READ, offset=page)
+        self._consumer = memoryview(self._read_page).cast("Q")
+        self._producer = memoryview(self._written)[:page].cast("Q")
+        self._headers = memoryview(self._written)[page:].cast("I")
+        self._data = memoryview(self._written)[page:]
+        # Two readers would tear the position apart; besides, taking a lock keeps the processor
+        # from reading data before the position that says they are there.
+        self._lock = Lock()
+
+    def fileno(self) -> int:
+        """Readable (poll) while there is something to read."""
+        return self._fd
+
+    def read(self) -> list[bytes]:
+        """Everything that is there; does not wait."""
+        records: list[bytes] = []
+        if self._fd < 0:
+            return records
+        end = self._producer[0]
+        with self._lock:
+            position = self._consumer[0]
+            while position < end:
+                at = position & self._mask
+                header = self._headers[at // 4]
+                if header & self._BUSY:
+                    break
+                length = header & ~(self._BUSY | self._DISCARDED)
+                if not header & self._DISCARDED:
+                    records.append(bytes(self._data[at + 8 : at + 8 + length]))
+                position += (length + 15) & ~7
+            self._consumer[0] = position
+        return records
+
+    def close(self) -> None:
+        """Twice is fine."""
+        if self._fd < 0:
+            return
+        for view in (self._consumer, self._producer, self._headers, self._data):
+            view.release()
+        self._read_page.close()
+        self._written.close()
+        os.close(self._fd)
+        self._fd = -1
+
+    def __enter__(self) -> RingBuffer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _bpf(command: int, attributes: bytes, what: str) -> int:
+    number = _CALL_NUMBER.get(platform.machine())
+    if number is None:
+        raise UnsupportedError(f"eBPF is not used on {platform.machine()} machines")
+    attr = ctypes.create_string_buffer(attributes, len(attributes))
+    done: int = _libc.syscall(
+        ctypes.c_long(number), ctypes.c_long(command), attr, ctypes.c_ulong(len(attributes))
+    )
+    if done >= 0:
+        return done
+    errno = ctypes.get_errno()
+    text = f"eBPF {what}: {os.strerror(errno)}"
+    if errno == EPERM:
+        raise UnsupportedError(text, remedy="run as root, or with CAP_BPF and CAP_PERFMON")
+    if errno in _NOT_HERE:
+        raise UnsupportedError(text, remedy="use Linux 5.17 or newer with CONFIG_BPF_EVENTS")
+    raise KernelError(text, errno=errno)
+
+
+def _locked_down() -> bool:
+    """Whether even root may not read the kernel's memory (kernel_lockdown(7))."""
+    try:
+        return "[confidentiality]" in _LOCKDOWN.read_text()
+    except OSError:
+        return False

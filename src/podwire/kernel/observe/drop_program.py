@@ -1,0 +1,432 @@
+"""The eBPF program that tells which of a probe's packets the kernel drops.
+
+What lives here: the program, assembled for one match and one kernel, and the record that it
+writes. What does not: loading it, and what becomes of the records.
+
+It runs for each packet that the whole machine drops, in any namespace, so it leaves at the first
+sign that a packet is another's. It reads the packet as the kernel has it:
+
+    head ─────────── network header ──────────────────────────── tail
+                     │ IP │ UDP 8472 │ VXLAN │ Ethernet │ IP │ ICMP …
+                     └─ cursor ─────────────────────────┘
+
+and judges by the rules of `podwire.model.probe.ProbeMatch` (but for `neighbors`) at a cursor. A
+VXLAN packet moves the cursor to what is inside, an ICMP error to what it quotes, and it judges
+again. So it makes no difference whether a packet is dropped before, after, or while it is wrapped:
+the network header is the inner packet's before `ip_tunnel_xmit` and after `vxlan_rcv` has taken
+the wrapping off, and the outer one's in between. Where no network header has been set yet (a
+packet fresh from a driver), the data begin with it.
+
+Nothing is read beyond `tail`: there lie the bytes of packets past. What is not in the packet's
+first piece (paged data) is not looked at; headers are there.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from ipaddress import ip_address
+
+import msgspec
+
+from podwire.errors import UnsupportedError
+from podwire.kernel.observe.btf import Btf
+from podwire.kernel.observe.ebpf import Program, Reg
+from podwire.model.probe import MAGIC, ProbeMatch
+
+R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = Reg
+
+#: The helpers used need a program that says it is under a licence compatible with the GPL. This
+#: is what the assembled program is offered under.
+LICENCE = "Dual BSD/GPL"
+TRACEPOINT = "kfree_skb"
+#: bpf_snprintf's: the name of the function that an address lies in.
+SYMBOL_FORMAT = b"%ps\0"
+
+#: Reasons with which a packet is freed that was not dropped, or was but a copy for an onlooker:
+#: of a packet socket (tcpdump, our own) whose ring is full.
+NOT_DROPS = frozenset({"NOT_DROPPED_YET", "CONSUMED", "PACKET_SOCK_ERROR"})
+
+DATA_BYTES = 192
+#: What the program tells, followed by up to DATA_BYTES of the packet: time, reason, the socket's
+#: namespace; namespace and ifindex of the packet's device and of its route's; both devices'
+#: names; the function.
+RECORD = struct.Struct("<QIIIIII16s16s64s")
+
+# enum bpf_func_id
+_KTIME_GET_NS, _PROBE_READ_KERNEL, _RINGBUF_OUTPUT, _SNPRINTF = 5, 113, 130, 165
+
+# The frame, in bytes from R10. The record and the packet's bytes after it lie together.
+_TIME = -(RECORD.size + DATA_BYTES)
+_REASON, _SOCKET_NETNS = _TIME + 8, _TIME + 12
+_DEVICE, _ROUTE = _TIME + 16, _TIME + 24
+_DEVICE_NAME, _ROUTE_NAME, _SYMBOL = _TIME + 32, _TIME + 48, _TIME + 64
+_DATA = _TIME + RECORD.size
+_IP = _TIME - 40  # the IP header at the cursor
+_UPPER = _IP - 16  # what comes after it
+_PACKET = _UPPER - 8  # struct sk_buff *
+_LOCATION = _PACKET - 8
+_SOCKET = _LOCATION - 8  # the receiving struct sock *, where the tracepoint tells
+_LEVEL = _SOCKET - 8
+_SCRATCH = _LEVEL - 8
+
+#: IP headers looked at: a VXLAN packet that is quoted by an error about an error.
+_LEVELS = 4
+_ICMP, _TCP, _UDP, _FRAGMENT, _ICMP6 = 1, 6, 17, 44, 58
+_ECHO = {4: (8, 0), 6: (128, 129)}
+_ERRORS = {4: (3, 4, 5, 11, 12), 6: (1, 2, 3, 4)}
+#: From the UDP header to the inner Ethernet header, and on to the inner IP header.
+_INNER_ETHERNET, _ETHERNET = 16, 14
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
+    """Where this kernel keeps what the program reads, in bytes; and its drop reasons' names.
+
+    `skb`, `location`, `reason` and `socket` are the tracepoint's arguments, by position; not
+    every version tells the socket.
+    """
+
+    skb: int
+    location: int
+    reason: int
+    socket: int | None
+    head: int
+    data: int
+    tail: int
+    network_header: int
+    device: int
+    route: int
+    owner: int
+    route_device: int
+    device_index: int
+    device_name: int
+    device_netns: int
+    socket_netns: int
+    netns_inode: int
+    reasons: Mapping[int, str]
+
+
+def layout(btf: Btf) -> Layout:
+    """Raises UnsupportedError naming what this kernel's types do not have."""
+
+    def at(name: str, path: str, size: int) -> int:
+        member = btf.member(name, path)
+        if member.size != size:
+            raise UnsupportedError(f"{name}.{path} has {member.size} bytes in this kernel")
+        return member.offset
+
+    arguments = btf.tracepoint(TRACEPOINT)
+
+    def argument(spelled: str) -> int:
+        if spelled not in arguments:
+            raise UnsupportedError(
+                f"this kernel's {TRACEPOINT} tracepoint does not tell the {spelled}",
+                remedy="use Linux 5.17 or newer",
+            )
+        return arguments.index(spelled)
+
+    # In C's names. Reasons outside of this enum (Open vSwitch's, Wi-Fi's) are told by number.
+    return Layout(
+        skb=argument("struct sk_buff *"),
+        location=argument("void *"),
+        reason=argument("enum skb_drop_reason"),
+        socket=argument("struct sock *") if "struct sock *" in arguments else None,
+        head=at("sk_buff", "head", 8),
+        data=at("sk_buff", "data", 8),
+        tail=at("sk_buff", "tail", 4),
+        network_header=at("sk_buff", "network_header", 2),
+        device=at("sk_buff", "dev", 8),
+        route=at("sk_buff", "_skb_refdst", 8),
+        owner=at("sk_buff", "sk", 8),
+        route_device=at("dst_entry", "dev", 8),
+        device_index=at("net_device", "ifindex", 4),
+        device_name=at("net_device", "name", 16),
+        device_netns=at("net_device", "nd_net.net", 8),
+        socket_netns=at("sock", "__sk_common.skc_net.net", 8),
+        netns_inode=at("net", "ns.inum", 4),
+        reasons={
+            value: name.removeprefix("SKB_").removeprefix("DROP_REASON_")
+            for value, name in btf.enum("skb_drop_reason").items()
+        },
+    )
+
+
+def assemble(match: ProbeMatch, where: Layout, ring: int, symbol_format: int) -> bytes:
+    """The program for `match`; it writes to the ring buffer map `ring`. `symbol_format` is the
+    descriptor of a constant map with SYMBOL_FORMAT."""
+    return _Writer(match, where).write(ring, symbol_format)
+
+
+class _Writer:
+    """Registers throughout: R6 the upper protocol's number, R7 where the packet begins, R8 the
+    cursor, R9 where the packet ends."""
+
+    def __init__(self, match: ProbeMatch, where: Layout) -> None:
+        self.program = Program()
+        self.match = match
+        self.where = where
+        self.version = ip_address(match.target).version
+        self.ident = match.ident.to_bytes(2, "big")
+        self.port = (match.port or 0).to_bytes(2, "big")
+
+    def write(self, ring: int, symbol_format: int) -> bytes:
+        self._begin()
+        self._judge()
+        self._tell(ring, symbol_format)
+        self.program.label("out")
+        self.program.mov(R0, 0)
+        self.program.exit()
+        return self.program.assemble()
+
+    def _begin(self) -> None:
+        program, where = self.program, self.where
+        program.load(8, R2, R1, 8 * where.reason)
+        for value, name in where.reasons.items():
+            if name in NOT_DROPS:
+                program.jump_if(R2, "==", value, "out")
+        program.store(4, R10, _REASON, R2)
+        program.load(8, R6, R1, 8 * where.skb)
+        program.store(8, R10, _PACKET, R6)
+        program.load(8, R2, R1, 8 * where.location)
+        program.store(8, R10, _LOCATION, R2)
+        program.store(8, R10, _SOCKET, 0)
+        if where.socket is not None:
+            program.load(8, R2, R1, 8 * where.socket)
+            program.store(8, R10, _SOCKET, R2)
+        program.store(8, R10, _LEVEL, 0)
+        self._follow(R7, R6, where.head)
+        self._follow(R9, R6, where.tail, 4)
+        program.alu("+", R9, R7)
+        self._follow(R8, R6, where.network_header, 2)
+        program.jump_if(R8, "==", 0, "no network header")
+        program.jump_if(R8, "==", 0xFFFF, "no network header")
+        program.alu("+", R7, R8)
+        program.jump("placed")
+        program.label("no network header")
+        self._follow(R7, R6, where.data)
+        program.label("placed")
+        program.mov(R8, R7)
+
+    def _judge(self) -> None:
+        program = self.program
+        program.label("judge")
+        self._within(20)
+        self._read(_IP, 40, R8)
+        program.load(1, R1, R10, _IP)
+        program.alu(">>", R1, 4)
+        program.jump_if(R1, "==", 4, "ip 4")
+        program.jump_if(R1, "!=", 6, "out")
+        self._ip6()
+        self._upper(6)
+        program.label("ip 4")
+        self._ip4()
+        self._upper(4)
+        self._echo()
+        self._tunnel()
+        program.label("quoted")
+        program.alu("+", R8, 8)
+        program.label("again")
+        program.load(8, R1, R10, _LEVEL)
+        program.alu("+", R1, 1)
+        program.store(8, R10, _LEVEL, R1)
+        program.jump_if(R1, "<", _LEVELS, "judge")
+        program.jump("out")
+
+    def _ip4(self) -> None:
+        program = self.program
+        program.load(2, R1, R10, _IP + 6)
+        program.jump_if(R1, "&", _network(0x1FFF), "pair 4")
+        program.load(1, R6, R10, _IP + 9)
+        program.load(1, R1, R10, _IP)
+        program.alu("&", R1, 0x0F)
+        program.alu("<<", R1, 2)
+        program.alu("+", R8, R1)
+
+    def _ip6(self) -> None:
+        program = self.program
+        self._within(40)
+        program.load(1, R6, R10, _IP + 6)
+        program.alu("+", R8, 40)
+        program.jump_if(R6, "!=", _FRAGMENT, "upper 6")
+        self._within(8)
+        self._read(_SCRATCH, 8, R8)
+        program.load(2, R1, R10, _SCRATCH + 2)
+        program.jump_if(R1, "&", _network(0xFFF8), "pair 6")
+        program.load(1, R6, R10, _SCRATCH)
+        program.alu("+", R8, 8)
+
+    def _upper(self, version: int) -> None:
+        """What follows the IP header of that version."""
+        program = self.program
+        program.label(f"upper {version}")
+        self._within(8)
+        self._read(_UPPER, 16, R8)
+        program.jump_if(R6, "==", _ICMP if version == 4 else _ICMP6, f"icmp {version}")
+        if self.match.protocol != "icmp":
+            number = _TCP if self.match.protocol == "tcp" else _UDP
+            program.jump_if(R6, "==", number, f"ports {version}")
+        program.jump_if(R6, "==", _UDP, "tunnel")
+        program.jump("out")
+
+        program.label(f"icmp {version}")
+        program.load(1, R1, R10, _UPPER)
+        for kind in _ERRORS[version]:
+            program.jump_if(R1, "==", kind, "quoted")
+        if self.match.protocol == "icmp":
+            for kind in _ECHO[version]:
+                program.jump_if(R1, "==", kind, "echo")
+        program.jump("out")
+
+        if self.match.protocol != "icmp":
+            self._ports(version)
+        self._pair(version)
+
+    def _ports(self, version: int) -> None:
+        program = self.program
+        program.label(f"ports {version}")
+        self._hit_if(f"asked {version}", (_UPPER, self.ident + self.port))
+        self._hit_if(f"answered {version}", (_UPPER, self.port + self.ident))
+        if self.match.translated and version == self.version:
+            sender, receiver = self._addresses(version)
+            target = ip_address(self.match.target).packed
+            self._hit_if("to target", (receiver, target), (_UPPER + 2, self.port))
+            self._hit_if("from target", (sender, target), (_UPPER, self.port))
+        program.jump_if(R6, "==", _UDP, "tunnel")
+        program.jump("out")
+
+    def _pair(self, version: int) -> None:
+        """A later fragment has nothing but its addresses."""
+        self.program.label(f"pair {version}")
+        if version == self.version:
+            sender, receiver = self._addresses(version)
+            source = ip_address(self.match.source).packed
+            target = ip_address(self.match.target).packed
+            self._hit_if("forth", (sender, source), (receiver, target))
+            self._hit_if("back", (sender, target), (receiver, source))
+        self.program.jump("out")
+
+    def _echo(self) -> None:
+        if self.match.protocol != "icmp":
+            return
+        self.program.label("echo")
+        self._hit_if("ident", (_UPPER + 4, self.ident))
+        self._within(8 + len(MAGIC) + 2)
+        self._hit_if("payload", (_UPPER + 8, MAGIC + self.ident))
+        self.program.jump("out")
+
+    def _tunnel(self) -> None:
+        program = self.program
+        program.label("tunnel")
+        program.load(2, R1, R10, _UPPER + 2)
+        for port in self.match.tunnel_ports:
+            program.jump_if(R1, "==", _network(port), "inside")
+        program.jump("out")
+        program.label("inside")
+        self._within(_INNER_ETHERNET + _ETHERNET)
+        self._read(_SCRATCH, 2, R8, _INNER_ETHERNET + 12)
+        program.load(2, R1, R10, _SCRATCH)
+        program.alu("+", R8, _INNER_ETHERNET + _ETHERNET)
+        program.jump_if(R1, "==", _network(0x0800), "again")
+        program.jump_if(R1, "==", _network(0x86DD), "again")
+        program.jump("out")
+
+    def _tell(self, ring: int, symbol_format: int) -> None:
+        program, where = self.program, self.where
+        program.label("hit")
+        for at in range(_SOCKET_NETNS + 4, _DATA, 8):
+            program.store(8, R10, at, 0)
+        program.store(4, R10, _SOCKET_NETNS, 0)
+        program.call(_KTIME_GET_NS)
+        program.store(8, R10, _TIME, R0)
+        self._frame(R1, _SYMBOL)
+        program.mov(R2, _DATA - _SYMBOL)
+        program.map_value(R3, symbol_format)
+        self._frame(R4, _LOCATION)
+        program.mov(R5, 8)
+        program.call(_SNPRINTF)
+
+        program.load(8, R6, R10, _PACKET)
+        self._follow(R8, R6, where.device)
+        self._device(_DEVICE, _DEVICE_NAME, "device told")
+        self._follow(R8, R6, where.route)
+        program.alu("&", R8, -2)  # the lowest bit says whether the packet holds a reference
+        program.jump_if(R8, "==", 0, "route told")
+        self._follow(R8, R8, where.route_device)
+        self._device(_ROUTE, _ROUTE_NAME, "route told")
+        self._follow(R8, R6, where.owner)
+        program.jump_if(R8, "!=", 0, "owned")
+        program.load(8, R8, R10, _SOCKET)
+        program.jump_if(R8, "==", 0, "socket told")
+        program.label("owned")
+        self._follow(R8, R8, where.socket_netns)
+        self._read(_SOCKET_NETNS, 4, R8, where.netns_inode)
+        program.label("socket told")
+
+        self._read(_DATA, DATA_BYTES, R7)
+        program.mov(R3, R9)
+        program.alu("-", R3, R7)
+        program.jump_if(R3, "<=", DATA_BYTES, "whole")
+        program.mov(R3, DATA_BYTES)
+        program.label("whole")
+        program.alu("+", R3, RECORD.size)
+        program.map(R1, ring)
+        self._frame(R2, _TIME)
+        program.mov(R4, 0)
+        program.call(_RINGBUF_OUTPUT)
+
+    def _device(self, into: int, name_into: int, done: str) -> None:
+        """Tells the device at R8, unless there is none; sets the label `done` after it."""
+        where = self.where
+        self.program.jump_if(R8, "==", 0, done)
+        self._read(into + 4, 4, R8, where.device_index)
+        self._read(name_into, 16, R8, where.device_name)
+        self._follow(R8, R8, where.device_netns)
+        self._read(into, 4, R8, where.netns_inode)
+        self.program.label(done)
+
+    def _addresses(self, version: int) -> tuple[int, int]:
+        return (_IP + 12, _IP + 16) if version == 4 else (_IP + 8, _IP + 24)
+
+    def _hit_if(self, name: str, *equals: tuple[int, bytes]) -> None:
+        """If the frame has these bytes at these places."""
+        program = self.program
+        other = f"not {name}"
+        for at, wanted in equals:
+            while wanted:
+                # The kernel wants what is on the frame to be read at multiples of its size.
+                size = next(n for n in (8, 4, 2, 1) if n <= len(wanted) and at % n == 0)
+                program.load(size, R1, R10, at)
+                program.load64(R2, int.from_bytes(wanted[:size], "little"))
+                program.jump_if(R1, "!=", R2, other)
+                at, wanted = at + size, wanted[size:]
+        program.jump("hit")
+        program.label(other)
+
+    def _within(self, size: int) -> None:
+        """Nothing to see here unless the packet has `size` bytes from the cursor on."""
+        self.program.mov(R1, R8)
+        self.program.alu("+", R1, size)
+        self.program.jump_if(R1, ">", R9, "out")
+
+    def _follow(self, target: Reg, base: Reg, offset: int, size: int = 8) -> None:
+        """`target` = what the kernel has at `base` + `offset`, 0 where that can't be read."""
+        self._read(_SCRATCH, size, base, offset)
+        self.program.load(size, target, R10, _SCRATCH)
+
+    def _read(self, into: int, size: int, base: Reg, offset: int = 0) -> None:
+        """Onto the frame, from the kernel's memory; zeros where it can't be read."""
+        self.program.mov(R3, base)
+        if offset:
+            self.program.alu("+", R3, offset)
+        self._frame(R1, into)
+        self.program.mov(R2, size)
+        self.program.call(_PROBE_READ_KERNEL)
+
+    def _frame(self, target: Reg, at: int) -> None:
+        self.program.mov(target, R10)
+        self.program.alu("+", target, at)
+
+
+def _network(value: int) -> int:
+    """Two bytes in network order, as a little-endian machine loads them."""
+    return int.from_bytes(value.to_bytes(2, "big"), "little")
