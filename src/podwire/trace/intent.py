@@ -1,0 +1,200 @@
+"""What Podwire wants of a node's kernel, found by what a packet or a person asks about.
+
+What lives here: an index over the desired entries and the pods' attachments. What does not: the
+kernel, and what follows from a difference between the two. Pure: values in, entries out.
+
+An `Intent` is of one namespace: `of_pod` gives that of a pod here. It is made anew whenever
+somebody asks, so making it is cheap (some 30 ms for the 30,000 entries of 10,000 peers), and a
+look-up costs no more with many entries than with few. Where two causes want the same thing, it
+answers as the reconciler decides: the first by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from podwire.model.cluster import Attachment, NetworkConfig
+from podwire.model.state import (
+    Address,
+    Entry,
+    FdbEntry,
+    IPAddress,
+    IPNetwork,
+    Link,
+    Neighbor,
+    NftRule,
+    NftTable,
+    Route,
+    Sysctl,
+    Veth,
+    Vxlan,
+    Why,
+)
+from podwire.plan.wiring.bridge import plan_attachment
+
+#: Entries by (IP version, prefix length), then by the network as a number.
+_Prefixes = dict[tuple[int, int], dict[int, Route | Address]]
+
+
+class Intent:
+    """The desired entries of one namespace. `config` is None until the agent has a lease."""
+
+    def __init__(
+        self,
+        by_cause: Mapping[str, tuple[Entry, ...]],
+        *,
+        config: NetworkConfig | None = None,
+        attachments: Iterable[Attachment] = (),
+    ) -> None:
+        self.config = config
+        self._by_cause = by_cause
+        self._prefixes: _Prefixes = {}
+        self._addresses: dict[bytes, Address] = {}
+        self._neighbors: dict[tuple[str, bytes], Neighbor] = {}
+        self._fdb: dict[tuple[str, bytes], FdbEntry] = {}
+        self._links: dict[str, Link] = {}
+        self._sysctls: dict[str, Sysctl] = {}
+        self._tables: dict[str, NftTable] = {}
+        for cause in sorted(by_cause):
+            self._add(by_cause[cause])
+        #: Longest prefix first, which is the order in which a route is looked for.
+        self._lengths = sorted(self._prefixes, key=lambda key: -key[1])
+        self._attachments: dict[bytes, Attachment] = {}
+        self._by_pod: dict[str, Attachment] = {}
+        self._by_port: dict[str, Attachment] = {}
+        for one in attachments:
+            self._by_port[one.host_ifname] = one
+            self._by_pod.setdefault(one.pod, one)
+            for ip in one.ips:
+                self._attachments[ip.ip.packed] = one
+
+    def _add(self, entries: tuple[Entry, ...]) -> None:
+        for entry in entries:
+            match entry:
+                case Route(dst=dst):
+                    self._add_prefix(dst, entry)
+                case Neighbor(dev=dev, ip=ip):
+                    self._neighbors.setdefault((dev, ip.packed), entry)
+                case FdbEntry(dev=dev, mac=mac):
+                    self._fdb.setdefault((dev, mac), entry)
+                case Link(name=name):
+                    self._links.setdefault(name, entry)
+                case Address(ip=interface):
+                    self._addresses.setdefault(interface.ip.packed, entry)
+                    self._add_prefix(interface.network, entry)
+                case Sysctl(key=key):
+                    self._sysctls.setdefault(key, entry)
+                case NftTable(name=name):
+                    self._tables.setdefault(name, entry)
+
+    def _add_prefix(self, network: IPNetwork, entry: Route | Address) -> None:
+        length = (network.version, network.prefixlen)
+        self._prefixes.setdefault(length, {}).setdefault(int(network.network_address), entry)
+
+    # --- the way of a packet --------------------------------------------------------------
+
+    def way(self, ip: IPAddress) -> Route | Address | None:
+        """The longest prefix with `ip` in it: a route, or the address whose subnet is on its link.
+
+        None for what Podwire does not care about, as all that is outside of the pod network.
+        """
+        number, bits, version = int(ip), ip.max_prefixlen, ip.version
+        for length in self._lengths:
+            if length[0] != version:
+                continue
+            host = bits - length[1]
+            if (found := self._prefixes[length].get(number >> host << host)) is not None:
+                return found
+        return None
+
+    def route(self, ip: IPAddress) -> Route | None:
+        """The route that packets to `ip` are to take."""
+        way = self.way(ip)
+        return way if isinstance(way, Route) else None
+
+    def prefix(self, network: IPNetwork) -> Route | Address | None:
+        """The entry for exactly this prefix."""
+        same = self._prefixes.get((network.version, network.prefixlen), {})
+        return same.get(int(network.network_address))
+
+    def address(self, ip: IPAddress) -> Address | None:
+        """The entry that gives this namespace `ip` as its own."""
+        return self._addresses.get(ip.packed)
+
+    def neighbor(self, dev: str, ip: IPAddress) -> Neighbor | None:
+        return self._neighbors.get((dev, ip.packed))
+
+    def fdb(self, dev: str, mac: bytes) -> FdbEntry | None:
+        return self._fdb.get((dev, mac))
+
+    def link(self, name: str) -> Link | None:
+        return self._links.get(name)
+
+    def sysctl(self, key: str) -> Sysctl | None:
+        """By its path below /proc/sys (`net/ipv4/ip_forward`)."""
+        return self._sysctls.get(key)
+
+    def nft_rule(self, table: str, chain: str, text: str) -> NftRule | None:
+        """By the text that it was written with."""
+        for rule in self.nft_rules(table, chain):
+            if rule.text == text:
+                return rule
+        return None
+
+    # --- all of a kind --------------------------------------------------------------------
+
+    def nft_rules(self, table: str, chain: str) -> tuple[NftRule, ...]:
+        """The rules of a chain, in order."""
+        found = self._tables.get(table)
+        chains = found.chains if found is not None else ()
+        return next((one.rules for one in chains if one.name == chain), ())
+
+    def nft_table(self, name: str) -> NftTable | None:
+        return self._tables.get(name)
+
+    def entries(self) -> Iterator[Entry]:
+        """Everything, in no particular order."""
+        for entries in self._by_cause.values():
+            yield from entries
+
+    def tunnels(self) -> list[Link]:
+        """The VXLAN devices."""
+        return [link for link in self._links.values() if isinstance(link.kind, Vxlan)]
+
+    def neighbors_with(self, mac: bytes) -> list[Neighbor]:
+        """The neighbours that have this MAC. Looks at all."""
+        return [one for one in self._neighbors.values() if one.mac == mac]
+
+    def fdb_to(self, dst: IPAddress) -> list[FdbEntry]:
+        """The FDB entries that lead to this VTEP. Looks at all."""
+        return [one for one in self._fdb.values() if one.dst == dst]
+
+    # --- pods -----------------------------------------------------------------------------
+
+    def pod_at(self, ip: IPAddress) -> Attachment | None:
+        """The pod of this node that has `ip`."""
+        return self._attachments.get(ip.packed)
+
+    def pod_at_port(self, host_ifname: str) -> Attachment | None:
+        """The pod whose cable ends at this link of the node."""
+        return self._by_port.get(host_ifname)
+
+    def pod(self, name: str) -> Attachment | None:
+        """The pod of this node by its `namespace/name`."""
+        return self._by_pod.get(name)
+
+    def of_pod(self, name: str) -> Intent:
+        """What is wanted inside of a pod: its link, addresses and routes; nothing where the pod is
+        unknown."""
+        one = self._by_pod.get(name)
+        if one is None or self.config is None:
+            return Intent({})
+        plan = plan_attachment(self.config, one)
+        inside = Link(
+            name=one.ifname,
+            kind=Veth(peer=one.host_ifname, peer_mac=b""),
+            mtu=plan.host.mtu,
+            mac=one.mac,
+            why=Why(plan.host.why.object, plan.host.why.reason),
+        )
+        return Intent({plan.host.why.object: (inside, *plan.pod)}, config=self.config)
