@@ -213,10 +213,17 @@ class Cause(enum.StrEnum):
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """Something that stops packets, found by asking the kernel: the cause, in words, the remedy
-    (an imperative, best the very command), and the object that wanted it otherwise."""
+    (an imperative, best the very command), and the object that wanted it otherwise.
+
+    `place` is the name of the place that it is in (`Place.name`) and `interface` the one there
+    that it is about (`flannel.1`, where the entry belongs or the device is); each is empty where
+    it is the hop's own.
+    """
 
     cause: Cause
     text: str
+    place: str = ""
+    interface: str = ""
     remedy: str = ""
     why: Why | None = None
 
