@@ -1,32 +1,47 @@
 """What the agent does for each request of an operator (`podwire.trace.wire`).
 
-What lives here: one session's requests, each a method by its type. What does not: sockets and
-frames (`operator`), and how anything is seen, sent, decided or explained (`podwire.trace`).
+What lives here: one session's requests, each a method by its type, and what they have opened.
+What does not: sockets and frames (`operator`), and how anything is sent, seen, decided, explained
+or examined (`podwire.trace`, `podwire.agent.doctor`).
+
+What blocks runs in threads of the session's own, so that an operator who lets a probe wait for
+long takes nothing from the agent's own work. Everything opened is closed when the session ends,
+in the reverse order.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from concurrent import futures
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from podwire.errors import PodwireError
-from podwire.trace.wire import VERSION, Done, Hold, Request, Response, Welcome
+from podwire.agent.watching import Deliverer, Sender, Watched
+from podwire.errors import InputError, KernelError, PodwireError
+from podwire.kernel import netns
+from podwire.model.probe import Probe
+from podwire.trace import wire
+from podwire.trace.intent import Intent
+from podwire.trace.observer import Observer
+from podwire.trace.places import Places, clock
+from podwire.trace.probe import Prober
+from podwire.trace.wire import Request, Response
 
 if TYPE_CHECKING:
     from podwire.agent.daemon import Agent
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+T = TypeVar("T")
+C = TypeVar("C", bound="Closable")
+
+#: A probe that waits, and something to ask the kernel meanwhile.
+_THREADS = 3
 
 
-class Sender(Protocol):
-    """Where a session's messages go. `ahead`: the operator does not keep up with them."""
-
-    def send(self, message: Response) -> None: ...
-    @property
-    def ahead(self) -> bool: ...
+class Closable(Protocol):
+    def close(self) -> None: ...
 
 
 class Handlers:
@@ -36,11 +51,23 @@ class Handlers:
         self._agent = agent
         self._sender = sender
         self._stack = stack
+        self._threads = futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="operator")
+        stack.callback(self._threads.shutdown, wait=False)
+        self._prober: Prober | None = None
+        self._watched: Watched | None = None
         self._by_type: dict[type, Callable[[Any], Awaitable[Response]]] = {
-            Hold: self._hold,
+            wire.Prepare: self._prepare,
+            wire.Fire: self._fire,
+            wire.Observe: self._observe,
+            wire.Capture: self._capture,
+            wire.Stop: self._stop,
+            wire.Ask: self._ask,
+            wire.Explain: self._explain,
+            wire.Check: self._check,
+            wire.Hold: self._hold,
         }
 
-    def welcome(self) -> Welcome:
+    def welcome(self) -> wire.Welcome:
         """The greeting: this node, and its part in the pod network."""
         agent = self._agent
         network = agent.network
@@ -54,10 +81,10 @@ class Handlers:
                 "tunnel_port": network.vxlan_port,
                 "mtu": network.mtu,
             }
-        return Welcome(
-            version=VERSION,
+        return wire.Welcome(
+            version=wire.VERSION,
             node=agent.config.node_name,
-            clock=_BOOT_ID.read_text().strip(),
+            clock=clock(),
             time_ns=time.time_ns(),
             not_ready=agent.not_ready or "",
             network=tuple(map(str, agent.config.network)),
@@ -67,11 +94,142 @@ class Handlers:
 
     async def handle(self, request: Request) -> Response:
         """Do it. Raises PodwireError where it can't be done."""
-        handler = self._by_type.get(type(request))
-        if handler is None:
-            raise PodwireError(f"this agent does not know {type(request).__name__}")
-        return await handler(request)
+        return await self._by_type[type(request)](request)
 
-    async def _hold(self, request: Hold) -> Done:
+    # --- probes ---------------------------------------------------------------------------
+
+    async def _prepare(self, request: wire.Prepare) -> wire.Prepared:
+        if self._prober is not None:
+            raise PodwireError("a probe is prepared already in this session")
+        netns = self._pod_netns(request.pod) if request.pod else None
+        try:
+            prober = await self._open(lambda: _prober(netns, request.probe))
+        except KernelError as error:
+            refused = wire.ProbeResult(
+                number=1, outcome="error", errno=error.errno, text=error.message
+            )
+            source = request.probe.source or ""
+            return wire.Prepared(to=request.id, source=source, ident=0, refused=refused)
+        self._prober = prober
+        self._stack.callback(prober.close)
+        return wire.Prepared(to=request.id, source=prober.source, ident=prober.ident)
+
+    async def _fire(self, request: wire.Fire) -> wire.Fired:
+        if self._prober is None:
+            raise PodwireError("no probe is prepared")
+        results = await self._in_thread(self._prober.fire)
+        return wire.Fired(to=request.id, results=tuple(results))
+
+    def _pod_netns(self, pod: str) -> str:
+        found = self._agent.pods.namespaces.get(pod)
+        if found is None:
+            raise InputError(
+                f"pod {pod} is not attached to the pod network of node"
+                f" {self._agent.config.node_name}",
+                field="pod",
+                remedy="is it running, and not on the host's network?",
+            )
+        return found
+
+    # --- watching -------------------------------------------------------------------------
+
+    async def _observe(self, request: wire.Observe) -> wire.Observing:
+        known = self._agent.pods.namespaces
+        pods = {pod: known[pod] for pod in request.pods if pod in known}
+        intent = await self._intent()
+
+        def fill(observer: Observer) -> None:
+            observer.observe(request, lambda *rule: getattr(intent.nft_rule(*rule), "why", None))
+
+        return await self._watch(request.id, pods, fill)
+
+    async def _capture(self, request: wire.Capture) -> wire.Observing:
+        known = self._agent.pods.namespaces
+        pods = known
+        if not request.all_pods:
+            for pod in request.pods:
+                self._pod_netns(pod)
+            pods = {pod: known[pod] for pod in request.pods}
+        return await self._watch(request.id, pods, lambda observer: observer.capture(request))
+
+    async def _watch(
+        self, to: int, pods: dict[str, str], fill: Callable[[Observer], None]
+    ) -> wire.Observing:
+        """Open places and taps; answered when all are open."""
+        if self._watched is not None:
+            raise PodwireError("this session has observed already", remedy="begin another one")
+        network = self._agent.network
+        underlay = network.underlay.dev if network is not None else ""
+        node = self._agent.config.node_name
+        deliverer = Deliverer(asyncio.get_running_loop(), self._sender)
+        watched = self._watched = await self._open(
+            lambda: Watched(Places(node, underlay, pods), deliverer, fill)
+        )
+        # In a thread: what is being delivered right now is for this loop to finish.
+        self._stack.push_async_callback(asyncio.to_thread, watched.close)
+        self._stack.callback(deliverer.end)
+        # Nothing is delivered before the answer: that takes this loop, and it is sent first.
+        watched.observer.start()
+        notes = (*watched.places.notes, *watched.observer.notes)
+        return wire.Observing(to=to, places=watched.places.described, notes=notes)
+
+    async def _stop(self, request: wire.Stop) -> wire.Stopped:
+        if self._watched is None:
+            raise PodwireError("this session observes nothing")
+        observer = self._watched.observer
+        await self._in_thread(observer.stop)
+        # The operator need not wait for what that takes the kernel.
+        self._threads.submit(observer.close)
+        return wire.Stopped(to=request.id)
+
+    # --- knowing --------------------------------------------------------------------------
+
+    async def _intent(self) -> Intent:
+        """What this node is to hold right now, indexed in a thread of ours."""
+        agent = self._agent
+        reconciler = agent.worker.reconciler
+        by_cause = await agent.worker.call(lambda: dict(reconciler.desired))
+        network, attachments = agent.network, agent.pods.attachments
+        return await self._in_thread(
+            lambda: Intent(by_cause, config=network, attachments=attachments)
+        )
+
+    async def _ask(self, request: wire.Ask) -> wire.Answers:
+        raise PodwireError("not yet")
+
+    async def _explain(self, request: wire.Explain) -> wire.Explained:
+        raise PodwireError("not yet")
+
+    async def _check(self, request: wire.Check) -> wire.Done:
+        raise PodwireError("not yet")
+
+    async def _hold(self, request: wire.Hold) -> wire.Done:
         self._agent.hold(request.on)
-        return Done(to=request.id)
+        return wire.Done(to=request.id)
+
+    async def _open(self, make: Callable[[], C]) -> C:
+        """Make something in a thread, which is closed there if nobody waits for it any more."""
+        future = self._threads.submit(make)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(_close_made)
+            raise
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+def _close_made(future: futures.Future[Any]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().close()
+
+
+def _prober(path: str | None, probe: Probe) -> Prober:
+    if path is None:
+        return Prober(None, probe)
+    fd = netns.open_netns(path)
+    try:
+        return Prober(fd, probe)
+    finally:
+        os.close(fd)

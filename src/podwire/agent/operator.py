@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _UCRED = struct.Struct("3i")
-#: Bytes that wait for an operator who reads too slowly. More is not read from the kernel, which
-#: counts what it has no room for.
-_AHEAD_BYTES = 4 * 1024 * 1024
 
 
 @contextlib.asynccontextmanager
@@ -143,10 +140,9 @@ class _Session:
         if not self._writer.is_closing():
             self._writer.write(pack(message))
 
-    @property
-    def ahead(self) -> bool:
-        """Whether so much waits to be read that events had better wait too."""
-        return self._writer.transport.get_write_buffer_size() > _AHEAD_BYTES
+    async def deliver(self, message: Response) -> None:
+        self.send(message)
+        await self._writer.drain()
 
 
 def _peer_uid(writer: asyncio.StreamWriter) -> int:

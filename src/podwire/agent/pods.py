@@ -61,6 +61,16 @@ class Pods:
         metrics.ADDRESSES.set(sum(len(one.ips) for one in self._service.attachments))
         return self._service.attachments
 
+    @property
+    def attachments(self) -> list[Attachment]:
+        """The pods' interfaces that should be there."""
+        return self._service.attachments
+
+    @property
+    def namespaces(self) -> dict[str, str]:
+        """Each pod's network namespace, a path by `namespace/name`."""
+        return {one.pod: one.netns for one in self._service.attachments if one.pod}
+
     async def announce(self) -> None:
         """Tell the runtime that pods can be wired: the executable, then the conf that names it."""
         config = self._config

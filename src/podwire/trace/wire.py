@@ -172,14 +172,6 @@ class Welcome(_Tagged, frozen=True, kw_only=True):
     held: bool = False
 
 
-class Prepared(_Tagged, frozen=True, kw_only=True):
-    """`source` is the address that the probe will have, `ident` its port or ICMP identifier."""
-
-    to: int
-    source: IPText
-    ident: int
-
-
 class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
     """How one probe ended for its sender: `replied`, `refused`, `timeout`, or `error` with the
     errno that its stack gave (EHOSTUNREACH, EMSGSIZE, …) and `text`."""
@@ -189,6 +181,19 @@ class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
     errno: int = 0
     text: str = ""
     rtt_us: float | None = None
+
+
+class Prepared(_Tagged, frozen=True, kw_only=True):
+    """`source` is the address that the probe will have, `ident` its port or ICMP identifier.
+
+    `refused`: the stack has no way to send it, so there is nothing to fire. Then `source` and
+    `ident` are what was asked for, empty and 0 where nothing was.
+    """
+
+    to: int
+    source: IPText
+    ident: int
+    refused: ProbeResult | None = None
 
 
 class Fired(_Tagged, frozen=True, kw_only=True):
