@@ -42,6 +42,7 @@ from podwire.errors import InputError, PodwireError
 from podwire.kernel import messages
 from podwire.kernel.attach import find_link
 from podwire.kernel.netlink import Message, NetlinkSocket
+from podwire.kernel.reconcile import Report
 from podwire.kernel.underlay import find_underlay
 from podwire.log import fields
 from podwire.model.cluster import ClusterView, NetworkConfig, Underlay
@@ -404,8 +405,8 @@ class Agent:
         if not self._held:
             await self.mend(reason)
 
-    async def mend(self, reason: str) -> None:
-        """Apply all that differs now, also while held."""
+    async def mend(self, reason: str) -> Report:
+        """Apply all that differs now, also while held; what was done."""
         verbose = log.isEnabledFor(logging.DEBUG)
         report = await self._worker.call(self._worker.reconciler.reconcile, record=verbose)
         account("full", report)
@@ -424,6 +425,7 @@ class Agent:
         self._note_refused(report.refused)
         if report.missing:
             await self._pods.attach_again([link.name for link in report.missing])
+        return report
 
     def _note_refused(self, refused: list[str]) -> None:
         """Without its own devices a node is of no use: not ready until the kernel has them."""

@@ -26,7 +26,9 @@ FAMILY, TABLE = "inet", NFT_TABLE
 _NFNL_SUBSYS_NFTABLES = 10
 _NFTA_TABLE_NAME = 1
 
-_OUTPUT_JSON, _OUTPUT_NUMERIC_PRIORITY = 1 << 4, 1 << 7  # nftables/libnftables.h
+# nftables/libnftables.h
+OUTPUT_HANDLE = 1 << 3
+_OUTPUT_JSON, _OUTPUT_NUMERIC_PRIORITY = 1 << 4, 1 << 7
 _COMMENT = "podwire "
 
 
@@ -46,7 +48,8 @@ class TableState(msgspec.Struct, frozen=True):
 class Nft:
     """A libnftables context, bound to the network namespace of the thread that makes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, output: int = _OUTPUT_JSON | _OUTPUT_NUMERIC_PRIORITY) -> None:
+        """`output` are flags of what commands print: JSON, unless told otherwise."""
         try:
             lib = ctypes.CDLL("libnftables.so.1")
         except OSError as error:
@@ -68,7 +71,7 @@ class Nft:
             raise UnsupportedError("libnftables could not open a netlink socket")
         lib.nft_ctx_buffer_output(self._context)
         lib.nft_ctx_buffer_error(self._context)
-        lib.nft_ctx_output_set_flags(self._context, _OUTPUT_JSON | _OUTPUT_NUMERIC_PRIORITY)
+        lib.nft_ctx_output_set_flags(self._context, output)
 
     def close(self) -> None:
         if self._context:

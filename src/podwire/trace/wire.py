@@ -103,10 +103,12 @@ class Explain(_Tagged, frozen=True, kw_only=True):
 class Check(_Tagged, frozen=True, kw_only=True):
     """Examine this node (`podwire doctor`); `fix` applies the difference to what is desired.
 
-    `peers` are the nodes to probe, by name. Answer, after a `Checked` for each finding: `Done`.
+    `checks` are the ones to make, by name, and `peers` the nodes to probe; all where there are
+    none. Answer, after a `Checked` for each finding: `Done`.
     """
 
     id: int
+    checks: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
     fix: bool = False
 

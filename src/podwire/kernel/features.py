@@ -1,0 +1,147 @@
+"""Which of the kernel's features are there: tried out, in a namespace that ends with the attempt.
+
+Lists of modules say nothing about what is built in, blocked or loaded on demand; so each feature
+is used once, as the agent uses it, in a new network namespace of a thread of its own. Nothing is
+left, and nothing of the node's is touched.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from ipaddress import ip_address
+from typing import TypeVar
+
+import msgspec
+
+from podwire.errors import KernelError, PodwireError
+from podwire.kernel import messages, netns, nft
+from podwire.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
+from podwire.model.state import Bridge, Link, Veth, Vxlan, Why
+
+T = TypeVar("T")
+
+_NFNLGRP_NFTRACE = 9
+_WHY = Why("Feature", "is tried out")
+_PORT = 8472
+_KINDS = (
+    Bridge(),
+    Veth(peer="try-peer", peer_mac=bytes.fromhex("020000000001")),
+    Vxlan(vni=1, port=_PORT, local=ip_address("127.0.0.1"), dev="lo"),
+)
+
+#: nft's features by what they are for, each a table of its own.
+_TABLES = {
+    "nftables": "chain c { type filter hook forward priority 0; }",
+    "nftables sets": (
+        "set s { type ipv4_addr; flags interval; elements = { 192.0.2.0/24 }; }\n"
+        "chain c { type filter hook forward priority 0; ip saddr @s counter\n }"
+    ),
+    "nftables NAT": (
+        "chain c { type nat hook postrouting priority 100; masquerade fully-random\n }"
+    ),
+    "conntrack in nftables": (
+        "chain c { type filter hook prerouting priority -300; udp dport 8472 notrack\n }\n"
+        "chain d { type filter hook forward priority 0; ct state established accept\n }"
+    ),
+}
+_TRACE = "chain c { type filter hook prerouting priority -350; meta nftrace set 1\n }"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Feature(msgspec.Struct, frozen=True):
+    """`missing` is the kernel's refusal, empty where the feature is there."""
+
+    name: str
+    missing: str = ""
+
+
+def network_features() -> list[Feature]:
+    """What the pod network itself is made of: kinds of links, and nftables. Takes some 30 ms.
+
+    Raises KernelError where there can be no new namespace to try them in.
+    """
+    return in_new_namespace(_try_network)
+
+
+def nft_trace() -> Feature:
+    """Whether nftables tells which rules judge a packet. Raises as `network_features`."""
+    return in_new_namespace(_try_nft_trace)
+
+
+def in_new_namespace(work: Callable[[], T]) -> T:
+    """What `work` returns or raises, in a thread in a network namespace that has nothing but `lo`.
+
+    Raises KernelError where there can be none.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            if _libc.unshare(netns.CLONE_NEWNET) != 0:
+                number = ctypes.get_errno()
+                raise KernelError(f"new network namespace: {os.strerror(number)}", errno=number)
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="features")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _try_network() -> list[Feature]:
+    with NetlinkSocket() as sock:
+        found = [
+            _attempt(type(kind).__name__.lower(), partial(_make, sock, kind)) for kind in _KINDS
+        ]
+    try:
+        context = nft.Nft()
+    except PodwireError as error:
+        return [*found, Feature("nftables", error.message)]
+    try:
+        for number, (name, body) in enumerate(_TABLES.items()):
+            text = f"table inet t{number} {{\n{body}\n}}\n"
+            found.append(_attempt(name, partial(context.run, text)))
+    finally:
+        context.close()
+    return found
+
+
+def _try_nft_trace() -> Feature:
+    def listen() -> None:
+        NetlinkSocket(NETLINK_NETFILTER, groups=(_NFNLGRP_NFTRACE,)).close()
+        context = nft.Nft()
+        try:
+            context.run(f"table inet t {{\n{_TRACE}\n}}\n")
+        finally:
+            context.close()
+
+    return _attempt("nftables trace", listen)
+
+
+def _attempt(name: str, work: Callable[[], object]) -> Feature:
+    try:
+        work()
+    except (PodwireError, OSError) as error:
+        return Feature(name, error.message if isinstance(error, PodwireError) else str(error))
+    return Feature(name)
+
+
+def _make(sock: NetlinkSocket, kind: Bridge | Veth | Vxlan) -> None:
+    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        what = type(kind).__name__.lower()
+        link = Link(name=f"try-{what}", kind=kind, why=_WHY)
+        creation = messages.create_link(link, {"lo": 1}, peer_netns_fd=here)
+        sock.do(creation, what=f"make a {what} link")
+    finally:
+        os.close(here)
