@@ -50,8 +50,8 @@ class ProbeMatch(msgspec.Struct, frozen=True, kw_only=True):
     - TCP or UDP whose ports are `ident` (the prober's own) and `port`, in either order.
     - with `translated`: TCP or UDP to `target` and `port`, or from them; a translator may have
       given it another source port.
-    - a fragment other than the first, between `source` and `target`, either way (the first is
-      matched like a whole packet).
+    - a fragment other than the first, of that protocol between `source` and `target`, either way
+      (the first is matched like a whole packet).
     - an ICMP error that quotes any of these.
     - ARP, or NDP solicitation and advertisement, about one of `neighbors` (asked for, or asking).
     """
