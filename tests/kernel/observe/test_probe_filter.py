@@ -41,7 +41,7 @@ NEIGHBORS = ("10.244.1.2", "fd00::2")
 def match(protocol: str, ends: dict[str, str], **more: Any) -> ProbeMatch:
     port = None if protocol == "icmp" else 443
     fields: dict[str, Any] = {"protocol": protocol, "ident": 0xA1B2, "port": port, **ends}
-    return ProbeMatch(**fields, **more)
+    return ProbeMatch(**(fields | more))
 
 
 MATCHES = [
