@@ -132,6 +132,7 @@ def leaves(match: ProbeMatch) -> Iterator[Sample]:
         yield sample(f"{name} from anywhere", is_own, protocol, make(ident, port), **there)
         yield sample(f"{name} translated", nat, protocol, make(ident ^ 1, port), **there)
         yield sample(f"{name} translated back", nat, protocol, make(port, ident ^ 1), **back)
+        yield sample(f"{name} translated to that port", nat, protocol, make(port, port), **back)
         yield sample(f"{name} elsewhere", False, protocol, make(ident ^ 1, port), b=other)
         yield sample(f"{name} of others", False, protocol, make(port, ident ^ 1), a=other)
         yield sample(f"{name} other ports", False, protocol, make(ident, port ^ 1))
@@ -139,6 +140,8 @@ def leaves(match: ProbeMatch) -> Iterator[Sample]:
             yield sample(f"{name} options", is_own, protocol, make(ident, port), options=3)
         yield sample(f"{name} first", is_own, protocol, make(ident, port), fragment=(0, True))
 
+    for offset in (8, 0x7FF8, 0x8000):
+        yield sample(f"fragment at {offset}", True, own, b"?" * 24, fragment=(offset, True))
     for name, matches, more in (
         ("later fragment", True, {}),
         ("later fragment back", True, {"a": target, "b": source}),
