@@ -50,6 +50,12 @@ def is_netns(fd: int) -> bool:
     return int.from_bytes(buffer.raw[:4], "little") == _NSFS_MAGIC
 
 
+def netns_inode(fd: int) -> int:
+    """The number that the kernel knows the namespace at `fd` by (`net:[4026531840]`): the same
+    through every path and descriptor, and not given to another while one of them is open."""
+    return os.fstat(fd).st_ino
+
+
 def claim(name: str, patience_s: float) -> socket.socket | None:
     """Be the only holder of `name` in this network namespace, until the socket is closed.
 

@@ -12,10 +12,10 @@ sign that a packet is another's. It reads the packet as the kernel has it:
 
 and judges by the rules of `podwire.model.probe.ProbeMatch` (but for `neighbors`) at a cursor. A
 VXLAN packet moves the cursor to what is inside, an ICMP error to what it quotes, and it judges
-again. So it makes no difference whether a packet is dropped before, after, or while it is wrapped:
-the network header is the inner packet's before `ip_tunnel_xmit` and after `vxlan_rcv` has taken
-the wrapping off, and the outer one's in between. Where no network header has been set yet (a
-packet fresh from a driver), the data begin with it.
+again. So it makes no difference whether a packet is dropped before, while or after it is wrapped:
+the network header is the inner packet's until there is an outer one, and again once `vxlan_rcv`
+has taken that off. Where none has been set yet (a packet fresh from a driver), the data begin
+with it.
 
 Nothing is read beyond `tail`: there lie the bytes of packets past. What is not in the packet's
 first piece (paged data) is not looked at; headers are there.
@@ -24,13 +24,9 @@ first piece (paged data) is not looked at; headers are there.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from ipaddress import ip_address
 
-import msgspec
-
-from podwire.errors import UnsupportedError
-from podwire.kernel.observe.btf import Btf
+from podwire.kernel.observe.drop_layout import Layout
 from podwire.kernel.observe.ebpf import Program, Reg
 from podwire.model.probe import MAGIC, ProbeMatch
 
@@ -39,12 +35,11 @@ R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = Reg
 #: The helpers used need a program that says it is under a licence compatible with the GPL. This
 #: is what the assembled program is offered under.
 LICENCE = "Dual BSD/GPL"
-TRACEPOINT = "kfree_skb"
 #: bpf_snprintf's: the name of the function that an address lies in.
 SYMBOL_FORMAT = b"%ps\0"
 
-#: Reasons with which a packet is freed that was not dropped, or was but a copy for an onlooker:
-#: of a packet socket (tcpdump, our own) whose ring is full.
+#: Reasons with which a packet is freed that was not dropped, or was but a packet socket's copy
+#: (tcpdump's, our own) that its ring had no room for.
 NOT_DROPS = frozenset({"NOT_DROPPED_YET", "CONSUMED", "PACKET_SOCK_ERROR"})
 
 DATA_BYTES = 192
@@ -77,78 +72,6 @@ _ECHO = {4: (8, 0), 6: (128, 129)}
 _ERRORS = {4: (3, 4, 5, 11, 12), 6: (1, 2, 3, 4)}
 #: From the UDP header to the inner Ethernet header, and on to the inner IP header.
 _INNER_ETHERNET, _ETHERNET = 16, 14
-
-
-class Layout(msgspec.Struct, frozen=True, kw_only=True):
-    """Where this kernel keeps what the program reads, in bytes; and its drop reasons' names.
-
-    `skb`, `location`, `reason` and `socket` are the tracepoint's arguments, by position; not
-    every version tells the socket.
-    """
-
-    skb: int
-    location: int
-    reason: int
-    socket: int | None
-    head: int
-    data: int
-    tail: int
-    network_header: int
-    device: int
-    route: int
-    owner: int
-    route_device: int
-    device_index: int
-    device_name: int
-    device_netns: int
-    socket_netns: int
-    netns_inode: int
-    reasons: Mapping[int, str]
-
-
-def layout(btf: Btf) -> Layout:
-    """Raises UnsupportedError naming what this kernel's types do not have."""
-
-    def at(name: str, path: str, size: int) -> int:
-        member = btf.member(name, path)
-        if member.size != size:
-            raise UnsupportedError(f"{name}.{path} has {member.size} bytes in this kernel")
-        return member.offset
-
-    arguments = btf.tracepoint(TRACEPOINT)
-
-    def argument(spelled: str) -> int:
-        if spelled not in arguments:
-            raise UnsupportedError(
-                f"this kernel's {TRACEPOINT} tracepoint does not tell the {spelled}",
-                remedy="use Linux 5.17 or newer",
-            )
-        return arguments.index(spelled)
-
-    # In C's names. Reasons outside of this enum (Open vSwitch's, Wi-Fi's) are told by number.
-    return Layout(
-        skb=argument("struct sk_buff *"),
-        location=argument("void *"),
-        reason=argument("enum skb_drop_reason"),
-        socket=argument("struct sock *") if "struct sock *" in arguments else None,
-        head=at("sk_buff", "head", 8),
-        data=at("sk_buff", "data", 8),
-        tail=at("sk_buff", "tail", 4),
-        network_header=at("sk_buff", "network_header", 2),
-        device=at("sk_buff", "dev", 8),
-        route=at("sk_buff", "_skb_refdst", 8),
-        owner=at("sk_buff", "sk", 8),
-        route_device=at("dst_entry", "dev", 8),
-        device_index=at("net_device", "ifindex", 4),
-        device_name=at("net_device", "name", 16),
-        device_netns=at("net_device", "nd_net.net", 8),
-        socket_netns=at("sock", "__sk_common.skc_net.net", 8),
-        netns_inode=at("net", "ns.inum", 4),
-        reasons={
-            value: name.removeprefix("SKB_").removeprefix("DROP_REASON_")
-            for value, name in btf.enum("skb_drop_reason").items()
-        },
-    )
 
 
 def assemble(match: ProbeMatch, where: Layout, ring: int, symbol_format: int) -> bytes:

@@ -2,6 +2,16 @@
 
 What lives here: the tap, from the match to `RawDrop`s. What does not: the program in the kernel
 (`drop_program`), and what a drop means for the trace.
+
+The kernel also "drops" what nobody misses, and that is left out: the copy that a packet socket
+has no room for; the copy that some raw ICMP socket refuses; and each echo reply that a raw socket
+(our prober's, ping's) has been given, because no ping socket wants it too. What remains may still
+be harmless: a frame that a bridge flooded to the wrong port ends there as OTHERHOST, and a probe
+that nothing listens for ends as NO_SOCKET, with the answer on its way. The kernel has no reason
+for some drops (NOT_SPECIFIED): then `location` is what tells (`neigh_invalidate`: the neighbour
+did not answer; `__dev_forward_skb2`: a veth's other end is down or has a smaller MTU).
+
+The kernel names the function itself, so /proc/kallsyms (slow, and often hidden) is not needed.
 """
 
 from __future__ import annotations
@@ -12,7 +22,7 @@ from functools import cache
 from types import TracebackType
 from typing import NamedTuple
 
-from podwire.kernel.observe import bpf, btf, drop_program
+from podwire.kernel.observe import bpf, btf, drop_layout, drop_program
 from podwire.model.probe import ProbeMatch
 
 #: Some 200 drops. The ring is kernel memory, and a probe's drops are few.
@@ -21,6 +31,19 @@ _RING_BYTES = 64 * 1024
 #: socket's queue has something else where its device was.
 _FIRST_INODE = 0xEFFFFF00
 _CLOCK_SAMPLES = 5
+
+#: Functions of packet sockets, which only ever free their own copies.
+_ONLOOKERS = frozenset({"packet_rcv", "packet_rcv_spkt", "tpacket_rcv"})
+#: (function, reason): a raw socket refuses its copy; ICMP has served the raw sockets already.
+_COPIES = frozenset(
+    {
+        ("raw_rcv", "SOCKET_FILTER"),
+        ("raw_rcv", "SOCKET_RCVBUFF"),
+        ("rawv6_rcv", "SOCKET_FILTER"),
+        ("rawv6_rcv", "SOCKET_RCVBUFF"),
+        ("ping_rcv", "NO_SOCKET"),
+    }
+)
 
 
 class RawDrop(NamedTuple):
@@ -54,7 +77,7 @@ class DropTap:
             finally:
                 os.close(symbol_format)
             try:
-                self._attached = bpf.attach_raw_tracepoint(program, drop_program.TRACEPOINT)
+                self._attached = bpf.attach_raw_tracepoint(program, drop_layout.TRACEPOINT)
             finally:
                 os.close(program)
         except BaseException:
@@ -71,7 +94,12 @@ class DropTap:
         if not records:
             return []
         offset = _epoch_offset_ns()
-        return [self._drop(record, offset) for record in records]
+        drops = (self._drop(record, offset) for record in records)
+        return [
+            drop
+            for drop in drops
+            if drop.location not in _ONLOOKERS and (drop.location, drop.reason) not in _COPIES
+        ]
 
     def close(self) -> None:
         """Twice is fine."""
@@ -123,9 +151,9 @@ class DropTap:
 
 
 @cache
-def _layout() -> drop_program.Layout:
+def _layout() -> drop_layout.Layout:
     """The running kernel's does not change."""
-    return drop_program.layout(btf.load())
+    return drop_layout.layout(btf.load())
 
 
 def _text(name: bytes) -> str:
