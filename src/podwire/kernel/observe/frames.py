@@ -106,25 +106,34 @@ class FrameTap:
         self._order = threading.Lock()
         self._order.acquire()
         try:
-            # Nothing arrives before the filter is there: a socket of protocol 0 sees nothing.
-            with netns.entered(netns_fd) if netns_fd is not None else contextlib.nullcontext():
-                self._socket = socket.socket(
-                    socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0
-                )
+            with contextlib.ExitStack() as opened:
+                self._open(opened, netns_fd, program, ifindex, frames)
+                self._opened = opened.pop_all()
         except OSError as error:
             raise _refused(error) from error
-        try:
-            cbpf.attach(self._socket, program)
-            self._make_ring(frames)
-            self._bind(ifindex)
-        except OSError as error:
-            self._socket.close()
-            raise _refused(error) from error
-        except KernelError:
-            self._socket.close()
-            raise
 
-    def _make_ring(self, frames: int) -> None:
+    def _open(
+        self,
+        opened: contextlib.ExitStack,
+        netns_fd: int | None,
+        program: Sequence[cbpf.Insn],
+        ifindex: int,
+        frames: int,
+    ) -> None:
+        # A socket of protocol 0 sees nothing, so nothing arrives before the filter is there.
+        with netns.entered(netns_fd) if netns_fd is not None else contextlib.nullcontext():
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        opened.enter_context(self._socket)
+        cbpf.attach(self._socket, program)
+        ring_bytes = self._make_ring(frames)
+        # The map holds the socket open (mmap duplicates the descriptor), the views hold the map.
+        view = memoryview(opened.enter_context(mmap.mmap(self._socket.fileno(), ring_bytes)))
+        self._view = opened.enter_context(view)
+        self._words = opened.enter_context(view.cast("I"))
+        self._bind(ifindex)
+
+    def _make_ring(self, frames: int) -> int:
+        """Its size in bytes."""
         slot = min(self._snaplen, _SLOT_BYTES)
         slot = (_HEADROOM + slot + _ALIGN - 1) // _ALIGN * _ALIGN
         per_block = _BLOCK_BYTES // slot
@@ -136,14 +145,12 @@ class FrameTap:
             option(socket.SOL_SOCKET, SO_RCVBUFFORCE, _QUEUE_BYTES)
         ring = struct.pack("@IIII", _BLOCK_BYTES, blocks, slot, blocks * per_block)
         option(_SOL_PACKET, _PACKET_RX_RING, ring)
-        self._map = mmap.mmap(self._socket.fileno(), blocks * _BLOCK_BYTES)
-        self._view = memoryview(self._map)
-        self._words = self._view.cast("I")
         self._slots = [
             block * _BLOCK_BYTES + number * slot
             for block in range(blocks)
             for number in range(per_block)
         ]
+        return blocks * _BLOCK_BYTES
 
     def _bind(self, ifindex: int) -> None:
         # Python's own bind takes a name, and knows none for all interfaces.
@@ -160,10 +167,7 @@ class FrameTap:
 
     def close(self) -> None:
         """Give everything back to the kernel. Closing twice is fine."""
-        self._words.release()
-        self._view.release()
-        self._map.close()
-        self._socket.close()
+        self._opened.close()
 
     def fileno(self) -> int:
         """Readable when there are frames."""
