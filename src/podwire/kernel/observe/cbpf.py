@@ -205,6 +205,11 @@ def pack(program: Sequence[Insn]) -> bytes:
     return b"".join(_INSTRUCTION.pack(*insn) for insn in program)
 
 
+def unpack(code: bytes) -> tuple[Insn, ...]:
+    """The other way: for programs that others compiled."""
+    return tuple(Insn(*fields) for fields in _INSTRUCTION.iter_unpack(code))
+
+
 def attach(sock: socket.socket, program: Sequence[Insn]) -> None:
     """Make `program` the filter of a socket. Raises KernelError where the kernel refuses it."""
     code = ctypes.create_string_buffer(pack(program))
