@@ -7,6 +7,7 @@ pure, so a run that was kept (it is plain data, msgspec encodes it) can be judge
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 
 import msgspec
@@ -81,12 +82,29 @@ class Answer(msgspec.Struct, frozen=True):
     decisions: tuple[Decision, ...]
 
 
+def moved(places: Sequence[Place], offset: int) -> tuple[Place, ...]:
+    """An agent's places as they are behind `offset` others: `peer_place` is an index too."""
+    return tuple(
+        msgspec.structs.replace(
+            place,
+            interfaces=tuple(
+                one
+                if one.peer_place is None
+                else msgspec.structs.replace(one, peer_place=one.peer_place + offset)
+                for one in place.interfaces
+            ),
+        )
+        for place in places
+    )
+
+
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """One trace, as far as it was seen.
 
     `places` are those of all agents, one after the other; `place` in frames, drops, steps and
-    questions is an index into them (an agent numbers its own from 0). The source's own place and
-    the target's, where it is observed, are found by `Endpoint.node` and `Endpoint.name`.
+    questions is an index into them (an agent numbers its own from 0: see `moved`). The source's
+    own place and the target's, where it is observed, are found by `Endpoint.node` and
+    `Endpoint.name`, an address by who has it.
 
     `match.ident` and `match.source` are those that the prober told. `results` are the sender's,
     empty where it can't tell. `answers` are to the questions of `questions(evidence)`, and empty
