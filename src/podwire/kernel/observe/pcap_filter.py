@@ -52,7 +52,11 @@ def compile_filter(text: str, link_type: int) -> tuple[Insn, ...]:
         handle = library.pcap_open_dead(dlt, _SNAPLEN)
         try:
             failed = library.pcap_compile(
-                handle, ctypes.byref(program), text.encode(), 1, _NETMASK_UNKNOWN
+                handle,
+                ctypes.byref(program),
+                text.encode(errors="surrogateescape"),
+                1,
+                _NETMASK_UNKNOWN,
             )
             if failed:
                 message = library.pcap_geterr(handle).decode(errors="replace")
