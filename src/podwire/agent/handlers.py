@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from podwire.agent.watching import Deliverer, Sender, Watched
 from podwire.errors import InputError, KernelError, PodwireError
 from podwire.kernel import netns
+from podwire.kernel.observe.nft_trace import RawNftStep
 from podwire.model.probe import Probe
+from podwire.model.state import Why
 from podwire.trace import wire
 from podwire.trace.intent import Intent
 from podwire.trace.observer import Observer
@@ -138,10 +140,14 @@ class Handlers:
         pods = {pod: known[pod] for pod in request.pods if pod in known}
         intent = await self._intent()
 
-        def fill(observer: Observer) -> None:
-            observer.observe(request, lambda *rule: getattr(intent.nft_rule(*rule), "why", None))
+        def why(step: RawNftStep) -> Why | None:
+            table = intent.nft_table(step.table)
+            if table is None or table.family != step.family:
+                return None
+            rule = intent.nft_rule(step.table, step.chain, step.rule)
+            return rule.why if rule is not None else None
 
-        return await self._watch(request.id, pods, fill)
+        return await self._watch(request.id, pods, lambda observer: observer.observe(request, why))
 
     async def _capture(self, request: wire.Capture) -> wire.Observing:
         known = self._agent.pods.namespaces

@@ -24,6 +24,7 @@ container_option = click.option(
 )
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)(h|ms|m|s))")
+_SECONDS = re.compile(r"\d+(\.\d+)?")
 _UNIT_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
@@ -39,7 +40,7 @@ class Duration(click.ParamType[float]):
             return float(value)
         text = str(value)
         parts = _DURATION.findall(text)
-        if text.isdecimal():
+        if _SECONDS.fullmatch(text):
             return float(text)
         if not parts or "".join(number + unit for number, unit in parts) != text:
             self.fail(f"{text!r} is no duration; write 30s, 1m30s or 500ms", param, ctx)

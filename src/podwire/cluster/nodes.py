@@ -59,6 +59,26 @@ class NodeObject(msgspec.Struct, gc=False):
         return (self.metadata.annotations or {}).get(key)
 
 
+class _Condition(msgspec.Struct, gc=False):
+    type: str = ""
+    status: str = ""
+
+
+class _FullStatus(_Status, gc=False):
+    conditions: list[_Condition] | None = None
+
+
+class NodeWithConditions(NodeObject, gc=False):
+    """A v1 Node with what its kubelet says of it, which changes with every heartbeat."""
+
+    status: _FullStatus = msgspec.field(default_factory=_FullStatus)
+
+    @property
+    def ready(self) -> bool:
+        conditions = self.status.conditions or []
+        return any(one.type == "Ready" and one.status == "True" for one in conditions)
+
+
 class _VxlanData(msgspec.Struct):
     VNI: int
     VtepMAC: str

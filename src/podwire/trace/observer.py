@@ -17,22 +17,22 @@ import os
 import selectors
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from podwire.errors import PodwireError
 from podwire.kernel.observe.drops import DropTap
-from podwire.kernel.observe.frames import ETHERNET, LOOPBACK, FrameTap
+from podwire.kernel.observe.frames import FrameTap
+from podwire.kernel.observe.nft_trace import NftTap, RawNftStep
+from podwire.kernel.observe.pcap_filter import compile_for_all
 from podwire.kernel.observe.probe_filter import probe_filter
 from podwire.model.state import Why
 from podwire.trace.places import Places
 from podwire.trace.wire import Capture, Drop, Drops, Frame, Frames, NftStep, NftSteps, Observe
 
-if TYPE_CHECKING:
-    from podwire.kernel.observe.nft_trace import NftTap
-
 log = logging.getLogger(__name__)
 
 Seen = Frames | Drops | NftSteps
+WhyOfRule = Callable[[RawNftStep], Why | None]
 
 
 class Tap(Protocol):
@@ -71,8 +71,8 @@ class Observer:
 
     # --- what is watched ------------------------------------------------------------------
 
-    def observe(self, request: Observe, why: Callable[[str, str, str], Why | None]) -> None:
-        """Watch for a probe's packets. `why` is given a rule's table, chain and text.
+    def observe(self, request: Observe, why: WhyOfRule) -> None:
+        """Watch for a probe's packets. `why` tells who wanted a rule.
 
         What the kernel lacks is noted. Raises PodwireError where frames can't be captured.
         """
@@ -80,8 +80,6 @@ class Observer:
         for number, place in enumerate(self._places.opened):
             self._add_frames(number, FrameTap(place.fd, program))
         if request.nft:
-            from podwire.kernel.observe.nft_trace import NftTap
-
             with self._noted("rules"):
                 for number, place in enumerate(self._places.opened):
                     self._add_steps(number, NftTap(place.fd, request.match), why)
@@ -91,25 +89,11 @@ class Observer:
 
     def capture(self, request: Capture) -> None:
         """Capture what the filter lets through. Raises InputError for a wrong filter."""
-        from podwire.kernel.observe.pcap_filter import compile_filter
-
+        program = compile_for_all(request.filter)
         for number, place in enumerate(self._places.opened):
-            if number == 0 and not request.node:
-                continue
-            room = _POD_RING if number else _NODE_RING
-            types = {one.link_type for one in place.interfaces}
-            # A filter is compiled for a link type. One socket for all interfaces hears those to
-            # come as well, so it is only where types differ that there is one for each.
-            if types <= {ETHERNET, LOOPBACK}:
-                program = compile_filter(request.filter, ETHERNET)
+            if number or request.node:
+                room = _POD_RING if number else _NODE_RING
                 tap = FrameTap(place.fd, program, snaplen=request.snaplen, frames=room)
-                self._add_frames(number, tap)
-                continue
-            for one in place.interfaces:
-                program = compile_filter(request.filter, one.link_type)
-                tap = FrameTap(
-                    place.fd, program, ifindex=one.index, snaplen=request.snaplen, frames=room
-                )
                 self._add_frames(number, tap)
 
     @contextlib.contextmanager
@@ -155,14 +139,12 @@ class Observer:
 
         self._add(tap, read)
 
-    def _add_steps(
-        self, place: int, tap: NftTap, why: Callable[[str, str, str], Why | None]
-    ) -> None:
+    def _add_steps(self, place: int, tap: NftTap, why: WhyOfRule) -> None:
         def read() -> None:
             steps = tuple(
                 NftStep(
                     place=place,
-                    why=why(raw.table, raw.chain, raw.rule) if raw.rule else None,
+                    why=why(raw) if raw.rule and place == 0 else None,
                     **raw._asdict(),
                 )
                 for raw in tap.read()
