@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import threading
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
@@ -27,9 +29,13 @@ _NFNL_SUBSYS_NFTABLES = 10
 _NFTA_TABLE_NAME = 1
 
 # nftables/libnftables.h
-OUTPUT_HANDLE = 1 << 3
+OUTPUT_STATELESS, OUTPUT_HANDLE = 1 << 2, 1 << 3
 _OUTPUT_JSON, _OUTPUT_NUMERIC_PRIORITY = 1 << 4, 1 << 7
 _COMMENT = "podwire "
+
+#: What prints the extensions of iptables (libxtables) is not made for two threads at once. JSON
+#: leaves them out.
+_printing = threading.Lock()
 
 
 class SetState(msgspec.Struct, frozen=True):
@@ -66,6 +72,7 @@ class Nft:
         lib.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
         lib.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
         self._lib = lib
+        self._guard = nullcontext() if output & _OUTPUT_JSON else _printing
         self._context = lib.nft_ctx_new(0)
         if not self._context:
             raise UnsupportedError("libnftables could not open a netlink socket")
@@ -80,7 +87,9 @@ class Nft:
 
     def run(self, commands: str) -> bytes:
         """Run commands as one transaction; their output. Raises KernelError, nothing applied."""
-        if self._lib.nft_run_cmd_from_buffer(self._context, commands.encode()) != 0:
+        with self._guard:
+            failed = self._lib.nft_run_cmd_from_buffer(self._context, commands.encode())
+        if failed:
             error = self._lib.nft_ctx_get_error_buffer(self._context).decode(errors="replace")
             first = error.splitlines()[0] if error else "unknown error"
             absent = "No such file or directory" in first

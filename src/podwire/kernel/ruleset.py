@@ -11,7 +11,6 @@ iptables (`{"xt": …}`); nft's text does, so each rule has that as well.
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -28,9 +27,6 @@ _DEVICES = re.compile(
     r"^\tchain (\S+) \{.*\n\t\ttype \w+ hook \w+ devices?( .*) priority", re.MULTILINE
 )
 _NAME = re.compile(r"[^\s{},\"=]+")
-
-#: What prints the extensions of iptables (libxtables) is not made for two threads at once.
-_printing = threading.Lock()
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -106,8 +102,7 @@ def read_ruleset(hooks: Collection[str]) -> Ruleset:
         }
         for family, table in sorted(tables):
             command = f"list table {family} {table}"
-            with _printing:
-                text = printer.run(command).decode(errors="replace")
+            text = printer.run(command).decode(errors="replace")
             _add_table(ruleset, family, table, _items(context, command), text)
     return ruleset
 
