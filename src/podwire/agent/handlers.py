@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable
 from concurrent import futures
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from podwire.agent.doctor.run import check
 from podwire.agent.watching import Deliverer, Sender, Watched
 from podwire.errors import InputError, KernelError, PodwireError
 from podwire.kernel import netns
@@ -207,7 +208,8 @@ class Handlers:
         raise PodwireError("not yet")
 
     async def _check(self, request: wire.Check) -> wire.Done:
-        raise PodwireError("not yet")
+        await check(self._agent, request, self._sender.send)
+        return wire.Done(to=request.id)
 
     async def _hold(self, request: wire.Hold) -> wire.Done:
         self._agent.hold(request.on)

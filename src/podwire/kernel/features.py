@@ -20,6 +20,10 @@ import msgspec
 from podwire.errors import KernelError, PodwireError
 from podwire.kernel import messages, netns, nft
 from podwire.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
+from podwire.kernel.observe.drops import DropTap
+from podwire.kernel.observe.frames import FrameTap
+from podwire.kernel.observe.probe_filter import probe_filter
+from podwire.model.probe import ProbeMatch
 from podwire.model.state import Bridge, Link, Veth, Vxlan, Why
 
 T = TypeVar("T")
@@ -48,16 +52,20 @@ _TABLES = {
         "chain d { type filter hook forward priority 0; ct state established accept\n }"
     ),
 }
+#: Packets that there are none of.
+_MATCH = ProbeMatch(protocol="icmp", source="192.0.2.1", target="192.0.2.2", ident=1)
 _TRACE = "chain c { type filter hook prerouting priority -350; meta nftrace set 1\n }"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Feature(msgspec.Struct, frozen=True):
-    """`missing` is the kernel's refusal, empty where the feature is there."""
+    """`missing` is the kernel's refusal, empty where the feature is there. `without` is what a
+    trace then does not do."""
 
     name: str
     missing: str = ""
+    without: str = ""
 
 
 def network_features() -> list[Feature]:
@@ -68,9 +76,20 @@ def network_features() -> list[Feature]:
     return in_new_namespace(_try_network)
 
 
-def nft_trace() -> Feature:
-    """Whether nftables tells which rules judge a packet. Raises as `network_features`."""
-    return in_new_namespace(_try_nft_trace)
+def trace_features() -> list[Feature]:
+    """What tracing takes: to see packets, what rules judge them, and why they are dropped.
+
+    Raises as `network_features`.
+    """
+    return [
+        _attempt("packet sockets", _tap_frames, "can't see packets"),
+        in_new_namespace(
+            partial(
+                _attempt, "nftables trace", _trace_rules, "can't tell which rule drops a packet"
+            )
+        ),
+        _attempt("drop reasons", _tap_drops, "can't tell why the kernel drops a packet"),
+    ]
 
 
 def in_new_namespace(work: Callable[[], T]) -> T:
@@ -116,23 +135,29 @@ def _try_network() -> list[Feature]:
     return found
 
 
-def _try_nft_trace() -> Feature:
-    def listen() -> None:
-        NetlinkSocket(NETLINK_NETFILTER, groups=(_NFNLGRP_NFTRACE,)).close()
-        context = nft.Nft()
-        try:
-            context.run(f"table inet t {{\n{_TRACE}\n}}\n")
-        finally:
-            context.close()
-
-    return _attempt("nftables trace", listen)
+def _tap_frames() -> None:
+    FrameTap(None, probe_filter(_MATCH)).close()
 
 
-def _attempt(name: str, work: Callable[[], object]) -> Feature:
+def _tap_drops() -> None:
+    DropTap(_MATCH).close()
+
+
+def _trace_rules() -> None:
+    NetlinkSocket(NETLINK_NETFILTER, groups=(_NFNLGRP_NFTRACE,)).close()
+    context = nft.Nft()
+    try:
+        context.run(f"table inet t {{\n{_TRACE}\n}}\n")
+    finally:
+        context.close()
+
+
+def _attempt(name: str, work: Callable[[], object], without: str = "") -> Feature:
     try:
         work()
     except (PodwireError, OSError) as error:
-        return Feature(name, error.message if isinstance(error, PodwireError) else str(error))
+        missing = error.message if isinstance(error, PodwireError) else str(error)
+        return Feature(name, missing, without)
     return Feature(name)
 
 

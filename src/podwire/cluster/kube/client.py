@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
@@ -73,6 +74,16 @@ class KubeClient:
     async def raw(self, path: str) -> bytes:
         """The answer to GET `path`, for what is no object (`/version`, discovery)."""
         return await self._transport.call("GET", path)
+
+    async def server_time(self) -> float | None:
+        """The server's clock: seconds since the epoch, whole ones; None where it tells none."""
+        async with self._transport.stream("GET", "/version") as response:
+            await response.read()
+            date = response.headers.get("Date", "")
+        try:
+            return parsedate_to_datetime(date).timestamp()
+        except ValueError:
+            return None
 
     @overload
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Object: ...

@@ -1,0 +1,47 @@
+"""The clock, against the API server's: certificates, tokens and leases are valid by it.
+
+The command compares the agents' clocks with each other. An HTTP `Date` has whole seconds, so what
+is less than two off here counts as right.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+from podwire.agent.doctor.subject import Findings, Subject
+from podwire.trace.wire import Checked
+
+_find = Findings("clock")
+
+WARN_S = 1.0
+#: Kubernetes dates certificates back by so much for the sake of clocks that are slow.
+FAIL_S = 300.0
+
+
+async def examine(subject: Subject) -> AsyncIterator[Checked]:
+    if not subject.agent.connected:
+        yield _find.warn("the API server can't be asked for its time")
+        return
+    before = time.time()
+    theirs = await subject.agent.client.server_time()
+    after = time.time()
+    if theirs is None:
+        yield _find.warn("the API server does not say what time it has")
+        return
+    # It answered between the two, and has cut off what was over the full second.
+    early, late = before - (theirs + 1), after - theirs
+    offset = 0.0 if early <= 0 <= late else min(early, late, key=abs)
+    yield judge(_find, offset, "the API server's clock")
+
+
+def judge(find: Findings, offset_s: float, whose: str) -> Checked:
+    """What a clock means that is so much ahead of another."""
+    if abs(offset_s) <= WARN_S:
+        return find.ok(f"within {WARN_S:g} s of {whose}")
+    direction = "ahead of" if offset_s > 0 else "behind"
+    text = f"{abs(offset_s):.0f} s {direction} {whose}"
+    remedy = "have the clock set by NTP: timedatectl set-ntp true"
+    if abs(offset_s) > FAIL_S:
+        return find.fail(f"{text}: certificates and tokens are not valid yet, or no more", remedy)
+    return find.warn(text, remedy)

@@ -1,0 +1,96 @@
+"""What the kernel holds against what it should: each difference with the line that mends it.
+
+The agent mends by itself within milliseconds of a change, so what is found here has a reason to be
+left: the agent is held, the kernel refuses, or somebody undoes it again and again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from podwire.agent.doctor.subject import Findings, Subject
+from podwire.kernel.reconcile import Change
+from podwire.model.state import Why
+from podwire.trace.wire import Checked
+
+_find = Findings("desired")
+#: What the agent is just mending is no finding.
+_MENDING_S = 0.5
+
+_NOUNS = {"neigh": "neighbour", "fdb": "FDB entry", "nft": "nft table"}
+_STATES = {"add": "is missing", "change": "is not as it should be", "delete": "should not be there"}
+
+
+async def examine(subject: Subject) -> AsyncIterator[Checked]:
+    agent = subject.agent
+    if agent.network is None:
+        yield _find.fail(f"nothing is desired yet: {agent.not_ready}")
+        return
+    plan = agent.worker.reconciler.plan
+    changes = await agent.worker.call(plan)
+    if changes and not agent.held:
+        await asyncio.sleep(_MENDING_S)
+        still = await agent.worker.call(plan)
+        changes = [one for one in changes if one in still]
+    if not changes:
+        entries = sum(map(len, agent.worker.reconciler.desired.values()))
+        yield _find.ok(f"the kernel holds all {entries} entries that it should")
+        return
+    left, because = changes, _why_left(subject)
+    if subject.fix:
+        report = await agent.mend("doctor")
+        left = await agent.worker.call(plan)
+        because = "; ".join(report.failures) or "somebody undoes it at once"
+    for change in changes:
+        yield _finding(change, fixed=change not in left, remedy=because)
+
+
+def _why_left(subject: Subject) -> str:
+    """Why the agent has not mended it, and what to do."""
+    if subject.agent.held:
+        return (
+            f"the agent is held: `podwire agent resume --node {subject.node}` has it mend this,"
+            " `podwire doctor --fix` too"
+        )
+    if subject.agent.not_ready is not None:
+        return f"the agent is not ready: {subject.agent.not_ready}"
+    return (
+        "the agent has tried: the kernel refuses it (`refused by the kernel` in the agent's log),"
+        " or somebody undoes it"
+    )
+
+
+def _finding(change: Change, *, fixed: bool, remedy: str) -> Checked:
+    finding = Checked(
+        check=_find.check,
+        level="fail",
+        text=_text(change),
+        lines=tuple(change.line.splitlines()),
+        why=change.why or Why("", "nobody wants it any more"),
+        fixed=fixed,
+    )
+    return finding if fixed else msgspec.structs.replace(finding, remedy=remedy)
+
+
+def _text(change: Change) -> str:
+    if change.line.startswith("# "):  # Not for typing: a pod's link, or one of somebody else.
+        return change.line.removeprefix("# ")
+    noun = _NOUNS.get(change.kind, change.kind)
+    name = _name(change)
+    return f"{noun} {name} {_STATES[change.action]}" if name else f"{noun} {_STATES[change.action]}"
+
+
+def _name(change: Change) -> str:
+    """What the line is about: `10.244.2.0/24` of `ip route add 10.244.2.0/24 …`."""
+    words = change.line.split()
+    match change.kind:
+        case "sysctl":
+            return words[2].partition("=")[0]
+        case "nft":
+            return ""
+        case "fdb" | "address" | "route" | "neigh" | "link" if len(words) > 3:
+            return words[3]
+    return ""

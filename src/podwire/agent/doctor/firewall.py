@@ -1,0 +1,142 @@
+"""Which rules of others stop what a node forwards, or its tunnel's packets; in words, and how to
+let them pass.
+
+What lives here: the packets that a node of the pod network has to let through. What does not:
+how a ruleset judges them, which is `podwire.kernel.ruling`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from podwire.kernel import sysctl
+from podwire.kernel.ruleset import Ruleset
+from podwire.kernel.ruling import Flow, Ruling, rulings
+from podwire.model.cluster import NetworkConfig, Node
+from podwire.model.state import IPAddress
+
+FORWARD_HOOKS = ("ingress", "prerouting", "forward", "postrouting")
+_IN, _OUT = ("ingress", "prerouting", "input"), ("output", "postrouting", "egress")
+TUNNEL_HOOKS = (*_IN, *_OUT)
+
+_BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-call-ip6tables"}
+#: Documentation addresses (RFC 5737, RFC 3849): somewhere outside.
+_OUTSIDE = {4: "192.0.2.1", 6: "2001:db8::1"}
+
+Version = Literal[4, 6]
+
+
+class Culprit(NamedTuple):
+    """What it is, what to do, and the lines for that."""
+
+    text: str
+    remedy: str
+    lines: tuple[str, ...] = ()
+
+
+def culprit(ruling: Ruling, *accepts: str) -> Culprit:
+    """What stops packets.
+
+    `accepts` are the arguments of iptables that let the packets pass, behind the chain's name
+    (`-s 10.244.0.0/16 -j ACCEPT`), used where iptables made the chain.
+    """
+    chain, rule = ruling.chain, ruling.rule
+    if rule is None:
+        what = f"the policy of {chain}"
+    else:
+        what = f"a rule in {chain}: {rule.text or f'handle {rule.handle}'}"
+    if ruling.unless is not None:
+        what += f" (unless it passes by `{ruling.unless.text}`)"
+    if chain.by_iptables:
+        program = str(chain).partition(" ")[0]
+        table = f" -t {chain.table}" if chain.table != "filter" else ""
+        lines = (f"{program}{table} -I {chain.name} {accept}" for accept in accepts)
+        return Culprit(what, "accept them before that", tuple(lines))
+    where = f"{chain.family} {chain.table} {chain.name}"
+    if rule is None:
+        return Culprit(what, "accept them there, or have whoever made that table do so")
+    return Culprit(
+        what,
+        "have whoever made that table accept them, or delete the rule",
+        (f"nft delete rule {where} handle {rule.handle}",),
+    )
+
+
+def forwarded_and_stopped(
+    network: NetworkConfig, ruleset: Ruleset, peers: tuple[Node, ...]
+) -> list[tuple[Ruling, list[tuple[str, Flow]]]]:
+    """What stops pods' packets on their way through this node, and which packets those are."""
+    found: dict[tuple[object, ...], tuple[Ruling, list[tuple[str, Flow]]]] = {}
+    for what, flow in _flows(network, peers):
+        for ruling in rulings(ruleset, FORWARD_HOOKS, flow):
+            chain = ruling.chain
+            handle = ruling.rule.handle if ruling.rule is not None else None
+            key = (chain.family, chain.table, chain.name, handle)
+            found.setdefault(key, (ruling, []))[1].append((what, flow))
+    return list(found.values())
+
+
+def tunnelled_and_stopped(
+    network: NetworkConfig, ruleset: Ruleset, peer: Node
+) -> list[tuple[Ruling, str]]:
+    """What stops tunnel packets of that peer on this node, and which direction of them."""
+    assert peer.lease is not None  # noqa: S101  a peer has one
+    own, other, dev = network.underlay.ip, peer.lease.public_ip, network.underlay.dev
+    received = Flow(
+        version=own.version,
+        iifname=dev,
+        source=other,
+        target=own,
+        protocol="udp",
+        dport=network.vxlan_port,
+        target_type="local",
+        state="untracked",  # By our own table.
+    )
+    sent = msgspec.structs.replace(
+        received, iifname=None, oifname=dev, source=own, target=other, target_type="unicast"
+    )
+    return [
+        *((one, f"from {peer.name}") for one in rulings(ruleset, _IN, received)),
+        *((one, f"to {peer.name}") for one in rulings(ruleset, _OUT, sent)),
+    ]
+
+
+def _flows(network: NetworkConfig, peers: tuple[Node, ...]) -> Iterator[tuple[str, Flow]]:
+    """What a node forwards: packets of pods, first ones of connections, in all directions."""
+    bridge, tunnel, underlay = network.bridge, network.vxlan_dev, network.underlay.dev
+    for subnet in network.lease.subnets:
+        version: Version = subnet.version
+        pod = subnet[-3]
+        far = _far_pod(version, peers)
+        if far is not None:
+            yield "to other nodes", _flow(version, bridge, tunnel, pod, far)
+            yield "from other nodes", _flow(version, tunnel, bridge, far, pod)
+        if network.masquerade:
+            outside = ip_address(_OUTSIDE[version])
+            yield "to outside", _flow(version, bridge, underlay, pod, outside)
+        if sysctl.read(_BRIDGED[version]) == "1":
+            # br_netfilter has frames that are only bridged go through the same chains.
+            yield "between pods of this node", _flow(version, bridge, bridge, pod, subnet[-4])
+
+
+def _flow(
+    version: Version, iifname: str, oifname: str, source: IPAddress, target: IPAddress
+) -> Flow:
+    return Flow(
+        version=version,
+        iifname=iifname,
+        oifname=oifname,
+        source=source,
+        target=target,
+        target_type="unicast",
+    )
+
+
+def _far_pod(version: int, peers: tuple[Node, ...]) -> IPAddress | None:
+    """An address of a pod of some other node."""
+    subnets = (subnet for peer in peers if peer.lease for subnet in peer.lease.subnets)
+    return next((subnet[-3] for subnet in subnets if subnet.version == version), None)

@@ -1,0 +1,150 @@
+"""What would keep the node from forwarding pods' packets: settings, the reverse-path filter,
+firewalls of others, a full connection table.
+
+`net.ipv4.ip_forward` itself is part of the desired state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator, Iterator
+
+from podwire.agent.doctor.firewall import FORWARD_HOOKS, culprit, forwarded_and_stopped
+from podwire.agent.doctor.subject import Findings, Subject, named
+from podwire.kernel import sysctl
+from podwire.kernel.attach import find_link
+from podwire.kernel.netlink import NetlinkSocket
+from podwire.kernel.observe import lookup
+from podwire.kernel.observe.lookup_messages import RouteQuestion
+from podwire.kernel.ruleset import Ruleset, read_ruleset
+from podwire.model.cluster import NetworkConfig, Node
+from podwire.model.state import IPAddress
+from podwire.trace.wire import Checked
+
+_find = Findings("forwarding")
+
+_LOOSE = 2
+_TABLE_FULL = 0.9
+
+
+async def examine(subject: Subject) -> AsyncIterator[Checked]:
+    network = subject.network
+    if network is None:
+        return
+    found = await asyncio.to_thread(_look, network, subject.peers)
+    for one in found:
+        yield one
+    if not found:
+        versions = " and ".join(f"IPv{subnet.version}" for subnet in network.lease.subnets)
+        yield _find.ok(f"{versions} forwarded, by no firewall stopped, the way back accepted")
+
+
+def _look(network: NetworkConfig, peers: tuple[Node, ...]) -> list[Checked]:
+    ruleset = read_ruleset(FORWARD_HOOKS)
+    with NetlinkSocket() as sock:
+        return [
+            *_settings(network, sock),
+            *_reverse_path(network, sock, peers),
+            *_firewalls(network, ruleset, peers),
+            *_connections(),
+        ]
+
+
+def _settings(network: NetworkConfig, sock: NetlinkSocket) -> Iterator[Checked]:
+    """Forwarding of single interfaces, which IPv4 has; that of all is desired state."""
+    if not lookup.general_settings(sock, 4).forwarding:
+        return
+    for dev in (network.underlay.dev, network.vxlan_dev, network.bridge):
+        link = find_link(sock, dev)
+        settings = lookup.settings(sock, 4, link.index) if link is not None else None
+        if settings is not None and not settings.forwarding:
+            line = sysctl.line(f"net/ipv4/conf/{dev}/forwarding", "1")
+            yield _find.fail(f"what arrives at {dev} is not forwarded", "switch it on", line)
+
+
+def _reverse_path(
+    network: NetworkConfig, sock: NetlinkSocket, peers: tuple[Node, ...]
+) -> Iterator[Checked]:
+    """What the filter would drop: the kernel is asked, for packets of each peer."""
+    for dev, of, whose in (
+        (network.underlay.dev, _address, "their own addresses"),
+        (network.vxlan_dev, _vtep, "their VTEPs' addresses"),
+        (network.vxlan_dev, _address, "their own addresses"),
+    ):
+        refused = _refused(network, sock, dev, [(peer.name, of(peer)) for peer in peers])
+        if not refused:
+            continue
+        through_tunnel = dev == network.vxlan_dev and of is _address
+        make = _find.warn if through_tunnel else _find.fail
+        yield make(
+            f"the reverse-path filter of {dev} drops what comes from {named(refused)} with {whose}",
+            "have it filter loosely",
+            sysctl.line(f"net/ipv4/conf/{dev}/rp_filter", str(_LOOSE)),
+        )
+
+
+def _address(peer: Node) -> IPAddress | None:
+    return peer.lease.public_ip if peer.lease is not None else None
+
+
+def _vtep(peer: Node) -> IPAddress | None:
+    subnets = peer.lease.subnets if peer.lease is not None else ()
+    return next((subnet.network_address for subnet in subnets if subnet.version == 4), None)
+
+
+def _refused(
+    network: NetworkConfig,
+    sock: NetlinkSocket,
+    dev: str,
+    sources: list[tuple[str, IPAddress | None]],
+) -> list[str]:
+    """The peers whose packets with that source would be dropped, were they to come by `dev`."""
+    own = network.underlay.ip
+    link = find_link(sock, dev)
+    if own.version != 4 or link is None or not _filtered(sock, link.index):
+        return []
+    found = []
+    for name, source in sources:
+        if source is None or source.version != 4:
+            continue
+        question = RouteQuestion(dst=own.packed, src=source.packed, iif=link.index)
+        if lookup.route(sock, question).errno in (errno.EXDEV, errno.EINVAL):
+            found.append(name)
+    return found
+
+
+def _filtered(sock: NetlinkSocket, ifindex: int) -> bool:
+    """Whether there is such a filter: the larger of the interface's and the general setting."""
+    own = lookup.settings(sock, 4, ifindex)
+    return max(lookup.general_settings(sock, 4).rp_filter, own.rp_filter if own else 0) > 0
+
+
+def _firewalls(
+    network: NetworkConfig, ruleset: Ruleset, peers: tuple[Node, ...]
+) -> Iterator[Checked]:
+    """What others' rules stop. An accept in our table does not overrule a drop in theirs."""
+    for ruling, stopped in forwarded_and_stopped(network, ruleset, peers):
+        versions = {flow.version for _, flow in stopped}
+        networks = [net for net in network.network if net.version in versions]
+        found = culprit(
+            ruling, *(f"{way} {net} -j ACCEPT" for net in networks for way in ("-s", "-d"))
+        )
+        what = named(list(dict.fromkeys(what for what, _ in stopped)))
+        make = _find.fail if ruling.unless is None else _find.warn
+        yield make(
+            f"what is forwarded {what} is dropped by {found.text}", found.remedy, *found.lines
+        )
+
+
+def _connections() -> Iterator[Checked]:
+    count = sysctl.read("net/netfilter/nf_conntrack_count")
+    most = sysctl.read("net/netfilter/nf_conntrack_max")
+    if count and most and int(most) and int(count) >= _TABLE_FULL * int(most):
+        line = sysctl.line("net/netfilter/nf_conntrack_max", str(2 * int(most)))
+        yield _find.warn(
+            f"the connection table holds {count} of {most}: when it is full, new connections"
+            " are dropped",
+            "make room for more, on the host itself",
+            line,
+        )

@@ -1,0 +1,88 @@
+"""The agent itself: is it ready, does it see the cluster, can pods be wired by it?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from podwire.agent.doctor.subject import Findings, Subject, named
+from podwire.cluster.nodes import differs, lease_annotations
+from podwire.cni import install
+from podwire.cni.types import PLUGIN_TYPE
+from podwire.model.cluster import NetworkConfig
+from podwire.trace.wire import Checked
+
+_find = Findings("agent")
+
+
+async def examine(subject: Subject) -> AsyncIterator[Checked]:
+    agent, config, well = subject.agent, subject.agent.config, True
+    if agent.not_ready is not None:
+        well = False
+        yield _find.fail(f"not ready: {agent.not_ready}")
+    if not agent.connected:
+        well = False
+        yield _find.fail(
+            "the Kubernetes API is not being watched: changes of other nodes are not followed",
+            "does the API server run, and may the agent's account read nodes? See its log",
+        )
+    if agent.network is not None:
+        if unpublished := _unpublished(subject, agent.network):
+            well = False
+            yield _find.fail(
+                f"the lease is not published as it is used: {named(unpublished)}",
+                f"does something else change the annotations of node {subject.node}?"
+                " The agent's log says why it could not publish them",
+            )
+        # An agent that is not ready has not announced itself to the runtime yet.
+        missing = _installed(config.cni_bin_dir, config.cni_conf_dir) if well else []
+        for finding in missing:
+            well = False
+            yield finding
+        if strays := _strays(subject, agent.network):
+            yield _find.warn(
+                f"{named(strays)} have addresses outside of this node's lease: nobody else"
+                " reaches them",
+                "delete these pods, so that they get new ones",
+            )
+    if agent.held:
+        yield _find.warn(
+            "held: the agent leaves the kernel as it is",
+            "have it mend again",
+            f"podwire agent resume --node {subject.node}",
+        )
+    if well and agent.network is not None:
+        subnets = ", ".join(map(str, agent.network.lease.subnets))
+        peers = agent.nodes.leased_peers
+        yield _find.ok(f"ready, lease {subnets} published, {peers} peers, CNI plugin installed")
+
+
+def _unpublished(subject: Subject, network: NetworkConfig) -> list[str]:
+    """The annotations that peers do not see as they should."""
+    own = subject.agent.nodes.own
+    return list(differs(own, lease_annotations(network.lease))) if own is not None else []
+
+
+def _installed(bin_dir: Path, conf_dir: Path) -> list[Checked]:
+    """What is wrong with the plugin's files."""
+    found = []
+    executable, conf = bin_dir / PLUGIN_TYPE, conf_dir / install.CONFLIST_NAME
+    remedy = "restart the agent, or run `podwire cni install` on the node"
+    if not os.access(executable, os.X_OK):
+        found.append(_find.fail(f"the CNI executable {executable} is not there", remedy))
+    try:
+        if conf.read_bytes() != install.conflist():
+            found.append(_find.fail(f"the CNI configuration {conf} was changed", remedy))
+    except OSError as error:
+        text = f"the CNI configuration {conf} can't be read: {error.strerror}"
+        found.append(_find.fail(text, remedy))
+    return found
+
+
+def _strays(subject: Subject, network: NetworkConfig) -> list[str]:
+    return [
+        f"pod {one.pod or one.container_id[:12]}"
+        for one in subject.agent.pods.attachments
+        if not any(ip.ip in subnet for ip in one.ips for subnet in network.lease.subnets)
+    ]

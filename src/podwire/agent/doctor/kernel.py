@@ -1,0 +1,35 @@
+"""The kernel's features: what the network is made of, and what tracing it takes.
+
+Without the first nothing works here; without the second, a trace says less.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+from podwire.agent.doctor.subject import Findings, Subject
+from podwire.kernel import features
+from podwire.trace.wire import Checked
+
+_find = Findings("kernel")
+
+
+async def examine(subject: Subject) -> AsyncIterator[Checked]:
+    needed = await asyncio.to_thread(features.network_features)
+    for feature in needed:
+        if feature.missing:
+            yield _find.fail(
+                f"this kernel has no {feature.name}: {feature.missing}",
+                "load the module, or boot a kernel that has it",
+            )
+    traced = await asyncio.to_thread(features.trace_features)
+    for feature in traced:
+        if feature.missing:
+            yield _find.warn(
+                f"no {feature.name}: {feature.missing}", f"`podwire trace` {feature.without}"
+            )
+    present = [one.name for one in (*needed, *traced) if not one.missing]
+    if len(present) == len(needed) + len(traced):
+        yield _find.ok(f"Linux {os.uname().release} has {', '.join(present)}")

@@ -1,0 +1,210 @@
+"""Measuring the paths to the peers: real packets, sent as any program of this node would.
+
+What lives here: what is sent to each peer, to all of them at once, and the search for the largest
+packet that passes where the one that should does not. What does not: what follows from it, which
+is for `tunnel`, `mtu` and `offload` to say.
+
+    small and full, with DF    to the node's address             the underlay by itself
+    small and full, with DF    to its VTEP's, through the tunnel  and back through its tunnel
+    TCP to a closed port       to both                           checksums that the NIC makes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from podwire.errors import KernelError
+from podwire.model.cluster import NetworkConfig, Node
+from podwire.model.probe import Probe
+from podwire.model.state import IPAddress
+from podwire.trace.probe import Prober
+from podwire.trace.wire import ProbeResult
+
+if TYPE_CHECKING:
+    from podwire.agent.daemon import Agent
+
+#: So many probes are under way at once; each is a thread that waits.
+_AT_ONCE = 48
+#: A probe gets this long, and a second chance: a single loss is nobody's fault.
+_TIMEOUT_S, _ATTEMPTS = 0.4, 2
+#: Bytes of a small probe's packet, which passed where a search begins.
+_SMALL = 84
+#: Sizes tried at once in a search: three rounds find one of 4900.
+_SEARCH_AT_ONCE = 16
+
+
+class Target(msgspec.Struct, frozen=True):
+    """What became of the probes to one address, the full one of `size` bytes. `largest` is the
+    largest packet that passed, where the full one did not."""
+
+    ip: IPAddress
+    size: int
+    small: ProbeResult
+    full: ProbeResult
+    tcp: ProbeResult
+    largest: int | None = None
+
+    @property
+    def answers(self) -> bool:
+        return "replied" in (self.small.outcome, self.full.outcome)
+
+    @property
+    def carries(self) -> bool:
+        """Whether the full-sized packet passed."""
+        return self.full.outcome == "replied"
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing came back: neither an answer nor a refusal."""
+        return self.small.outcome == "timeout"
+
+
+class Path(msgspec.Struct, frozen=True):
+    """The way to a peer: to its address in the underlay, and to its VTEP through the tunnel."""
+
+    peer: Node
+    node: Target
+    vtep: Target
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """All paths; and how many packets with wrong checksums arrived meanwhile, from whomever."""
+
+    paths: tuple[Path, ...] = ()
+    wrong_checksums: int = 0
+
+
+Measure = Callable[[], Awaitable[Measured]]
+
+
+@contextlib.asynccontextmanager
+async def measured_once(agent: Agent, peers: tuple[Node, ...]) -> AsyncIterator[Measure]:
+    """A function that measures once, however often and by how many it is asked."""
+    tasks: list[asyncio.Task[Measured]] = []
+
+    async def measured() -> Measured:
+        network = agent.network
+        if network is None:
+            return Measured()
+        before = _checksum_errors()
+        executor = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="doctor")
+        try:
+            scout = _Scout(network, executor)
+            paths = await asyncio.gather(*map(scout.path, peers))
+            return Measured(tuple(paths), max(0, _checksum_errors() - before))
+        finally:
+            # Not waited for: a probe that is under way ends by itself.
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    def measure() -> Awaitable[Measured]:
+        if not tasks:
+            tasks.append(asyncio.create_task(measured()))
+        # One check that is cut short does not take the others' measurements with it.
+        return asyncio.shield(tasks[0])
+
+    try:
+        yield measure
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+class _Scout:
+    """Sends the probes of one examination."""
+
+    def __init__(self, network: NetworkConfig, executor: ThreadPoolExecutor) -> None:
+        self._network = network
+        self._executor = executor
+        #: Held by the first search; the others then try what it has found.
+        self._first_search = asyncio.Lock()
+        self._found: set[int] = set()
+
+    async def path(self, peer: Node) -> Path:
+        lease, network = peer.lease, self._network
+        assert lease is not None  # noqa: S101  a peer has one
+        node, vtep = await asyncio.gather(
+            self._target(lease.public_ip, network.underlay.mtu),
+            self._target(lease.subnets[0].network_address, network.mtu),
+        )
+        return Path(peer, node, vtep)
+
+    async def _target(self, ip: IPAddress, size: int) -> Target:
+        port = self._network.vxlan_port  # Of TCP, where nothing listens.
+        small, full, tcp = await asyncio.gather(
+            self._shoot(Probe(target=str(ip), timeout_s=_TIMEOUT_S)),
+            self._shoot(Probe(target=str(ip), size=size, timeout_s=_TIMEOUT_S)),
+            self._shoot(Probe(protocol="tcp", target=str(ip), port=port, timeout_s=_TIMEOUT_S)),
+        )
+        target = Target(ip, size, small, full, tcp)
+        if target.answers and not target.carries:
+            largest = await self._search(ip, _SMALL, size)
+            target = msgspec.structs.replace(target, largest=largest)
+        return target
+
+    async def _search(self, ip: IPAddress, passes: int, fails: int) -> int:
+        """The largest size that passes, between one that does and one that does not."""
+        async with self._first_search:
+            if not self._found:
+                largest = await self._bisect(ip, passes, fails)
+                self._found.add(largest)
+                return largest
+        known = sorted({one for size in self._found for one in (size, size + 1)} - {fails})
+        largest, too_large = await self._narrow(ip, known, passes, fails)
+        largest = await self._bisect(ip, largest, too_large)
+        self._found.add(largest)
+        return largest
+
+    async def _bisect(self, ip: IPAddress, passes: int, fails: int) -> int:
+        while fails - passes > 1:
+            step = max(1, (fails - passes) // (_SEARCH_AT_ONCE + 1))
+            sizes = range(passes + step, fails, step)
+            passes, fails = await self._narrow(ip, sizes, passes, fails)
+        return passes
+
+    async def _narrow(
+        self, ip: IPAddress, sizes: Sequence[int], passes: int, fails: int
+    ) -> tuple[int, int]:
+        """Try sizes at once: the largest that passes by now, and the least above that does not."""
+        sizes = [size for size in sizes if passes < size < fails]
+        probes = [Probe(target=str(ip), size=size, timeout_s=_TIMEOUT_S) for size in sizes]
+        results = await asyncio.gather(*(self._shoot(probe, attempts=1) for probe in probes))
+        answered = [
+            size for size, one in zip(sizes, results, strict=True) if one.outcome == "replied"
+        ]
+        passes = max([passes, *answered])
+        # One that is lost below one that passed was bad luck, not too large.
+        return passes, min([fails, *(size for size in sizes if size > passes)])
+
+    async def _shoot(self, probe: Probe, attempts: int = _ATTEMPTS) -> ProbeResult:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, _shoot, probe, attempts)
+
+
+def _shoot(probe: Probe, attempts: int) -> ProbeResult:
+    """One probe, repeated for as long as nothing comes back and attempts are left."""
+    try:
+        for _ in range(attempts):
+            with Prober(None, probe) as prober:
+                (result,) = prober.fire()
+            if result.outcome != "timeout":
+                break
+    except KernelError as error:
+        return ProbeResult(number=1, outcome="error", errno=error.errno, text=error.message)
+    return result
+
+
+def _checksum_errors() -> int:
+    """How many packets with wrong checksums this network namespace has received (proc(5))."""
+    count = 0
+    lines = FilePath("/proc/net/snmp").read_text().splitlines()
+    for names, values in zip(lines[::2], lines[1::2], strict=True):
+        pairs = dict(zip(names.split(), values.split(), strict=True))
+        count += int(pairs.get("InCsumErrors", 0))
+    return count
