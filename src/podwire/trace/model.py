@@ -176,8 +176,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 class Change(msgspec.Struct, frozen=True):
     """What became of the packet since the hop before. `kind` is one of `encapsulated`,
-    `decapsulated`, `ttl`, `mac`, `source-nat`, `target-nat`, `fragmented`, `size`; `text` a few
-    words (`TTL 64 → 63`)."""
+    `decapsulated`, `ttl`, `mac`, `source-nat`, `target-nat`, `fragmented`, `size`, `df`; `text` a
+    few words (`TTL 64 → 63`)."""
 
     kind: str
     text: str
@@ -291,12 +291,15 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 class Outcome(enum.StrEnum):
     """`replied`: the answer is back. `refused`: it arrived, and the target said no (RST, port
-    unreachable). `delivered`: it arrived, no answer came. `dropped`: on the way there or back."""
+    unreachable). `delivered`: it arrived, no answer came. `dropped`: on the way there or back.
+    `unanswered`: it went on to where nobody looks (out of the cluster, to a node whose agent is
+    away), and no answer came."""
 
     REPLIED = "replied"
     REFUSED = "refused"
     DELIVERED = "delivered"
     DROPPED = "dropped"
+    UNANSWERED = "unanswered"
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ _MARKS = {
     Outcome.REFUSED: Span("!", "changed"),
     Outcome.DELIVERED: Span("!", "changed"),
     Outcome.DROPPED: Span("✗", "bad"),
+    Outcome.UNANSWERED: Span("?", "changed"),
 }
 
 
