@@ -23,6 +23,7 @@ _IFF_LOOPBACK, _IFF_RUNNING, _IFF_LOWER_UP = 0x8, 0x40, 0x10000
 IFF_NOARP = 0x80
 
 _IFLA_OPERSTATE, _IFLA_LINK_NETNSID = 16, 37
+_IFLA_VXLAN_DF = 29
 _BRPORT_STATE = messages.IFLA_BRPORT_STATE
 _BR_STATE_FORWARDING = 3
 _OPERSTATES = (
@@ -41,12 +42,16 @@ _I32 = struct.Struct("=i")
 
 
 class VxlanState(NamedTuple):
-    """A VXLAN device's numbers: `local` is packed bytes, `underlay` an interface index."""
+    """A VXLAN device's numbers: `local` is packed bytes, `underlay` an interface index.
+
+    `df` says whether outer IPv4 headers carry DF: 0 never, 1 always, 2 as the inner one does.
+    """
 
     vni: int
     port: int
     local: bytes
     underlay: int
+    df: int
 
 
 class InterfaceState(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +161,7 @@ def _vxlan(info: dict[int, bytes]) -> VxlanState:
         port=int.from_bytes(data.get(messages.IFLA_VXLAN_PORT, b""), "big"),
         local=data.get(messages.IFLA_VXLAN_LOCAL) or data.get(messages.IFLA_VXLAN_LOCAL6, b""),
         underlay=_u32(data.get(messages.IFLA_VXLAN_LINK)),
+        df=data.get(_IFLA_VXLAN_DF, b"\0")[0],
     )
 
 

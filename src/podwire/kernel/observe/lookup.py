@@ -9,13 +9,15 @@ Nothing is kept: an answer holds for the moment in which it is given.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
 from ipaddress import ip_address
 
 import msgspec
 
 from podwire.errors import KernelError
-from podwire.kernel import messages
+from podwire.kernel import messages, netns, sysctl
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe import lookup_messages as codec
 from podwire.kernel.observe.lookup_messages import (
@@ -27,6 +29,7 @@ from podwire.kernel.observe.lookup_messages import (
 )
 
 _ALL = -1
+_SIOCGSKNS = 0x894C  # linux/sockios.h: a descriptor of the namespace that a socket is in
 _ENODEV = 19
 _NOWHERE = bytes(6)
 
@@ -112,6 +115,16 @@ def settings(sock: NetlinkSocket, version: int, ifindex: int) -> NetConf | None:
 def general_settings(sock: NetlinkSocket, version: int) -> NetConf:
     """`net.ipv4.conf.all` (or ipv6), whose `forwarding` is `ip_forward`."""
     return _netconf(sock, version, _ALL) or NetConf(False, 0, False)
+
+
+def sysctl_value(sock: NetlinkSocket, key: str) -> str | None:
+    """A key below /proc/sys in the socket's namespace, which the calling thread enters for it."""
+    fd = fcntl.ioctl(sock.fileno(), _SIOCGSKNS)
+    try:
+        with netns.entered(fd):
+            return sysctl.read(key)
+    finally:
+        os.close(fd)
 
 
 def _netconf(sock: NetlinkSocket, version: int, ifindex: int) -> NetConf | None:

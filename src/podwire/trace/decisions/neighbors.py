@@ -1,0 +1,104 @@
+"""The neighbour that a packet needs: the entry in words, and what is wrong with it.
+
+What lives here: ARP and NDP entries, wanted ones (of the tunnel) and those that the kernel asks
+for. What does not: who is to be asked for, which is the route's doing.
+"""
+
+from __future__ import annotations
+
+from podwire.kernel.observe import lookup
+from podwire.kernel.observe.interfaces import InterfaceState
+from podwire.kernel.observe.lookup_messages import NUD_FAILED, NUD_INCOMPLETE, NeighborAnswer
+from podwire.model.state import IPAddress, format_mac
+from podwire.trace import iproute
+from podwire.trace.decisions import mend
+from podwire.trace.decisions.devices import cable_problem, device_problem
+from podwire.trace.decisions.vantage import Vantage
+from podwire.trace.decisions.ways import lost_address
+from podwire.trace.model import Cause, Decision, Problem
+
+
+def resolved(v: Vantage, out: InterfaceState, ip: IPAddress, *, ended: bool) -> Decision | None:
+    """The decision about the next hop's MAC; None on links that need none."""
+    if not out.arp or out.kind == "loopback" or ip.is_multicast:
+        return None
+    answer = lookup.neighbor(v.sock, out.index, ip.packed)
+    wanted = v.intent.neighbor(out.name, ip)
+    as_wanted = wanted is not None and answer is not None and answer.mac == wanted.mac
+    return Decision(
+        kind="neigh",
+        text=iproute.neighbor_text(ip, out.name, answer),
+        command=iproute.neighbor_command(ip, out.name),
+        why=wanted.why if as_wanted and wanted is not None else None,
+        problem=_problem(v, out, ip, answer) if ended else None,
+    )
+
+
+def _problem(
+    v: Vantage, out: InterfaceState, ip: IPAddress, answer: NeighborAnswer | None
+) -> Problem | None:
+    wanted = v.intent.neighbor(out.name, ip)
+    if wanted is not None:
+        if answer is not None and answer.mac == wanted.mac and answer.usable:
+            return None
+        known = answer is not None and answer.usable
+        text = f"{out.name} of {v.name} has no neighbour entry for {ip}"
+        if known and answer is not None:
+            text = (
+                f"{ip} has MAC {format_mac(answer.mac)} on {out.name} of {v.name},"
+                f" and not {format_mac(wanted.mac)}"
+            )
+        return v.problem(
+            Cause.WRONG_NEIGHBOR if known else Cause.NO_NEIGHBOR,
+            text,
+            interface=out.name,
+            line=mend.entry_line(wanted),
+            why=wanted.why,
+        )
+    if answer is None or not answer.state & (NUD_INCOMPLETE | NUD_FAILED):
+        # Without an entry nobody has asked yet: something else kept the packet from coming here.
+        return None
+    return unanswered(v, out, ip)
+
+
+def unanswered(v: Vantage, out: InterfaceState, ip: IPAddress) -> Problem:
+    """Nobody answers for `ip` on a link: because its owner can't hear, or because it has none."""
+    if v.is_pod and v.node is not None:
+        owner = _at_the_node(v, v.node, ip)
+    else:
+        pod = v.intent.pod_at(ip)
+        owner = cable_problem(v, pod) if pod is not None else None
+    if owner is not None:
+        return owner
+    home = (v.node or v).intent
+    asked = f"{'ARP' if ip.version == 4 else 'NDP'} for {ip} on {out.name} was not answered"
+    who, why = f"{ip} is not in use", None
+    remedy = f"is a pod of that address running? podwire explain ip {ip}"
+    if (pod := home.pod_at(ip)) is not None:
+        who = f"pod {pod.pod} is wired to {pod.host_ifname} and does not answer"
+        remedy = v.remedies.by_hand(f"ip address show {pod.ifname}", f"in pod {pod.pod}")
+    elif peers := home.fdb_to(ip):
+        why = peers[0].why
+        who = f"{why.object} is down, or not on this network"
+        remedy = f"look whether {ip} is up, and on the same network as {out.name}"
+    return v.problem(
+        Cause.NOT_IN_USE,
+        f"{asked} ({v.name} asked): {who}",
+        interface=out.name,
+        remedy=remedy,
+        why=why,
+    )
+
+
+def _at_the_node(v: Vantage, node: Vantage, ip: IPAddress) -> Problem | None:
+    """What on the node keeps a pod from hearing of `ip`: its own cable, the gateway, the other."""
+    own = node.intent.pod(v.place.pod)
+    if own is not None and (cable := cable_problem(node, own)) is not None:
+        return cable
+    gateway = node.intent.address(ip)
+    if gateway is not None:
+        if (device := device_problem(node, gateway.dev)) is not None:
+            return device
+        return None if node.has(ip) else lost_address(node, gateway)
+    other = node.intent.pod_at(ip)
+    return cable_problem(node, other) if other is not None else None

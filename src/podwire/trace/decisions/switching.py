@@ -1,0 +1,158 @@
+"""What a bridge and a cable do with a frame, and what of that stops it.
+
+    in by a port:     the bridge's own MAC → up to the bridge; another → the port that has it
+    out of a bridge:  the port that has the MAC
+    out of a cable:   its other end
+
+What lives here: those decisions. What does not: routing, above the bridge.
+"""
+
+from __future__ import annotations
+
+from podwire.kernel.observe import lookup
+from podwire.kernel.observe.interfaces import InterfaceState
+from podwire.model.state import format_mac
+from podwire.trace import iproute
+from podwire.trace.decisions.devices import cable_problem, device_problem, port_problem
+from podwire.trace.decisions.flow import Flow
+from podwire.trace.decisions.vantage import Vantage
+from podwire.trace.model import Cause, Decision, Interface, Problem
+
+#: A frame is passed on if it is no longer than the MTU, its header and a VLAN tag (the kernel's
+#: is_skb_forwardable); that leaves an IP packet these bytes more than the MTU.
+_SLACK = 4
+
+
+def switched_in(v: Vantage, port: InterfaceState, flow: Flow, *, ended: bool) -> Decision:
+    """A frame came in by a port of a bridge."""
+    bridge = v.interface(port.master)
+    name = v.dev(port.master)
+    problem = None
+    if ended and (bridge is None or not bridge.up):
+        problem = device_problem(v, name)
+    elif ended:
+        problem = port_problem(v, port)
+    return _switched(v, port.master, name, flow, ended=ended, problem=problem)
+
+
+def switched_out(v: Vantage, bridge: InterfaceState, flow: Flow, *, ended: bool) -> Decision:
+    """The node sends a frame out of its bridge."""
+    return _switched(v, bridge.index, bridge.name, flow, ended=ended, problem=None)
+
+
+def _switched(
+    v: Vantage, bridge: int, name: str, flow: Flow, *, ended: bool, problem: Problem | None
+) -> Decision:
+    mac = format_mac(flow.target_mac)
+    command = iproute.bridge_fdb_command(flow.target_mac, name)
+    if flow.target_mac[:1] and flow.target_mac[0] & 1:
+        return Decision(
+            kind="bridge", text=f"{mac}: flooded to all ports of {name}", problem=problem
+        )
+    port = lookup.bridge_port(v.sock, bridge, flow.target_mac)
+    if port == bridge:
+        return Decision(
+            kind="bridge",
+            text=f"{mac} is {name} itself: up to the node",
+            command=command,
+            why=v.why_of_link(name),
+            problem=problem,
+        )
+    if port is None:
+        if ended:
+            problem = problem or _unknown(v, name, flow)
+        return Decision(
+            kind="bridge",
+            text=f"{mac} is unknown to {name}: flooded to all ports",
+            command=command,
+            problem=problem,
+        )
+    if ended:
+        problem = problem or _egress(v, port, flow)
+    dev = v.dev(port)
+    return Decision(
+        kind="bridge",
+        text=f"{mac} dev {dev} master {name}",
+        command=command,
+        why=v.why_of_link(dev),
+        problem=problem,
+    )
+
+
+def _egress(v: Vantage, index: int, flow: Flow) -> Problem | None:
+    """What keeps a bridge from sending by the port that it has chosen."""
+    port = v.interface(index)
+    if port is None:
+        return None
+    pod = v.intent.pod_at_port(port.name)
+    found = cable_problem(v, pod) if pod is not None else port_problem(v, port)
+    return found or _too_long(v, port.name, port.mtu, flow)
+
+
+def _unknown(v: Vantage, bridge: str, flow: Flow) -> Problem | None:
+    """No port has the MAC: the pod's cable is gone, or the sender believes a wrong MAC."""
+    pod = v.intent.pod_at(flow.dst)
+    if pod is None:
+        return None
+    if (cable := cable_problem(v, pod)) is not None:
+        return cable
+    if pod.mac == flow.target_mac:
+        return None
+    return v.problem(
+        Cause.WRONG_NEIGHBOR,
+        f"{format_mac(flow.target_mac)} is nobody's on {bridge}: pod {pod.pod} at {flow.dst} has"
+        f" {format_mac(pod.mac)}",
+        interface=bridge,
+        remedy=v.remedies.by_hand(
+            f"ip neigh flush to {flow.dst}", "where it was sent from, or was routed last"
+        ),
+    )
+
+
+def paired(
+    v: Vantage,
+    cable: InterfaceState,
+    known: Interface | None,
+    far: Vantage | None,
+    flow: Flow,
+    *,
+    ended: bool,
+) -> Decision:
+    """A frame leaves by one end of a cable. `known` is that end as the place describes it, `far`
+    the place of the other end where that is observed too."""
+    other = far.interface(known.peer) if far is not None and known is not None else None
+    problem = None
+    if other is not None and far is not None:
+        to = f"{other.name} in {far.name}"
+        if ended:
+            problem = device_problem(far, other.name) or _too_long(far, other.name, other.mtu, flow)
+    elif (pod := v.intent.pod_at_port(cable.name)) is not None:
+        to = f"{pod.ifname} in pod {pod.pod}"
+    else:
+        to = "its other end"
+    if ended and problem is None:
+        problem = device_problem(v, cable.name)
+    return Decision(
+        kind="pair",
+        text=f"{cable.name} is a cable to {to}",
+        command=iproute.link_command(cable.name),
+        why=v.why_of_link(cable.name),
+        problem=problem,
+    )
+
+
+def _too_long(v: Vantage, dev: str, mtu: int, flow: Flow) -> Problem | None:
+    """Bridges and cables know no fragments: what is too long for the next end is dropped."""
+    if flow.length <= mtu + _SLACK:
+        return None
+    link = v.intent.link(dev)
+    wanted = link.mtu if link is not None else None
+    line = f"ip link set {dev} mtu {wanted}" if wanted is not None and wanted > mtu else ""
+    return v.problem(
+        Cause.TOO_BIG,
+        f"the packet has {flow.length} bytes, and {dev} of {v.name} takes {mtu} (its MTU)",
+        interface=dev,
+        line=line,
+        remedy=f"give both ends of the cable, and the bridge, one MTU; or send at most {mtu} bytes",
+        why=link.why if link is not None else None,
+    )
