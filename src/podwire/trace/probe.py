@@ -18,7 +18,6 @@ Probes are numbered from 1.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import math
@@ -35,6 +34,7 @@ from ipaddress import ip_address
 
 from podwire.errors import KernelError
 from podwire.kernel import netns
+from podwire.kernel.observe import cbpf
 from podwire.model.probe import Probe
 from podwire.trace import probe_message
 from podwire.trace.probe_errors import QueuedError, own_refusal, read_errors
@@ -43,8 +43,7 @@ from podwire.trace.wire import ProbeResult
 _DISCARD = 9  # any port: a UDP socket that is only asked for its source address
 _MAX_PACKET = 65535
 
-# Python's socket module has no names for these (asm-generic/socket.h, include/uapi/linux/in.h).
-_SO_ATTACH_FILTER = 26
+# Python's socket module has no names for these (include/uapi/linux/in.h, in6.h).
 _PMTUDISC_DO, _PMTUDISC_PROBE = 2, 3
 _IPV6_DONTFRAG = 62
 
@@ -160,7 +159,7 @@ class Prober:
             )
         try:
             if probe.protocol == "icmp":
-                _attach_filter(sock, probe_message.reply_filter(self._version, self.ident))
+                cbpf.attach(sock, probe_message.reply_filter(self._version, self.ident))
             if probe.protocol != "tcp":
                 sock.connect((probe.target, probe.port or 0))
                 # PROBE sets DF and ignores a learned path MTU, which would hide the place.
@@ -320,10 +319,3 @@ def _replied(number: int, sent_ns: int) -> ProbeResult:
 def _error(number: int, code: int, *, mtu: int = 0) -> ProbeResult:
     text = own_refusal(code, mtu=mtu)
     return ProbeResult(number=number, outcome="error", errno=code, text=text)
-
-
-def _attach_filter(sock: socket.socket, program: probe_message.Program) -> None:
-    code = b"".join(struct.pack("=HBBI", *one) for one in program)
-    buffer = ctypes.create_string_buffer(code, len(code))
-    fprog = struct.pack("HL", len(program), ctypes.addressof(buffer))
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)

@@ -12,6 +12,7 @@ import struct
 from ipaddress import ip_address
 
 from podwire.errors import InputError
+from podwire.kernel.observe import cbpf
 from podwire.model.probe import MAGIC, Probe
 
 PAYLOAD = struct.Struct("!4sHH")  # MAGIC, ident, number
@@ -26,9 +27,6 @@ _UPPER_HEADER = 8  # bytes, of ICMP's echo and of UDP
 _USUAL_PAYLOAD = 56  # bytes, as ping(8): 84 with IPv4's header
 _MAX_PACKET = 65535
 _MAX_COUNT = 65535  # the number's two bytes
-
-#: A classic BPF program as the kernel takes it: (code, jt, jf, k).
-Program = tuple[tuple[int, int, int, int], ...]
 
 
 def check(probe: Probe) -> None:
@@ -103,19 +101,23 @@ def is_of_another(payload: bytes, ident: int, number: int) -> bool:
     return (magic, found) == (MAGIC, ident) and which != number
 
 
-def reply_filter(version: int, ident: int) -> Program:
+def reply_filter(version: int, ident: int) -> tuple[cbpf.Insn, ...]:
     """For a raw socket: echo replies with that identifier and nothing else."""
-    # IPv4's raw sockets receive the IP header too, IPv6's do not.
-    find_icmp = (0xB1, 0, 0, 0) if version == 4 else (0x01, 0, 0, 0)  # ldx 4*([0]&0xf) | ldx #0
-    return (
-        find_icmp,
-        (0x50, 0, 0, 0),  # ldb [x + 0], the type
-        (0x15, 0, 3, ECHO_REPLY[version]),
-        (0x48, 0, 0, 4),  # ldh [x + 4], the identifier
-        (0x15, 0, 1, ident),
-        (0x06, 0, 0, 0x40000),  # ret, all of it
-        (0x06, 0, 0, 0),  # ret, nothing
-    )
+    asm, other = cbpf.Assembler(), cbpf.Label("other")
+    asm.load_x(0)
+    if version == 4:  # Raw sockets receive IPv4's header too, but not IPv6's.
+        asm.load(cbpf.BYTE, 0)
+        asm.compute(cbpf.AND, 0x0F)
+        asm.compute(cbpf.LSH, 2)
+        asm.a_to_x()
+    asm.load(cbpf.BYTE, 0, indexed=True)  # type
+    asm.jump_if(cbpf.JEQ, ECHO_REPLY[version], otherwise=other)
+    asm.load(cbpf.HALF, 4, indexed=True)  # identifier
+    asm.jump_if(cbpf.JEQ, ident, otherwise=other)
+    asm.end(cbpf.ALL)
+    asm.place(other)
+    asm.end(0)
+    return asm.assemble()
 
 
 def checksum(data: bytes) -> int:
