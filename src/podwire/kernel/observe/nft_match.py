@@ -115,8 +115,8 @@ def chains(match: ProbeMatch) -> Chains:
         MARK: [(*set_nftrace(), accept())],
         START: _about(match, _PACKET, version, "quoted"),
         "inner": _about(match, inner, version, "inner_quoted"),
-        "quoted": list(_own(match, _PACKET.within(_QUOTED, version), version)),
-        "inner_quoted": list(_own(match, inner.within(_QUOTED, version), version)),
+        "quoted": _probes(match, _PACKET.within(_QUOTED, version), version),
+        "inner_quoted": _probes(match, inner.within(_QUOTED, version), version),
     }
     neighbors = [ip_address(one) for one in match.neighbors]
     arp = [one.packed for one in neighbors if one.version == 4]
@@ -143,7 +143,7 @@ def chains(match: ProbeMatch) -> Chains:
 
 
 def _about(match: ProbeMatch, layer: _Layer, version: int, quoted: str) -> list[Expressions]:
-    """Rules for the probe's own packets, their fragments, and errors about them."""
+    """Rules for the probe's packets and for errors about them."""
     first, last = _ERRORS[version]
     is_error = (
         load(TRANSPORT, layer.transport, 1),
@@ -151,13 +151,16 @@ def _about(match: ProbeMatch, layer: _Layer, version: int, quoted: str) -> list[
         compare(NOT_GREATER, bytes([last])),
     )
     return [
-        *_own(match, layer, version),
-        *_fragments(match, layer, version),
+        *_probes(match, layer, version),
         (*layer.carries(_ICMP[version], version), *is_error, jump(quoted)),
     ]
 
 
-def _own(match: ProbeMatch, layer: _Layer, version: int) -> Iterator[Expressions]:
+def _probes(match: ProbeMatch, layer: _Layer, version: int) -> list[Expressions]:
+    return [*_whole(match, layer, version), *_fragments(match, layer, version)]
+
+
+def _whole(match: ProbeMatch, layer: _Layer, version: int) -> Iterator[Expressions]:
     carries = layer.carries(_protocol(match, version), version)
     if match.protocol == "icmp":
         ident = struct.pack("!H", match.ident)
