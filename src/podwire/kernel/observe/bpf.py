@@ -39,14 +39,14 @@ _LOG_BYTES = 1 << 20
 #: How kernels say that they do not know the command, the map's or the program's type, a helper or
 #: the tracepoint.
 _NOT_HERE = frozenset({ENOSYS, EINVAL, EACCES, ENOENT, E2BIG, EOPNOTSUPP})
-_LOCKDOWN = Path("/sys/kernel/security/lockdown")
+LOCKDOWN = Path("/sys/kernel/security/lockdown")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def new_ring(name: str, size: int) -> int:
     """A ring buffer map's descriptor; `size` in bytes, a power of two of whole pages."""
-    return _bpf(
+    return call(
         _MAP_CREATE, _MAP.pack(_MAP_TYPE_RINGBUF, 0, 0, size, 0, name.encode()), "ring buffer"
     )
 
@@ -54,13 +54,13 @@ def new_ring(name: str, size: int) -> int:
 def new_constant(name: str, value: bytes) -> int:
     """The descriptor of a map that holds one value, which nobody can change any more."""
     attributes = _MAP.pack(_MAP_TYPE_ARRAY, 4, len(value), 1, _F_RDONLY_PROG, name.encode())
-    fd = _bpf(_MAP_CREATE, attributes, "constant")
+    fd = call(_MAP_CREATE, attributes, "constant")
     try:
         key = ctypes.c_uint32(0)
         held = ctypes.create_string_buffer(value, len(value))
         update = _UPDATE.pack(fd, ctypes.addressof(key), ctypes.addressof(held), 0)
-        _bpf(_MAP_UPDATE_ELEM, update, "constant")
-        _bpf(_MAP_FREEZE, fd.to_bytes(4, "little"), "constant")
+        call(_MAP_UPDATE_ELEM, update, "constant")
+        call(_MAP_FREEZE, fd.to_bytes(4, "little"), "constant")
     except BaseException:
         os.close(fd)
         raise
@@ -87,7 +87,7 @@ def load_raw_tracepoint(name: str, code: bytes, licence: str) -> int:
             ctypes.addressof(log) if log else 0,
             name.encode(),
         )
-        return _bpf(_PROG_LOAD, attributes, "program")
+        return call(_PROG_LOAD, attributes, "program")
 
     if _locked_down():
         raise UnsupportedError("the kernel is locked down: programs may not read its memory")
@@ -111,7 +111,7 @@ def attach_raw_tracepoint(program: int, tracepoint: str) -> int:
     """The attachment's descriptor: closing it ends it. The program's own may be closed."""
     words = ctypes.create_string_buffer(tracepoint.encode())
     attributes = _ATTACH.pack(ctypes.addressof(words), program)
-    return _bpf(_RAW_TRACEPOINT_OPEN, attributes, f"tracepoint {tracepoint}")
+    return call(_RAW_TRACEPOINT_OPEN, attributes, f"tracepoint {tracepoint}")
 
 
 class RingBuffer:
@@ -185,7 +185,8 @@ class RingBuffer:
         self.close()
 
 
-def _bpf(command: int, attributes: bytes, what: str) -> int:
+def call(command: int, attributes: bytes, what: str) -> int:
+    """bpf(2) with those attributes (union bpf_attr); `what` it is about is told in errors."""
     number = _CALL_NUMBER.get(platform.machine())
     if number is None:
         raise UnsupportedError(f"eBPF is not used on {platform.machine()} machines")
@@ -207,6 +208,6 @@ def _bpf(command: int, attributes: bytes, what: str) -> int:
 def _locked_down() -> bool:
     """Whether even root may not read the kernel's memory (kernel_lockdown(7))."""
     try:
-        return "[confidentiality]" in _LOCKDOWN.read_text()
+        return "[confidentiality]" in LOCKDOWN.read_text()
     except OSError:
         return False

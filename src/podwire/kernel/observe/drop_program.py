@@ -65,9 +65,11 @@ _SOCKET = _LOCATION - 8  # the receiving struct sock *, where the tracepoint tel
 _LEVEL = _SOCKET - 8
 _SCRATCH = _LEVEL - 8
 
-#: IP headers looked at: a VXLAN packet that is quoted by an error about an error.
+#: IP headers looked at, one inside of the other. Four are had by a VXLAN packet that carries an
+#: error, which quotes another VXLAN packet.
 _LEVELS = 4
-_ICMP, _TCP, _UDP, _FRAGMENT, _ICMP6 = 1, 6, 17, 44, 58
+_TCP, _UDP, _FRAGMENT = 6, 17, 44
+_ICMP = {4: 1, 6: 58}
 _ECHO = {4: (8, 0), 6: (128, 129)}
 _ERRORS = {4: (3, 4, 5, 11, 12), 6: (1, 2, 3, 4)}
 #: From the UDP header to the inner Ethernet header, and on to the inner IP header.
@@ -88,7 +90,12 @@ class _Writer:
         self.program = Program()
         self.match = match
         self.where = where
-        self.version = ip_address(match.target).version
+        source, target = ip_address(match.source), ip_address(match.target)
+        if source.version != target.version:
+            raise ValueError(f"{source} and {target} are of different families")
+        self.version = target.version
+        self.source, self.target = source.packed, target.packed
+        self.protocol = {"icmp": _ICMP[self.version], "tcp": _TCP, "udp": _UDP}[match.protocol]
         self.ident = match.ident.to_bytes(2, "big")
         self.port = (match.port or 0).to_bytes(2, "big")
 
@@ -144,6 +151,8 @@ class _Writer:
         program.label("ip 4")
         self._ip4()
         self._upper(4)
+        self._fragment()
+        self._ports()
         self._echo()
         self._tunnel()
         program.label("quoted")
@@ -157,9 +166,9 @@ class _Writer:
 
     def _ip4(self) -> None:
         program = self.program
-        program.load(2, R1, R10, _IP + 6)
-        program.jump_if(R1, "&", _network(0x1FFF), "pair 4")
         program.load(1, R6, R10, _IP + 9)
+        program.load(2, R1, R10, _IP + 6)
+        program.jump_if(R1, "&", _network(0x1FFF), self._later_fragment(4))
         program.load(1, R1, R10, _IP)
         program.alu("&", R1, 0x0F)
         program.alu("<<", R1, 2)
@@ -173,21 +182,25 @@ class _Writer:
         program.jump_if(R6, "!=", _FRAGMENT, "upper 6")
         self._within(8)
         self._read(_SCRATCH, 8, R8)
-        program.load(2, R1, R10, _SCRATCH + 2)
-        program.jump_if(R1, "&", _network(0xFFF8), "pair 6")
         program.load(1, R6, R10, _SCRATCH)
+        program.load(2, R1, R10, _SCRATCH + 2)
+        program.jump_if(R1, "&", _network(0xFFF8), self._later_fragment(6))
         program.alu("+", R8, 8)
 
+    def _later_fragment(self, version: int) -> str:
+        return "fragment" if version == self.version else "out"
+
     def _upper(self, version: int) -> None:
-        """What follows the IP header of that version."""
+        """What follows an IP header of that version. In the other family than the probe's, it can
+        only be what carries it."""
         program = self.program
+        own = version == self.version
         program.label(f"upper {version}")
         self._within(8)
         self._read(_UPPER, 16, R8)
-        program.jump_if(R6, "==", _ICMP if version == 4 else _ICMP6, f"icmp {version}")
-        if self.match.protocol != "icmp":
-            number = _TCP if self.match.protocol == "tcp" else _UDP
-            program.jump_if(R6, "==", number, f"ports {version}")
+        program.jump_if(R6, "==", _ICMP[version], f"icmp {version}")
+        if own and self.match.protocol != "icmp":
+            program.jump_if(R6, "==", self.protocol, "ports")
         program.jump_if(R6, "==", _UDP, "tunnel")
         program.jump("out")
 
@@ -195,38 +208,33 @@ class _Writer:
         program.load(1, R1, R10, _UPPER)
         for kind in _ERRORS[version]:
             program.jump_if(R1, "==", kind, "quoted")
-        if self.match.protocol == "icmp":
+        if own and self.match.protocol == "icmp":
             for kind in _ECHO[version]:
                 program.jump_if(R1, "==", kind, "echo")
         program.jump("out")
 
-        if self.match.protocol != "icmp":
-            self._ports(version)
-        self._pair(version)
+    def _fragment(self) -> None:
+        """A later one has nothing to know it by but its addresses."""
+        sender, receiver = self._addresses()
+        self.program.label("fragment")
+        self.program.jump_if(R6, "!=", self.protocol, "out")
+        self._hit_if("forth", (sender, self.source), (receiver, self.target))
+        self._hit_if("back", (sender, self.target), (receiver, self.source))
+        self.program.jump("out")
 
-    def _ports(self, version: int) -> None:
+    def _ports(self) -> None:
+        if self.match.protocol == "icmp":
+            return
         program = self.program
-        program.label(f"ports {version}")
-        self._hit_if(f"asked {version}", (_UPPER, self.ident + self.port))
-        self._hit_if(f"answered {version}", (_UPPER, self.port + self.ident))
-        if self.match.translated and version == self.version:
-            sender, receiver = self._addresses(version)
-            target = ip_address(self.match.target).packed
-            self._hit_if("to target", (receiver, target), (_UPPER + 2, self.port))
-            self._hit_if("from target", (sender, target), (_UPPER, self.port))
+        program.label("ports")
+        self._hit_if("asked", (_UPPER, self.ident + self.port))
+        self._hit_if("answered", (_UPPER, self.port + self.ident))
+        if self.match.translated:
+            sender, receiver = self._addresses()
+            self._hit_if("to target", (receiver, self.target), (_UPPER + 2, self.port))
+            self._hit_if("from target", (sender, self.target), (_UPPER, self.port))
         program.jump_if(R6, "==", _UDP, "tunnel")
         program.jump("out")
-
-    def _pair(self, version: int) -> None:
-        """A later fragment has nothing but its addresses."""
-        self.program.label(f"pair {version}")
-        if version == self.version:
-            sender, receiver = self._addresses(version)
-            source = ip_address(self.match.source).packed
-            target = ip_address(self.match.target).packed
-            self._hit_if("forth", (sender, source), (receiver, target))
-            self._hit_if("back", (sender, target), (receiver, source))
-        self.program.jump("out")
 
     def _echo(self) -> None:
         if self.match.protocol != "icmp":
@@ -307,8 +315,9 @@ class _Writer:
         self._read(into, 4, R8, where.netns_inode)
         self.program.label(done)
 
-    def _addresses(self, version: int) -> tuple[int, int]:
-        return (_IP + 12, _IP + 16) if version == 4 else (_IP + 8, _IP + 24)
+    def _addresses(self) -> tuple[int, int]:
+        """Where on the frame a packet of the probe's family has its source and its target."""
+        return (_IP + 12, _IP + 16) if self.version == 4 else (_IP + 8, _IP + 24)
 
     def _hit_if(self, name: str, *equals: tuple[int, bytes]) -> None:
         """If the frame has these bytes at these places."""

@@ -4,9 +4,9 @@ What lives here: the tap, from the match to `RawDrop`s. What does not: the progr
 (`drop_program`), and what a drop means for the trace.
 
 The kernel also "drops" what nobody misses, and that is left out: the copy that a packet socket
-has no room for; the copy that some raw ICMP socket refuses; and each echo reply that a raw socket
-(our prober's, ping's) has been given, because no ping socket wants it too. What remains may still
-be harmless: a frame that a bridge flooded to the wrong port ends there as OTHERHOST, and a probe
+has no room for; the copy that some raw ICMP socket refuses; each echo reply that a raw socket
+(our prober's, ping's) has been given, because no ping socket wants it too; and what a socket was
+given and had not read when it was closed. What remains may still be harmless: a frame that a bridge flooded to the wrong port ends there as OTHERHOST, and a probe
 that nothing listens for ends as NO_SOCKET, with the answer on its way. The kernel has no reason
 for some drops (NOT_SPECIFIED): then `location` is what tells (`neigh_invalidate`: the neighbour
 did not answer; `__dev_forward_skb2`: a veth's other end is down or has a smaller MTU).
@@ -33,8 +33,9 @@ _FIRST_INODE = 0xEFFFFF00
 _CLOCK_SAMPLES = 5
 
 #: Functions of packet sockets, which only ever free their own copies.
-_ONLOOKERS = frozenset({"packet_rcv", "packet_rcv_spkt", "tpacket_rcv"})
-#: (function, reason): a raw socket refuses its copy; ICMP has served the raw sockets already.
+_ONLOOKERS = frozenset({"packet_rcv", "packet_rcv_spkt", "tpacket_rcv", "packet_release"})
+#: (function, reason): a raw socket refuses its copy; ICMP has served the raw sockets already; the
+#: packet was delivered, and nobody read it.
 _COPIES = frozenset(
     {
         ("raw_rcv", "SOCKET_FILTER"),
@@ -42,6 +43,7 @@ _COPIES = frozenset(
         ("rawv6_rcv", "SOCKET_FILTER"),
         ("rawv6_rcv", "SOCKET_RCVBUFF"),
         ("ping_rcv", "NO_SOCKET"),
+        ("inet_sock_destruct", "QUEUE_PURGE"),
     }
 )
 
