@@ -30,6 +30,5 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
             yield _find.warn(
                 f"no {feature.name}: {feature.missing}", f"`podwire trace` {feature.without}"
             )
-    present = [one.name for one in (*needed, *traced) if not one.missing]
-    if len(present) == len(needed) + len(traced):
-        yield _find.ok(f"Linux {os.uname().release} has {', '.join(present)}")
+    if not any(feature.missing for feature in (*needed, *traced)):
+        yield _find.ok(f"Linux {os.uname().release} has all that the network and tracing use")

@@ -1,0 +1,197 @@
+"""Examining nodes: every agent is asked at once, and one that can't be is a finding.
+
+What lives here: the asking, what is known of a node whose agent does not answer, and the agents'
+clocks against each other. What does not: the checks themselves, which are the agents'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from statistics import median_low
+from typing import Any
+
+import msgspec
+
+from podwire.agent.doctor import clock
+from podwire.agent.doctor.names import CHECKS
+from podwire.agent.doctor.subject import Findings
+from podwire.cli.agents import Agents
+from podwire.cli.context import target
+from podwire.cluster.kube import NODES
+from podwire.cluster.nodes import MANAGED
+from podwire.errors import AgentAwayError, NotFoundError, PodwireError
+from podwire.trace.connection import Connection
+from podwire.trace.wire import Check, Checked
+
+#: Agents that are asked at once; on a cluster each is a stream through the API server.
+_AT_ONCE = 32
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+_agent = Findings("agent")
+_clock = Findings("clock")
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """A clock, read over a connection: it is `least_s` to `most_s` ahead of ours. `boot` names
+    the machine."""
+
+    boot: str
+    least_s: float
+    most_s: float
+
+
+class NodeReport(msgspec.Struct, frozen=True):
+    """What was found on a node, in the order of the checks."""
+
+    node: str
+    findings: tuple[Checked, ...]
+    reading: Reading | None = None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is wrong that was not mended. Warnings do not count."""
+        return all(one.level != "fail" or one.fixed for one in self.findings)
+
+
+async def examine(
+    them: Agents,
+    nodes: Sequence[str | None],
+    checks: tuple[str, ...],
+    *,
+    fix: bool,
+    waiting: set[str],
+) -> list[NodeReport]:
+    """Examine `nodes` (None: this host), each of which is taken out of `waiting` when it is done.
+
+    Raises PodwireError where no agent may be asked at all, InputError for a node that there is
+    not.
+    """
+    limit = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(node: str | None) -> NodeReport:
+        async with limit:
+            try:
+                return await _examine_one(them, node, Check(id=0, checks=checks, fix=fix))
+            finally:
+                waiting.discard(node or "this host")
+
+    reports = await asyncio.gather(*map(one, nodes))
+    if checks and "clock" not in checks:
+        return reports
+    apart = clocks_apart({report.node: report.reading for report in reports if report.reading})
+    return [
+        msgspec.structs.replace(report, findings=(*report.findings, *apart.get(report.node, ())))
+        for report in reports
+    ]
+
+
+async def _examine_one(them: Agents, node: str | None, request: Check) -> NodeReport:
+    before = time.time()
+    try:
+        connection = await them.dial(node)
+    except AgentAwayError as error:
+        name = node or "this host"
+        return NodeReport(name, (await _away(them, node, error),))
+    welcome, after = connection.welcome, time.time()
+    theirs = welcome.time_ns / 1e9
+    reading = Reading(welcome.clock, theirs - after, theirs - before)
+    try:
+        await connection.call(request)
+    except PodwireError as error:
+        broken = _agent.fail(f"the examination ended early: {error.message}", error.remedy or "")
+        return NodeReport(welcome.node, (*_told(connection), broken), reading)
+    return NodeReport(welcome.node, _told(connection), reading)
+
+
+def _told(connection: Connection) -> tuple[Checked, ...]:
+    """What the agent has found, check by check in their order."""
+    found = []
+    while not connection.events.empty():
+        if isinstance(event := connection.events.get_nowait(), Checked):
+            found.append(event)
+    order = list(CHECKS)
+    return tuple(
+        sorted(found, key=lambda one: order.index(one.check) if one.check in order else 99)
+    )
+
+
+# --- an agent that does not answer ------------------------------------------------------------
+
+
+async def _away(them: Agents, node: str | None, error: AgentAwayError) -> Checked:
+    """What is known of its node from elsewhere: its object, and the lab's supervisor."""
+    facts = [error.message]
+    if node is not None:
+        facts += await asyncio.to_thread(_process, node)
+        try:
+            facts += _object_says(await them.client.get(NODES, node))
+        except NotFoundError:
+            facts.append(f"there is no node {node} in the cluster")
+        except PodwireError as unknown:
+            facts.append(f"nor can the API be asked: {unknown.message}")
+    return _agent.fail("; ".join(facts), error.remedy or "")
+
+
+def _process(node: str) -> list[str]:
+    """What a lab's supervisor says of the agent's process."""
+    lab = target().lab_info()
+    if lab is None:
+        return []
+    from podwire.lab.control import Control
+
+    try:
+        with Control(lab) as control:
+            process = control.request("status").process(f"{node}/agent")
+    except (PodwireError, OSError) as error:
+        return [error.message if isinstance(error, PodwireError) else str(error)]
+    if process is None:
+        return ["the lab's supervisor has not started it"]
+    said = f" ({process.message})" if process.message else ""
+    return [f"its process is {process.state}{said}, and was started {process.restarts + 1} times"]
+
+
+def _object_says(node: dict[str, Any]) -> list[str]:
+    """Readiness, and whether an agent has ever been there."""
+    facts = []
+    conditions = (node.get("status") or {}).get("conditions") or []
+    ready: dict[str, Any] = next((one for one in conditions if one["type"] == "Ready"), {})
+    if ready.get("status") != "True":
+        reason = ready.get("message") or ready.get("reason") or "it has never said so"
+        facts.append(f"the node is not Ready: {reason}")
+    annotations = (node.get("metadata") or {}).get("annotations") or {}
+    if annotations.get(MANAGED) != "true":
+        facts.append("it has never published a lease: no agent has been ready there yet")
+    return facts
+
+
+# --- clocks -----------------------------------------------------------------------------------
+
+
+def clocks_apart(readings: dict[str, Reading]) -> dict[str, tuple[Checked, ...]]:
+    """By node, the clocks that are not where most are; nodes of one machine share a clock.
+
+    A single one is compared with this machine's own.
+    """
+    with suppress(OSError):
+        own = Reading(_BOOT_ID.read_text().strip(), 0.0, 0.0)
+        if len({reading.boot for reading in readings.values()}) == 1:
+            readings = {**readings, "this machine": own}
+    if not readings:
+        return {}
+    middle = {node: (one.least_s + one.most_s) / 2 for node, one in readings.items()}
+    usual_s = median_low(middle.values())
+    usual = next(node for node, at in middle.items() if at == usual_s)
+    found: dict[str, tuple[Checked, ...]] = {}
+    for node, one in readings.items():
+        reference = readings[usual]
+        least, most = one.least_s - reference.most_s, one.most_s - reference.least_s
+        if one.boot == reference.boot or least <= 0 <= most:
+            continue
+        checked = clock.judge(_clock, min(least, most, key=abs), f"the clock of {usual}")
+        if checked.level != "ok":
+            found[node] = (checked,)
+    return found
