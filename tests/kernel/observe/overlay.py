@@ -70,7 +70,7 @@ class Overlay:
         return ProbeMatch(**(fields | more))
 
     def send(self, match: ProbeMatch, *, size: int = 84) -> None:
-        """One packet out of pod1's stack, DF set, of an even `size`; nobody waits for the answer."""
+        """One packet of an even `size` out of pod1's stack, DF set; the answer isn't waited for."""
         version = 6 if ":" in match.target else 4
         family = socket.AF_INET6 if version == 6 else socket.AF_INET
         kind, protocol = {

@@ -6,10 +6,11 @@ What lives here: the tap, from the match to `RawDrop`s. What does not: the progr
 The kernel also "drops" what nobody misses, and that is left out: the copy that a packet socket
 has no room for; the copy that some raw ICMP socket refuses; each echo reply that a raw socket
 (our prober's, ping's) has been given, because no ping socket wants it too; and what a socket was
-given and had not read when it was closed. What remains may still be harmless: a frame that a bridge flooded to the wrong port ends there as OTHERHOST, and a probe
-that nothing listens for ends as NO_SOCKET, with the answer on its way. The kernel has no reason
-for some drops (NOT_SPECIFIED): then `location` is what tells (`neigh_invalidate`: the neighbour
-did not answer; `__dev_forward_skb2`: a veth's other end is down or has a smaller MTU).
+given and had not read when it was closed. What remains may still be harmless: a frame that a
+bridge flooded to the wrong port ends there as OTHERHOST, and a probe that nothing listens for ends
+as NO_SOCKET, with the answer on its way. The kernel has no reason for some drops (NOT_SPECIFIED):
+then `location` is what tells (`neigh_invalidate`: the neighbour did not answer;
+`__dev_forward_skb2`: a veth's other end is down or has a smaller MTU).
 
 The kernel names the function itself, so /proc/kallsyms (slow, and often hidden) is not needed.
 """
