@@ -33,6 +33,16 @@ def test_a_name_is_claimed_by_one_holder_in_each_namespace(
     again.close()
 
 
+def test_a_namespace_is_known_by_its_number(make_namespace: Callable[[], Namespace]) -> None:
+    one, other = make_namespace(), make_namespace()
+    fds = [netns.open_netns(place.path) for place in (one, one, other)]
+    numbers = [netns.netns_inode(fd) for fd in fds]
+    for fd in fds:
+        os.close(fd)
+    assert numbers[0] == numbers[1] != numbers[2]
+    assert one.run("readlink /proc/self/ns/net").strip() == f"net:[{numbers[0]}]"
+
+
 def test_what_is_no_namespace_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match="No such file"):
         netns.open_netns(tmp_path / "gone")

@@ -305,6 +305,9 @@ def test_exactly_the_probes_packets_are_told(
 ) -> None:
     """Each sample is dropped on its way in, by a rule that drops everything."""
     tun = make_tun(namespace, "tun0")
+    fd = netns.open_netns(namespace.path)
+    here = netns.netns_inode(fd)
+    os.close(fd)
     namespace.run(
         "nft add table netdev t; nft 'add chain netdev t c"
         " { type filter hook ingress device tun0 priority 0; policy drop; }'"
@@ -315,7 +318,7 @@ def test_exactly_the_probes_packets_are_told(
     with DropTap(match) as tap:
         for sample in packets:
             os.write(tun, sample.data)
-            seen += [drop.data for drop in tap.read() if drop.interface == "tun0"]
+            seen += [drop.data for drop in tap.read() if drop.netns == here]
     wrong = [sample.name for sample in packets if sample.matches != (sample.data[:192] in seen)]
     assert wrong == []
     assert len(seen) == sum(sample.matches for sample in packets)
