@@ -54,7 +54,7 @@ class NodeReport(msgspec.Struct, frozen=True):
     @property
     def healthy(self) -> bool:
         """Whether nothing is wrong that was not mended. Warnings do not count."""
-        return all(one.level != "fail" or one.fixed for one in self.findings)
+        return not any(map(_is_wrong, self.findings))
 
 
 async def examine(
@@ -79,7 +79,7 @@ async def examine(
             finally:
                 waiting.discard(node or "this host")
 
-    reports = await asyncio.gather(*map(one, nodes))
+    reports = explained(await asyncio.gather(*map(one, nodes)))
     if checks and "clock" not in checks:
         return reports
     apart = clocks_apart({report.node: report.reading for report in reports if report.reading})
@@ -117,6 +117,29 @@ def _told(connection: Connection) -> tuple[Checked, ...]:
     return tuple(
         sorted(found, key=lambda one: order.index(one.check) if one.check in order else 99)
     )
+
+
+def explained(reports: Sequence[NodeReport]) -> list[NodeReport]:
+    """Findings about a peer that is itself not as it should be say so: that may be the reason."""
+    wrong = {
+        report.node
+        for report in reports
+        if any(one.check == "desired" and _is_wrong(one) for one in report.findings)
+    }
+    found = []
+    for report in reports:
+        findings = tuple(
+            msgspec.structs.replace(one, remedy=f"first mend {one.peer}, see `desired` there")
+            if one.peer in wrong and _is_wrong(one) and report.node not in wrong
+            else one
+            for one in report.findings
+        )
+        found.append(msgspec.structs.replace(report, findings=findings))
+    return found
+
+
+def _is_wrong(one: Checked) -> bool:
+    return one.level == "fail" and not one.fixed
 
 
 # --- an agent that does not answer ------------------------------------------------------------

@@ -58,6 +58,7 @@ def _as_json(one: Checked) -> dict[str, object]:
         "lines": one.lines,
         "why": why,
         "fixed": one.fixed,
+        "peer": one.peer,
     }
 
 
@@ -103,12 +104,23 @@ class _Painter:
         first, *rest = self._wrapped(text)
         yield f"  {self._style(mark, fg=colour)} {one.check:<{_CHECK_WIDTH}}  {first}"
         yield from (_INDENT + line for line in rest)
-        if one.why is not None and one.lines:
-            yield _INDENT + self._style(f"# {one.why}".replace("#  ", "# "), dim=True)
-        yield from (_INDENT + line for line in one.lines)
         # What is to be done about several of a kind is said once, after the last.
-        if one.remedy and (following is None or following.remedy != one.remedy):
-            first, *rest = self._wrapped(f"→ {one.remedy}")
+        remedy = one.remedy
+        if following is not None and following.remedy == one.remedy:
+            remedy = ""
+        if one.why is None:
+            yield from self._remedy(remedy)
+        elif one.lines:
+            yield _INDENT + self._style(f"# {str(one.why).strip()}", dim=True)
+        # The end of a here-document is found at the start of a line only.
+        indent = "" if any("<<" in line for line in one.lines) else _INDENT
+        yield from (indent + line for line in one.lines)
+        if one.why is not None:
+            yield from self._remedy(remedy)
+
+    def _remedy(self, text: str) -> Iterator[str]:
+        if text:
+            first, *rest = self._wrapped(f"→ {text}")
             yield _INDENT + self._style(first, fg="cyan")
             yield from (f"{_INDENT}  {self._style(line, fg='cyan')}" for line in rest)
 

@@ -301,7 +301,7 @@ class Explained(_Tagged, frozen=True, kw_only=True):
 
 class Checked(_Tagged, frozen=True, kw_only=True):
     """One finding of the doctor. `level` is `ok`, `warn` or `fail`; `lines` are the commands that
-    mend it; `fixed` when they were applied."""
+    mend it; `fixed` when they were applied. `peer` is the other node that it is about, if any."""
 
     check: str
     level: Literal["ok", "warn", "fail"]
@@ -310,6 +310,7 @@ class Checked(_Tagged, frozen=True, kw_only=True):
     lines: tuple[str, ...] = ()
     why: Why | None = None
     fixed: bool = False
+    peer: str = ""
 
 
 class Done(_Tagged, frozen=True, kw_only=True):

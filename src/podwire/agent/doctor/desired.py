@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-import msgspec
-
 from podwire.agent.doctor.subject import Findings, Subject
 from podwire.kernel.reconcile import Change
-from podwire.model.state import Why
+from podwire.model.state import NFT_TABLE, Why
 from podwire.trace.wire import Checked
 
 _find = Findings("desired")
@@ -64,15 +62,13 @@ def _why_left(subject: Subject) -> str:
 
 
 def _finding(change: Change, *, fixed: bool, remedy: str) -> Checked:
-    finding = Checked(
-        check=_find.check,
-        level="fail",
-        text=_text(change),
-        lines=tuple(change.line.splitlines()),
+    return _find.fail(
+        _text(change),
+        "" if fixed else remedy,
+        *change.line.splitlines(),
         why=change.why or Why("", "nobody wants it any more"),
         fixed=fixed,
     )
-    return finding if fixed else msgspec.structs.replace(finding, remedy=remedy)
 
 
 def _text(change: Change) -> str:
@@ -90,7 +86,7 @@ def _name(change: Change) -> str:
         case "sysctl":
             return words[2].partition("=")[0]
         case "nft":
-            return ""
+            return NFT_TABLE
         case "fdb" | "address" | "route" | "neigh" | "link" if len(words) > 3:
             return words[3]
     return ""

@@ -33,8 +33,8 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
     if large:
         yield large
     if not too_small and not large:
-        measured = sum(path.vtep.carries for path in paths)
-        to = f", measured to {measured} of {len(paths)} peers" if paths else ""
+        carried = sum(path.vtep.carries for path in paths)
+        to = f", measured to {carried} of {len(paths)} peers" if carried else ", not measured"
         yield _find.ok(
             f"{network.underlay.dev} carries {network.underlay.mtu} bytes,"
             f" {network.vxlan_dev} {network.mtu}{to}"

@@ -56,8 +56,8 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
         )
     if not suspected and not wrong:
         passed = sum(path.vtep.tcp.outcome in ("refused", "replied") for path in paths)
-        to = f"TCP passes the tunnel to {passed} of {len(paths)} peers" if paths else "no peers"
-        yield _find.ok(f"{to}, no wrong checksums; {dev}")
+        through = f"TCP passes the tunnel to {passed} of {len(paths)} peers"
+        yield _find.ok(f"{through if passed else 'not measured'}; no wrong checksums; {dev}")
 
 
 def _suspicious(path: Path) -> bool:

@@ -53,9 +53,25 @@ class Findings:
         """Something that may do harm, or limits what can be seen; the node is healthy with it."""
         return Checked(check=self.check, level="warn", text=text, remedy=remedy, lines=lines)
 
-    def fail(self, text: str, remedy: str = "", *lines: str, why: Why | None = None) -> Checked:
+    def fail(
+        self,
+        text: str,
+        remedy: str = "",
+        *lines: str,
+        why: Why | None = None,
+        fixed: bool = False,
+        peer: str = "",
+    ) -> Checked:
+        """Something that is wrong: the node is not healthy, unless it is `fixed`."""
         return Checked(
-            check=self.check, level="fail", text=text, remedy=remedy, lines=lines, why=why
+            check=self.check,
+            level="fail",
+            text=text,
+            remedy=remedy,
+            lines=lines,
+            why=why,
+            fixed=fixed,
+            peer=peer,
         )
 
 

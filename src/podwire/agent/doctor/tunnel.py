@@ -56,8 +56,23 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
         found = culprit(ruling, f"-p udp --dport {port} -j ACCEPT")
         text = f"UDP {port} {direction} is dropped on this node by {found.text}"
         yield _find.fail(text, found.remedy, *found.lines)
+    differing = await _differing(subject)
     for path in broken:
-        yield _judge(network, path, bool(local))
+        text, remedy = _judge(network, path, bool(local))
+        if differing & {"", path.peer.name, network.node}:
+            remedy = "first what this node holds has to be as it should be: see `desired`"
+        yield _find.fail(text, remedy, peer=path.peer.name)
+
+
+async def _differing(subject: Subject) -> set[str]:
+    """The nodes for whose sake this node should hold what it does not; empty for what nobody wants.
+
+    Then it is no wonder that there is no answer, and the probes say nothing about the way.
+    """
+    worker = subject.agent.worker
+    changes = await worker.call(worker.reconciler.plan)
+    whys = [change.why.object if change.why is not None else "" for change in changes]
+    return {why.removeprefix("Node/") for why in whys if why.startswith("Node/") or not why}
 
 
 def _all_well(network: NetworkConfig, paths: tuple[Path, ...]) -> str:
@@ -70,29 +85,27 @@ def _all_well(network: NetworkConfig, paths: tuple[Path, ...]) -> str:
     )
 
 
-def _judge(network: NetworkConfig, path: Path, dropped_here: bool) -> Checked:
-    """Why the VTEP of one peer does not answer."""
-    name, node, vtep = path.peer.name, path.node, path.vtep
+def _judge(network: NetworkConfig, path: Path, dropped_here: bool) -> tuple[str, str]:
+    """Why the VTEP of one peer does not answer, and what to do about it."""
+    name, node, vtep, port = path.peer.name, path.node, path.vtep, network.vxlan_port
     through = f"{vtep.ip} through {network.vxlan_dev}"
     if not vtep.lost:
-        return _find.fail(
+        return (
             f"{name} can't be reached at {through}: {vtep.small.text}",
             "the checks `desired` and `overlap` tell what is wrong on this node",
         )
     if not node.answers:
         why = "" if node.lost else f" ({node.small.text})"
-        return _find.fail(
+        return (
             f"{name} answers neither at {node.ip}{why} nor at {through}",
             f"is {name} up, and connected to the network between the nodes?",
         )
-    here = f"{network.node} ({network.underlay.ip})"
-    return _find.fail(
-        f"UDP {network.vxlan_port} does not get through between {here} and {name} ({node.ip}):"
-        f" {node.ip} answers, {through} does not",
-        ""
-        if dropped_here
-        else f"let UDP {network.vxlan_port} pass between the nodes, both ways: in firewalls and"
-        f" security groups on the way, and on {name}. `podwire doctor --node {name}` looks there",
+    text = f"{name} answers at {node.ip}, and not at {through}: UDP {port} does not get through"
+    if dropped_here:
+        return text, ""
+    return text, (
+        f"let UDP {port} pass between {network.underlay.ip} and {node.ip}, both ways: firewalls"
+        f" and security groups on the way, and rules on {name}: podwire doctor --node {name}"
     )
 
 
