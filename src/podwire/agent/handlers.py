@@ -5,14 +5,12 @@ What does not: sockets and frames (`operator`), and how anything is sent, seen, 
 or examined (`podwire.trace`, `podwire.agent.doctor`).
 
 What blocks runs in threads of the session's own, so that an operator who lets a probe wait for
-long takes nothing from the agent's own work. Everything opened is closed when the session ends,
-in the reverse order.
+long takes nothing from the agent's own work.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -27,6 +25,7 @@ from podwire.kernel.observe.nft_trace import RawNftStep
 from podwire.model.probe import Probe
 from podwire.model.state import Why
 from podwire.trace import wire
+from podwire.trace.decide import Decider
 from podwire.trace.intent import Intent
 from podwire.trace.observer import Observer
 from podwire.trace.places import Places, clock
@@ -48,14 +47,15 @@ class Closable(Protocol):
 
 
 class Handlers:
-    """One session's requests. What they open is closed with `stack`."""
+    """One session's requests. What they open is closed by `aclose`."""
 
-    def __init__(self, agent: Agent, sender: Sender, stack: contextlib.AsyncExitStack) -> None:
+    def __init__(self, agent: Agent, sender: Sender) -> None:
         self._agent = agent
         self._sender = sender
-        self._stack = stack
         self._threads = futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="operator")
-        stack.callback(self._threads.shutdown, wait=False)
+        #: What can be done by one request at a time only.
+        self._one = asyncio.Lock()
+        self._deliverer = Deliverer(asyncio.get_running_loop(), sender)
         self._prober: Prober | None = None
         self._watched: Watched | None = None
         self._by_type: dict[type, Callable[[Any], Awaitable[Response]]] = {
@@ -99,22 +99,28 @@ class Handlers:
         """Do it. Raises PodwireError where it can't be done."""
         return await self._by_type[type(request)](request)
 
+    async def aclose(self) -> None:
+        """Close everything, once what the threads are at has ended: they use what is closed."""
+        self._deliverer.end()
+        if self._prober is not None:
+            self._prober.close()
+        # In a thread: nobody else's work is to wait.
+        await asyncio.to_thread(self._threads.shutdown)
+        if self._watched is not None:
+            await asyncio.to_thread(self._watched.close)
+
     # --- probes ---------------------------------------------------------------------------
 
     async def _prepare(self, request: wire.Prepare) -> wire.Prepared:
-        if self._prober is not None:
-            raise PodwireError("a probe is prepared already in this session")
         netns = self._pod_netns(request.pod) if request.pod else None
-        try:
-            prober = await self._open(lambda: _prober(netns, request.probe))
-        except KernelError as error:
-            refused = wire.ProbeResult(
-                number=1, outcome="error", errno=error.errno, text=error.message
-            )
-            source = request.probe.source or ""
-            return wire.Prepared(to=request.id, source=source, ident=0, refused=refused)
-        self._prober = prober
-        self._stack.callback(prober.close)
+        async with self._one:
+            if self._prober is not None:
+                raise PodwireError("a probe is prepared already in this session")
+            try:
+                prober = await self._open(lambda: _prober(netns, request.probe))
+            except KernelError as error:
+                return _refused(request, error)
+            self._prober = prober
         return wire.Prepared(to=request.id, source=prober.source, ident=prober.ident)
 
     async def _fire(self, request: wire.Fire) -> wire.Fired:
@@ -163,18 +169,15 @@ class Handlers:
         self, to: int, pods: dict[str, str], fill: Callable[[Observer], None]
     ) -> wire.Observing:
         """Open places and taps; answered when all are open."""
-        if self._watched is not None:
-            raise PodwireError("this session has observed already", remedy="begin another one")
         network = self._agent.network
         underlay = network.underlay.dev if network is not None else ""
         node = self._agent.config.node_name
-        deliverer = Deliverer(asyncio.get_running_loop(), self._sender)
-        watched = self._watched = await self._open(
-            lambda: Watched(Places(node, underlay, pods), deliverer, fill)
-        )
-        # In a thread: what is being delivered right now is for this loop to finish.
-        self._stack.push_async_callback(asyncio.to_thread, watched.close)
-        self._stack.callback(deliverer.end)
+        async with self._one:
+            if self._watched is not None:
+                raise PodwireError("this session has observed already", remedy="begin another one")
+            watched = self._watched = await self._open(
+                lambda: Watched(Places(node, underlay, pods), self._deliverer, fill)
+            )
         # Nothing is delivered before the answer: that takes this loop, and it is sent first.
         watched.observer.start()
         notes = (*watched.places.notes, *watched.observer.notes)
@@ -202,7 +205,20 @@ class Handlers:
         )
 
     async def _ask(self, request: wire.Ask) -> wire.Answers:
-        raise PodwireError("not yet")
+        if self._watched is None:
+            raise PodwireError("questions are about places that are observed: observe first")
+        places, held = self._watched.places, self._agent.held
+        intent = await self._intent()
+
+        def decide() -> wire.Answers:
+            sockets = [one.socket for one in places.opened]
+            decider = Decider(places.described, sockets, intent, held=held)
+            decisions = tuple(map(decider.decide, request.questions))
+            return wire.Answers(to=request.id, decisions=decisions)
+
+        # They use the same sockets.
+        async with self._one:
+            return await self._in_thread(decide)
 
     async def _explain(self, request: wire.Explain) -> wire.Explained:
         raise PodwireError("not yet")
@@ -231,6 +247,12 @@ class Handlers:
 def _close_made(future: futures.Future[Any]) -> None:
     if not future.cancelled() and future.exception() is None:
         future.result().close()
+
+
+def _refused(request: wire.Prepare, error: KernelError) -> wire.Prepared:
+    """The answer where the stack has no way to send it."""
+    result = wire.ProbeResult(number=1, outcome="error", errno=error.errno, text=error.message)
+    return wire.Prepared(to=request.id, source=request.probe.source or "", ident=0, refused=result)
 
 
 def _prober(path: str | None, probe: Probe) -> Prober:

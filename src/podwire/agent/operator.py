@@ -78,8 +78,8 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, age
         return
     session = _Session(writer)
     try:
-        async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
-            handlers = Handlers(agent, session, stack)
+        handlers = Handlers(agent, session)
+        async with contextlib.aclosing(handlers), asyncio.TaskGroup() as tasks:
             session.send(handlers.welcome())
             while (body := await read_frame(reader)) is not None:
                 try:
