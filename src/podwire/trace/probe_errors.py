@@ -80,11 +80,16 @@ class QueuedError(msgspec.Struct, frozen=True):
         """What it says, in words."""
         if self.offender is None:
             return own_refusal(self.errno, mtu=self.info)
-        words = _ICMP if self.origin == _ORIGIN_ICMP else _ICMP6
-        what = words.get((self.type, self.code), f"ICMP type {self.type} code {self.code}")
+        what = icmp_words(4 if self.origin == _ORIGIN_ICMP else 6, self.type, self.code)
         if self.errno == errno.EMSGSIZE:
             what += f" (MTU {self.info})"
         return f"{what}, says {self.offender}"
+
+
+def icmp_words(version: int, kind: int, code: int) -> str:
+    """What an ICMP error of type `kind` says, by IP version."""
+    words = _ICMP if version == 4 else _ICMP6
+    return words.get((kind, code), f"ICMP type {kind} code {code}")
 
 
 def own_refusal(code: int, *, mtu: int = 0) -> str:
