@@ -52,7 +52,8 @@ NEIGHBOR_STATES = {
     NUD_PERMANENT: "PERMANENT",
 }
 
-RTM_F_FIB_MATCH = 0x2000
+#: Without the first of these every answer is said to be of the main table.
+RTM_F_LOOKUP_TABLE, RTM_F_FIB_MATCH = 0x1000, 0x2000
 _RTA_SRC, _RTA_IIF, _RTA_METRICS, _RTA_CACHEINFO, _RTA_MARK = 2, 3, 8, 12, 16
 _RTA_IP_PROTO, _RTA_SPORT, _RTA_DPORT = 27, 28, 29
 _RTAX_MTU = 2
@@ -169,7 +170,7 @@ def get_route(question: RouteQuestion, *, fib_match: bool) -> bytes:
         0,
         0,
         0,
-        RTM_F_FIB_MATCH if fib_match else 0,
+        RTM_F_LOOKUP_TABLE | (RTM_F_FIB_MATCH if fib_match else 0),
     )
     body += attr(messages.RTA_DST, question.dst)
     if question.src:
