@@ -106,7 +106,8 @@ class _Painter:
         yield from (_INDENT + line for line in rest)
         # What is to be done about several of a kind is said once, after the last.
         remedy = one.remedy
-        if following is not None and following.remedy == one.remedy:
+        grouped = one.why is not None or not one.lines
+        if grouped and following is not None and following.remedy == one.remedy:
             remedy = ""
         if one.why is None:
             yield from self._remedy(remedy)

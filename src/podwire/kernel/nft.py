@@ -26,11 +26,12 @@ NFNLGRP_NFTABLES = 7
 FAMILY, TABLE = "inet", NFT_TABLE
 
 _NFNL_SUBSYS_NFTABLES = 10
+_NFT_MSG_NEWGEN = 15
 _NFTA_TABLE_NAME = 1
 
 # nftables/libnftables.h
 OUTPUT_STATELESS, OUTPUT_HANDLE = 1 << 2, 1 << 3
-_OUTPUT_JSON, _OUTPUT_NUMERIC_PRIORITY = 1 << 4, 1 << 7
+_OUTPUT_JSON, _OUTPUT_NUMERIC_PRIORITY = 1 << 4, 1 << 8
 _COMMENT = "podwire "
 
 #: What prints the extensions of iptables (libxtables) is not made for two threads at once. JSON
@@ -188,7 +189,8 @@ def notified_table(kind: int, payload: bytes) -> str | None:
     All its messages carry it as attribute 1, behind the 4 bytes of nfgenmsg, except those of a
     new generation, which name none.
     """
-    if kind >> 8 != _NFNL_SUBSYS_NFTABLES or len(payload) < 8:
+    subsystem, message = divmod(kind, 256)
+    if subsystem != _NFNL_SUBSYS_NFTABLES or message == _NFT_MSG_NEWGEN or len(payload) < 8:
         return None
     size = int.from_bytes(payload[4:6], "little")
     if int.from_bytes(payload[6:8], "little") & 0x3FFF != _NFTA_TABLE_NAME:

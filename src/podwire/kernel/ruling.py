@@ -284,6 +284,8 @@ class _Walk:
 _ABSENT: Any = object()
 _VERDICTS = frozenset({"accept", "drop", "return", "continue", "reject", "queue"})
 _TRANSPORTS = frozenset({"udp", "tcp", "th", "sctp", "udplite", "dccp"})
+#: Where nft gives a protocol's number.
+_PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "ipv6-icmp": 58}
 _CT_STATE = re.compile(r"\bct state (\w[\w,]*)")
 _PORTS = re.compile(r"\b(udp|tcp) dport (?:\{ )?([\d, -]*\d)")
 _ORDER: Mapping[str, Callable[[int, int], bool]] = {
@@ -315,6 +317,8 @@ def _any(truths: Sequence[Truth]) -> Truth:
 
 
 def _equal(right: Any, value: Any) -> Truth:
+    if isinstance(right, int) and value in _PROTOCOLS:
+        return _PROTOCOLS[value] == right
     if isinstance(right, str) and isinstance(value, str):
         return value.startswith(right[:-1]) if right.endswith("*") else value == right
     if isinstance(value, int) or isinstance(right, int):

@@ -62,8 +62,13 @@ def _why_left(subject: Subject) -> str:
 
 
 def _finding(change: Change, *, fixed: bool, remedy: str) -> Checked:
+    if change.line.startswith("# "):
+        # Not for typing: somebody else's link in the way, or a pod's that is attached anew.
+        text, _, itself = change.line.removeprefix("# ").partition("; ")
+        return _find.fail(text, "" if fixed else itself or remedy, why=change.why, fixed=fixed)
+    noun, name = _NOUNS.get(change.kind, change.kind), _name(change)
     return _find.fail(
-        _text(change),
+        f"{noun} {name} {_STATES[change.action]}",
         "" if fixed else remedy,
         *change.line.splitlines(),
         why=change.why or Why("", "nobody wants it any more"),
@@ -71,22 +76,11 @@ def _finding(change: Change, *, fixed: bool, remedy: str) -> Checked:
     )
 
 
-def _text(change: Change) -> str:
-    if change.line.startswith("# "):  # Not for typing: a pod's link, or one of somebody else.
-        return change.line.removeprefix("# ")
-    noun = _NOUNS.get(change.kind, change.kind)
-    name = _name(change)
-    return f"{noun} {name} {_STATES[change.action]}" if name else f"{noun} {_STATES[change.action]}"
-
-
 def _name(change: Change) -> str:
     """What the line is about: `10.244.2.0/24` of `ip route add 10.244.2.0/24 …`."""
     words = change.line.split()
-    match change.kind:
-        case "sysctl":
-            return words[2].partition("=")[0]
-        case "nft":
-            return NFT_TABLE
-        case "fdb" | "address" | "route" | "neigh" | "link" if len(words) > 3:
-            return words[3]
-    return ""
+    if change.kind == "sysctl":
+        return words[2].partition("=")[0]
+    if change.kind == "nft":
+        return NFT_TABLE
+    return words[3]

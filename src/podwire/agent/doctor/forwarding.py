@@ -68,14 +68,15 @@ def _reverse_path(
 ) -> Iterator[Checked]:
     """What the filter would drop: the kernel is asked, for packets of each peer."""
     for dev, of, whose in (
-        (network.underlay.dev, _address, "their own addresses"),
-        (network.vxlan_dev, _vtep, "their VTEPs' addresses"),
-        (network.vxlan_dev, _address, "their own addresses"),
+        (network.underlay.dev, _address, "a node's own address"),
+        (network.vxlan_dev, _vtep, "a VTEP's address"),
+        (network.vxlan_dev, _address, "a node's own address"),
     ):
         refused = _refused(network, sock, dev, [(peer.name, of(peer)) for peer in peers])
         if not refused:
             continue
         through_tunnel = dev == network.vxlan_dev and of is _address
+        # Peers use their VTEPs' there, unless a program has chosen otherwise.
         make = _find.warn if through_tunnel else _find.fail
         yield make(
             f"the reverse-path filter of {dev} drops what comes from {named(refused)} with {whose}",

@@ -127,7 +127,7 @@ def _links(by_name: Mapping[str, LinkState], network: NetworkConfig | None) -> I
             found[plugin].append(name)
     for plugin, names in found.items():
         yield _find.warn(
-            f"{plugin} has left {named(names)}",
+            f"{plugin} has left links: {named(names)}",
             f"if {plugin} is uninstalled, delete what it has left, or restart the node",
             *(f"ip link del {name}" for name in names),
         )
@@ -144,14 +144,13 @@ def _rules() -> Iterator[Checked]:
             chains[plugin].append(str(chain))
     for plugin, names in tables.items():
         yield _find.warn(
-            f"{plugin} has left the nft {'tables' if len(names) > 1 else 'table'}"
-            f" {named(sorted(names))}",
+            f"{plugin} has left in nft: table {named(sorted(names))}",
             f"if {plugin} is uninstalled, delete what it has left",
             *(f"nft delete table {name}" for name in sorted(names)),
         )
     for plugin, found in chains.items():
         yield _find.warn(
-            f"{plugin} has left {len(found)} chains: {named(found, most=3)}",
+            f"{plugin} has left firewall chains: {named(found, most=3)}",
             f"if {plugin} is uninstalled, flush and delete them, or restart the node",
         )
 

@@ -24,6 +24,7 @@ from podwire.errors import KernelError
 from podwire.model.cluster import NetworkConfig, Node
 from podwire.model.probe import Probe
 from podwire.model.state import IPAddress
+from podwire.plan.transport import vxlan
 from podwire.trace.probe import Prober
 from podwire.trace.wire import ProbeResult
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _AT_ONCE = 48
 #: A probe gets this long, and a second chance: a single loss is nobody's fault.
 _TIMEOUT_S, _ATTEMPTS = 0.4, 2
+#: Half of those of a search are not answered, and it is known by then that the peer answers.
+_SEARCH_S = 0.25
 #: Bytes of a small probe's packet, which passed where a search begins.
 _SMALL = 84
 #: Sizes tried at once in a search: three rounds find one of 4900.
@@ -124,7 +127,8 @@ class _Scout:
         self._executor = executor
         #: Held by the first search; the others then try what it has found.
         self._first_search = asyncio.Lock()
-        self._found: set[int] = set()
+        self._underlay_sizes: set[int] = set()
+        self._tunnel_sizes: set[int] = set()
 
     async def path(self, peer: Node) -> Path:
         lease, network = peer.lease, self._network
@@ -133,6 +137,11 @@ class _Scout:
             self._target(lease.public_ip, network.underlay.mtu),
             self._target(lease.subnets[0].network_address, network.mtu),
         )
+        node = await self._searched(node, self._underlay_sizes)
+        if node.largest is not None:
+            # What the tunnel carries follows from it, nearly always.
+            self._tunnel_sizes.add(node.largest - vxlan.OVERHEAD[node.ip.version])
+        vtep = await self._searched(vtep, self._tunnel_sizes)
         return Path(peer, node, vtep)
 
     async def _target(self, ip: IPAddress, size: int) -> Target:
@@ -142,24 +151,26 @@ class _Scout:
             self._shoot(Probe(target=str(ip), size=size, timeout_s=_TIMEOUT_S)),
             self._shoot(Probe(protocol="tcp", target=str(ip), port=port, timeout_s=_TIMEOUT_S)),
         )
-        target = Target(ip, size, small, full, tcp)
-        if target.answers and not target.carries:
-            largest = await self._search(ip, _SMALL, size)
-            target = msgspec.structs.replace(target, largest=largest)
-        return target
+        return Target(ip, size, small, full, tcp)
 
-    async def _search(self, ip: IPAddress, passes: int, fails: int) -> int:
-        """The largest size that passes, between one that does and one that does not."""
+    async def _searched(self, target: Target, known: set[int]) -> Target:
+        """The target with the largest size that passes, where the full one does not.
+
+        `known` are the sizes that searches have found so far, which are tried first.
+        """
+        if target.carries or not target.answers:
+            return target
+        passes, fails = _SMALL, target.size
         async with self._first_search:
-            if not self._found:
-                largest = await self._bisect(ip, passes, fails)
-                self._found.add(largest)
-                return largest
-        known = sorted({one for size in self._found for one in (size, size + 1)} - {fails})
-        largest, too_large = await self._narrow(ip, known, passes, fails)
-        largest = await self._bisect(ip, largest, too_large)
-        self._found.add(largest)
-        return largest
+            if not known:
+                passes = await self._bisect(target.ip, passes, fails)
+                known.add(passes)
+                return msgspec.structs.replace(target, largest=passes)
+        likely = sorted({one for size in known for one in (size, size + 1)})
+        passes, fails = await self._narrow(target.ip, likely, passes, fails)
+        passes = await self._bisect(target.ip, passes, fails)
+        known.add(passes)
+        return msgspec.structs.replace(target, largest=passes)
 
     async def _bisect(self, ip: IPAddress, passes: int, fails: int) -> int:
         while fails - passes > 1:
@@ -173,7 +184,7 @@ class _Scout:
     ) -> tuple[int, int]:
         """Try sizes at once: the largest that passes by now, and the least above that does not."""
         sizes = [size for size in sizes if passes < size < fails]
-        probes = [Probe(target=str(ip), size=size, timeout_s=_TIMEOUT_S) for size in sizes]
+        probes = [Probe(target=str(ip), size=size, timeout_s=_SEARCH_S) for size in sizes]
         results = await asyncio.gather(*(self._shoot(probe, attempts=1) for probe in probes))
         answered = [
             size for size, one in zip(sizes, results, strict=True) if one.outcome == "replied"

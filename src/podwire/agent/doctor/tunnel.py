@@ -60,15 +60,13 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
     for path in broken:
         text, remedy = _judge(network, path, bool(local))
         if differing & {"", path.peer.name, network.node}:
+            # Then it is no wonder, and says nothing about the way.
             remedy = "first what this node holds has to be as it should be: see `desired`"
         yield _find.fail(text, remedy, peer=path.peer.name)
 
 
 async def _differing(subject: Subject) -> set[str]:
-    """The nodes for whose sake this node should hold what it does not; empty for what nobody wants.
-
-    Then it is no wonder that there is no answer, and the probes say nothing about the way.
-    """
+    """For whose sake this node should hold what it does not; empty for what nobody wants."""
     worker = subject.agent.worker
     changes = await worker.call(worker.reconciler.plan)
     whys = [change.why.object if change.why is not None else "" for change in changes]
@@ -100,12 +98,12 @@ def _judge(network: NetworkConfig, path: Path, dropped_here: bool) -> tuple[str,
             f"{name} answers neither at {node.ip}{why} nor at {through}",
             f"is {name} up, and connected to the network between the nodes?",
         )
-    text = f"{name} answers at {node.ip}, and not at {through}: UDP {port} does not get through"
+    text = f"{name} answers at {node.ip}, and not at {through}"
     if dropped_here:
         return text, ""
     return text, (
-        f"let UDP {port} pass between {network.underlay.ip} and {node.ip}, both ways: firewalls"
-        f" and security groups on the way, and rules on {name}: podwire doctor --node {name}"
+        f"UDP {port} does not get through between {network.underlay.ip} and {node.ip}: let it pass,"
+        f" both ways, on the way and on {name} (podwire doctor --node {name})"
     )
 
 
