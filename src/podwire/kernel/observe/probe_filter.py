@@ -10,9 +10,8 @@ packet carries is looked at in stages, each of which reads a packet by the same 
     OUTER ──VXLAN──▶ INNER ──ICMP error──▶ QUOTED ──VXLAN──▶ QUOTED_INNER
       └──────────────ICMP error──────────────┘
 
-Traffic that does not match is turned away as early as it can be: by its protocol before its
-header's length, by its ports before anything else of the transport. That is three to six loads
-of a packet, of 5 ns or so each.
+Traffic that does not match is turned away as early as it can be, after three to six loads: by its
+protocol before its header's length, by its ports before anything else of the transport.
 """
 
 from __future__ import annotations
