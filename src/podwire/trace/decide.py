@@ -185,6 +185,10 @@ def _not_for_us(v: Vantage, state: InterfaceState, flow: Flow, *, ended: bool) -
     problem = None
     if ended and state.kind == "vxlan":
         problem = tunneling.misdelivered(v, state, flow)
+    elif ended and v.is_pod:
+        problem = switching.flooded(v, flow)
+    elif ended:
+        problem = tunneling.astray(v, state, flow)
     return Decision(
         kind="local",
         text=f"the frame is for {format_mac(mac)}, and {state.name} is {state.mac_text}: ignored",

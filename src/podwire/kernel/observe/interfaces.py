@@ -111,6 +111,8 @@ def read_interfaces(sock: NetlinkSocket) -> list[InterfaceState]:
 
 def find_interface(sock: NetlinkSocket, which: int | str) -> InterfaceState | None:
     """One interface by index or name, without its addresses; None where there is none."""
+    if not which:
+        return None
     if isinstance(which, str):
         question = messages.get_link(which)
     else:

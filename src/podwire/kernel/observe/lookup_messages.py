@@ -52,7 +52,8 @@ NEIGHBOR_STATES = {
     NUD_PERMANENT: "PERMANENT",
 }
 
-#: Without the first of these every answer is said to be of the main table.
+#: Without the first of these every answer of IPv4 is said to be of the main table; IPv6 tells its
+#: table always, and refuses the flag.
 RTM_F_LOOKUP_TABLE, RTM_F_FIB_MATCH = 0x1000, 0x2000
 _RTA_SRC, _RTA_IIF, _RTA_METRICS, _RTA_CACHEINFO, _RTA_MARK = 2, 3, 8, 12, 16
 _RTA_IP_PROTO, _RTA_SPORT, _RTA_DPORT = 27, 28, 29
@@ -161,6 +162,7 @@ class NetConf(msgspec.Struct, frozen=True):
 def get_route(question: RouteQuestion, *, fib_match: bool) -> bytes:
     """The payload of RTM_GETROUTE. `fib_match`: the table's entry, not what comes of it."""
     bits = len(question.dst) * 8
+    flags = RTM_F_LOOKUP_TABLE if question.family == socket.AF_INET else 0
     body = _RTMSG.pack(
         question.family,
         bits,
@@ -170,7 +172,7 @@ def get_route(question: RouteQuestion, *, fib_match: bool) -> bytes:
         0,
         0,
         0,
-        RTM_F_LOOKUP_TABLE | (RTM_F_FIB_MATCH if fib_match else 0),
+        flags | (RTM_F_FIB_MATCH if fib_match else 0),
     )
     body += attr(messages.RTA_DST, question.dst)
     if question.src:

@@ -93,10 +93,12 @@ def _refusal(
             return way_problem(v, flow.dst, wanted, entry)
     elif entry is None and answer.errno:
         return no_way(v, flow.dst)
-    if not answer.errno or iif is None:
+    if iif is None:
         return None
-    forwarding = forwarding_problem(v, flow, iif) if not is_local else None
-    return forwarding or reverse_path_problem(v, flow, iif)
+    passing = entry is not None and entry.kind == RTN_UNICAST
+    if passing and (forwarding := forwarding_problem(v, flow, iif)) is not None:
+        return forwarding
+    return reverse_path_problem(v, flow, iif) if answer.errno else None
 
 
 def _too_much(
@@ -110,8 +112,8 @@ def _too_much(
             interface=iif.name,
             remedy="send it with a larger TTL; if that is the usual one, look for a routing loop",
         )
-    # A learned path MTU binds senders and IPv6 routers, not IPv4 ones.
-    learned = answer.mtu if flow.version == 6 else 0
+    # A learned path MTU binds IPv6 routers, not IPv4 ones; and no sender of probes.
+    learned = answer.mtu if flow.version == 6 and iif is not None else 0
     known = answer.match.mtu if answer.match is not None else 0
     mtu = min([out.mtu, *(one for one in (learned, known) if one)])
     if flow.length <= mtu or not flow.dont_fragment:

@@ -89,6 +89,14 @@ def _egress(v: Vantage, index: int, flow: Flow) -> Problem | None:
     return found or _too_long(v, port.name, port.mtu, flow)
 
 
+def flooded(pod: Vantage, flow: Flow) -> Problem | None:
+    """A pod got a frame that is for another: its node's bridge did not know where that is."""
+    config = pod.node.intent.config if pod.node is not None else None
+    if pod.node is None or config is None:
+        return None
+    return _unknown(pod.node, config.bridge, flow)
+
+
 def _unknown(v: Vantage, bridge: str, flow: Flow) -> Problem | None:
     """No port has the MAC: the pod's cable is gone, or the sender believes a wrong MAC."""
     pod = v.intent.pod_at(flow.dst)

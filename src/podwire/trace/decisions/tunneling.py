@@ -17,12 +17,14 @@ import msgspec
 from podwire.kernel.observe import lookup
 from podwire.kernel.observe.interfaces import InterfaceState, VxlanState
 from podwire.model.state import (
+    FdbEntry,
     IPAddress,
     IPNetwork,
     Link,
     Neighbor,
     Route,
     Vxlan,
+    Why,
     format_mac,
 )
 from podwire.plan.transport.vxlan import OVERHEAD
@@ -36,6 +38,7 @@ from podwire.trace.decisions.ways import unleased_problem, way_problem
 from podwire.trace.model import Cause, Decision, Problem
 
 _DF_ALWAYS, _DF_AS_INNER = 1, 2
+_NO_WHY = Why("", "")
 
 
 def sent(v: Vantage, tunnel: InterfaceState, flow: Flow, *, ended: bool) -> list[Decision]:
@@ -93,8 +96,13 @@ def _outer(vxlan: VxlanState, flow: Flow, end: IPAddress) -> Flow:
 def _in_the_tunnels_words(
     v: Vantage, decision: Decision, tunnel: InterfaceState, flow: Flow, outer: Flow
 ) -> Decision:
-    """A packet too big for the underlay is too big because of the tunnel."""
+    """A packet too big for the underlay is too big because of the tunnel; and without a route to
+    the peer, the underlay itself may be down."""
     problem = decision.problem
+    config = v.intent.config
+    if problem is not None and problem.cause is Cause.NO_ROUTE and config is not None:
+        device = device_problem(v, config.underlay.dev)
+        return msgspec.structs.replace(decision, problem=device or problem)
     if problem is None or problem.cause is not Cause.TOO_BIG:
         return decision
     more = outer.length - flow.length
@@ -234,6 +242,32 @@ def _nobody_takes(v: Vantage, flow: Flow, taker: InterfaceState | None) -> Probl
         remedy=remedy,
         why=link.why if link is not None else None,
     )
+
+
+def astray(v: Vantage, underlay: InterfaceState, flow: Flow) -> Problem | None:
+    """A frame with a packet of the tunnel in it came by, and is for another machine: its sender
+    takes a wrong address, or a wrong MAC, for this node's."""
+    config, inner = v.intent.config, flow.inner
+    if config is None or inner is None or inner.target_mac != config.lease.vtep_mac:
+        return None
+    senders = v.intent.fdb_to(flow.src)
+    node = senders[0].why.object.removeprefix("Node/") if senders else str(flow.src)
+    own = config.lease.public_ip
+    if flow.dst != own:
+        tunnel = config.vxlan_dev
+        mac = format_mac(inner.target_mac)
+        cause, interface, why = Cause.WRONG_FDB, tunnel, v.why_of_link(tunnel)
+        text = f"{node} sends frames for {mac} to {flow.dst}, and not to {own}"
+        entry = FdbEntry(dev=tunnel, mac=inner.target_mac, dst=own, why=why or _NO_WHY)
+        remedy = v.remedies.there(mend.entry_line(entry), node)
+    else:
+        cause, interface, why = Cause.WRONG_NEIGHBOR, underlay.name, None
+        text = (
+            f"{node} takes {format_mac(flow.target_mac)} for the MAC of {own}, which is"
+            f" {underlay.mac_text}"
+        )
+        remedy = v.remedies.by_hand(f"ip neigh flush to {own}", f"on {node}")
+    return Problem(cause=cause, text=text, place=node, interface=interface, remedy=remedy, why=why)
 
 
 def misdelivered(v: Vantage, tunnel: InterfaceState, flow: Flow) -> Problem | None:
