@@ -243,6 +243,7 @@ def test_a_large_packet_is_taken_after_its_interface_went_down(
     packet = ip("10.1.1.1", "10.1.1.2", 17, udp(5, 6, b"?" * 60000))[1]
     with FrameTap(fd, only(0x0800), ifindex=index, snaplen=262144) as tap:
         os.write(tun, packet)
+        assert select.select([tap], [], [], 10)[0]
         namespace.run("ip link set tun0 down")
         assert [one.data for one in tap.read()] == [packet]
     os.close(fd)
