@@ -215,8 +215,7 @@ class TraceMessage(NamedTuple):
     verdict: str
     iif: int
     oif: int
-    network: bytes
-    transport: bytes
+    data: bytes
 
 
 _KINDS = {1: "policy", 2: "return", 3: "rule"}
@@ -248,8 +247,9 @@ def parse_trace(kind: int, payload: bytes) -> TraceMessage | None:
         verdict=verdict,
         iif=number(10),
         oif=number(12),
-        network=attrs.get(8, b""),
-        transport=attrs.get(9, b""),
+        # Of an IPv6 fragment without transport header the kernel takes that to be at 0, where the
+        # network header is, and leaves no room for the latter.
+        data=attrs.get(8, b"") + attrs.get(9, b""),
     )
 
 

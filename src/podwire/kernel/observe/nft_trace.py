@@ -10,8 +10,12 @@ A table of our own marks the probe's packets before any other rule sees them (pr
 prerouting and output; on bridges also at forward, where flooding makes copies). It is owned by
 our netlink socket: nobody else can change it, and it goes with the socket, also when the process
 is killed. From there on the kernel tells of each rule that the packet meets until it leaves the
-namespace. It tells everybody who listens about every marked packet, so a packet is ours only if
-the kernel first told that our own rule had marked it.
+namespace.
+
+It tells everybody who listens about every marked packet, whoever marked it. Ours are those of
+which it first told that our own rule marked them; from then on they are known by their id. The
+kernel makes that of the packet's place in memory and its flow, so that packets soon after may
+have the same: what no translation changes in a packet's headers tells them apart.
 
 Only families that have tables are looked at: where nobody filters, nothing is put in the way. So
 a table that is made after the tap is opened may be missed, as are rules of iptables-legacy, which
@@ -58,7 +62,7 @@ _SEEN_BY = {
     nft.BRIDGE: nft.BRIDGE,
     nft.ARP: nft.ARP,
 }
-#: Packets that are known to be ours; one is in the kernel for some µs only.
+#: Packets whose headers are kept; one is in the kernel for some µs only.
 _REMEMBERED = 4096
 
 
@@ -83,10 +87,14 @@ class RawNftStep(NamedTuple):
     data: bytes
 
 
-class _Seen(NamedTuple):
+class _Packet(NamedTuple):
+    """What was last told of a packet's headers; `ours` once our own rule has marked it."""
+
+    identity: tuple[bytes, ...]
     iif: int
     oif: int
     data: bytes
+    ours: bool
 
 
 class NftTap:
@@ -101,7 +109,7 @@ class NftTap:
         self.lost = 0  # how often steps were lost, as there was no room for them
         self._name = PREFIX + secrets.token_hex(4)
         self._texts: RuleTexts | None = None
-        self._ours: dict[int, _Seen] = {}
+        self._packets: dict[int, _Packet] = {}
         with netns.entered(netns_fd) if netns_fd is not None else contextlib.nullcontext():
             try:
                 self._socket = NetlinkSocket(NETLINK_NETFILTER, (nft.NFNLGRP_NFTRACE,))
@@ -153,15 +161,10 @@ class NftTap:
         return [step for step in steps if step is not None]
 
     def _step(self, told: nft.TraceMessage, now: int, texts: RuleTexts) -> RawNftStep | None:
-        if told.table.startswith(PREFIX):
-            if (told.table, told.chain, told.kind) == (self._name, nft_match.MARK, "rule"):
-                self._remember(told)
+        packet = self._packet(told)
+        if packet is None or not packet.ours or told.table.startswith(PREFIX):
             return None
-        if told.id not in self._ours:
-            return None
-        if told.network:
-            self._remember(told)
-        if told.kind == "return":
+        if told.verdict == "return":  # by a rule or at a chain's end
             return None
         family = nft.FAMILY_NAMES.get(told.family, str(told.family))
         rule = ""
@@ -169,7 +172,6 @@ class NftTap:
             rule = texts.text(family, told.table, told.chain, told.handle)
             if told.verdict == "continue" and " set " not in rule:
                 return None
-        seen = self._ours[told.id]
         return RawNftStep(
             now,
             told.kind,
@@ -179,16 +181,31 @@ class NftTap:
             rule,
             told.handle,
             told.verdict,
-            seen.iif,
-            seen.oif,
-            seen.data,
+            packet.iif,
+            packet.oif,
+            packet.data,
         )
 
-    def _remember(self, told: nft.TraceMessage) -> None:
-        self._ours.pop(told.id, None)
-        self._ours[told.id] = _Seen(told.iif, told.oif, told.network + told.transport)
-        if len(self._ours) > _REMEMBERED:
-            del self._ours[next(iter(self._ours))]
+    def _packet(self, told: nft.TraceMessage) -> _Packet | None:
+        """The packet that a message is about; None where its headers were never told."""
+        packet = self._packets.pop(told.id, None)
+        if told.data:
+            identity = _identity(told.data)
+            packet = _Packet(
+                identity,
+                told.iif,
+                told.oif,
+                told.data,
+                ours=packet is not None and packet.ours and packet.identity == identity,
+            )
+        if packet is None:
+            return None
+        if (told.table, told.chain) == (self._name, nft_match.MARK):
+            packet = packet._replace(ours=True)
+        self._packets[told.id] = packet
+        if len(self._packets) > _REMEMBERED:
+            del self._packets[next(iter(self._packets))]
+        return packet
 
     def _families(self) -> list[int]:
         """The families of ours that it takes to see every table that is there."""
@@ -221,10 +238,35 @@ class NftTap:
             nft.new_rule(family, name, hook, [nft.jump(nft_match.START)]) for hook in hooks
         ]
         if failures := self._socket.request(nft.batch(messages)):
-            raise _not_installed(failures)
+            raise not_installed(failures)
 
 
-def _not_installed(failures: list[Failure]) -> UnsupportedError | KernelError:
+def _identity(data: bytes) -> tuple[bytes, ...]:
+    """What stays in a packet's headers while it is in a namespace, and differs between packets.
+
+    So no addresses and ports, TTL, DSCP or checksums.
+    """
+    version = data[0] >> 4
+    if version == 4:
+        length_and_id, protocol, start = data[2:6], data[9:10], (data[0] & 0x0F) * 4
+    elif version == 6:
+        length_and_id, protocol, start = data[4:6], data[6:7], 40
+    else:  # ARP has nothing that changes.
+        return (data,)
+    transport = data[start:]
+    match protocol:
+        case b"\x06":
+            rest = transport[4:14]  # TCP's sequence, acknowledgement and flags
+        case b"\x11":
+            rest = transport[4:6] + transport[8:]  # UDP's length and payload
+        case _:
+            # ICMP but its checksum, an echo's identifier, and the checksum of what an error quotes.
+            rest = transport[:2] + transport[6:18]
+    return length_and_id, protocol, rest
+
+
+def not_installed(failures: list[Failure]) -> UnsupportedError | KernelError:
+    """The exception for a table that the kernel did not take."""
     # 1 is the table, behind the batch's begin: its flag "owner" is what older kernels don't know.
     if any(one.index == 1 and one.errno in (errno.EINVAL, errno.EOPNOTSUPP) for one in failures):
         return UnsupportedError(
