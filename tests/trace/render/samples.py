@@ -223,7 +223,7 @@ class Flow:
 
 
 def tcp(source: str = POD1, target: str = POD2, port: int = 80, flags: str = "S") -> Flow:
-    return Flow(source, target, 60, (Tcp(40001, port, 1000, 0, flags), Payload(20)), 6)
+    return Flow(source, target, 60, (Tcp(40001, port, 1000, 0, flags),), 6)
 
 
 # --- hops -------------------------------------------------------------------------------------
@@ -703,7 +703,7 @@ def pod_to_node() -> Trace:
 def _dropped(
     way: Way, finding: Finding, *, outcome: Outcome = Outcome.DROPPED, reply: Path | None = None
 ) -> Trace:
-    arrived = outcome is not Outcome.DROPPED
+    arrived = outcome in (Outcome.REFUSED, Outcome.DELIVERED)
     one = Round(
         number=1,
         request=way.path(arrived),
@@ -936,6 +936,7 @@ def agent_away() -> Trace:
                 remedy="podwire get nodes; start the agent of node2",
                 evidence=("seen at node1, eth0, on the way out",),
             ),
+            outcome=Outcome.UNANSWERED,
         ),
         notes=("node2 was not observed: its agent does not answer",),
     )
@@ -946,6 +947,156 @@ def mixed_rounds() -> Trace:
     lost = msgspec.structs.replace(underlay().rounds[0], number=2)
     rounds = (_round_across(), lost, _round_across(number=3, rtt_us=69.0))
     return trace(rounds, "dropped: 1 of 3 between node1 and node2")
+
+
+def not_in_use() -> Trace:
+    """Nobody on node2 has the address: its ARP request stays without an answer."""
+    flow = Flow(POD1, "10.244.2.99")
+    way = Way(ACROSS)
+    _request_to_node2(way, flow)
+    _request_on_node2(way, flow)
+    del way.hops[7:]
+    way.places = ACROSS[:3]
+    one = _dropped(
+        way,
+        Finding(
+            cause=Cause.NOT_IN_USE,
+            where="node2, cni0",
+            text="nobody on node2 has 10.244.2.99: its ARP requests on cni0 got no answer",
+            remedy="podwire get pods -o wide shows the addresses that are in use",
+            kernel_reason="NEIGH_FAILED",
+            evidence=("node2 asked 3 times who has 10.244.2.99",),
+        ),
+    )
+    target = Endpoint(kind="address", ip="10.244.2.99", node="node2")
+    return msgspec.structs.replace(one, target=target, probe=Probe(target=target.ip))
+
+
+def not_in_use_here() -> Trace:
+    """The same on the pod's own node: not even the first frame goes out."""
+    finding = Finding(
+        cause=Cause.NOT_IN_USE,
+        where="pod:default/pod1, eth0",
+        text="nobody on node1 has 10.244.1.99: ARP requests of pod default/pod1 got no answer",
+    )
+    target = Endpoint(kind="address", ip="10.244.1.99", node="node1")
+    one = _dropped(Way(LOCAL[:2]), finding)
+    return msgspec.structs.replace(one, target=target, probe=Probe(target=target.ip))
+
+
+def wrong_fdb() -> Trace:
+    """The tunnel leads to node3, which has no use for it."""
+    node3 = msgspec.structs.replace(ACROSS[2], node="node3")
+    places = (*ACROSS, node3)
+    flow = Flow()
+    way = Way(places)
+    _request_to_node2(way, flow)
+    tunnelled = flow.tunnelled((_VTEP1, _VTEP2), 63, (NODE1, NODE2))
+    way.hop(4, "eth0", "in", 12.0, tunnelled)
+    return _dropped(
+        way,
+        Finding(
+            cause=Cause.WRONG_FDB,
+            where="node1, flannel.1",
+            text=f"flannel.1 sends frames for {_VTEP2} to node3, and it is the VTEP of node2",
+            remedy=f"bridge fdb replace {_VTEP2} dst 172.18.0.12 dev flannel.1 self permanent",
+            why=NODE2_REACHED,
+        ),
+    )
+
+
+def to_own_node() -> Trace:
+    """From a pod to the bridge's address on its own node."""
+    places = ACROSS[:2]
+    flow = Flow(POD1, "10.244.1.1")
+    way = Way(places)
+    _out_of_pod1(way, flow)
+    way.hop(
+        1,
+        "cni0",
+        "in",
+        0.7,
+        flow.packet((_POD1_MAC, _GW1), 64),
+        Decision(kind="local", text="10.244.1.1 is its own"),
+    )
+    back = way.back()
+    answer = flow.answer().packet((_GW1, _POD1_MAC), 64)
+    back.hop(1, "cni0", "out", None, answer)
+    back.hop(1, _VETH1, "out", 0.7, answer)
+    back.hop(0, "eth0", "in", 0.7, answer)
+    return trace(
+        (_replied(way.path(), back.path(), 18.0),),
+        "pod default/pod1 reaches node node1 and is answered, 18 µs there and back",
+        places=places,
+        target=Endpoint(kind="node", ip="10.244.1.1", name="node1", node="node1"),
+    )
+
+
+def no_answer() -> Trace:
+    """UDP, delivered; what listens there stays silent."""
+    flow = Flow(upper=(Udp(40001, 53, 64), Payload(56)), protocol=17)
+    one = msgspec.structs.replace(
+        _round_across(flow),
+        reply=None,
+        rtt_us=None,
+        outcome=Outcome.DELIVERED,
+        finding=Finding(
+            cause=Cause.NO_ANSWER,
+            where="pod:default/pod2, eth0",
+            text="delivered to pod default/pod2, which sent no answer",
+        ),
+    )
+    return trace(
+        (one,),
+        "delivered to pod default/pod2; no answer came",
+        probe=Probe(protocol="udp", target=POD2, port=53),
+    )
+
+
+_V6 = {POD1: "fd00:10:244:1::2", POD2: "fd00:10:244:2::2", NODE1: "fd00:172:18::11"}
+
+
+def _as_ipv6(header: Header) -> Header:
+    if isinstance(header, Ip) and header.source in _V6 | {POD2: ""} and header.protocol == 1:
+        ends = (_V6.get(header.source, header.source), _V6.get(header.target, header.target))
+        return Ip(
+            version=6,
+            source=ends[0],
+            target=ends[1],
+            ttl=header.ttl,
+            protocol=58,
+            length=header.length + 20,
+            dont_fragment=True,
+        )
+    if isinstance(header, Icmp):
+        return msgspec.structs.replace(header, type={8: 128, 0: 129}[header.type])
+    return header
+
+
+def across_ipv6() -> Trace:
+    """The demo, in IPv6 inside."""
+
+    def turned(path: Path | None) -> Path:
+        assert path is not None
+        hops = tuple(
+            msgspec.structs.replace(
+                hop,
+                packet=Packet(
+                    hop.packet.size + 20, tuple(_as_ipv6(header) for header in hop.packet.headers)
+                ),
+            )
+            for hop in path.hops
+        )
+        return Path(hops, path.arrived)
+
+    one = _round_across()
+    both = msgspec.structs.replace(one, request=turned(one.request), reply=turned(one.reply))
+    return trace(
+        (both,),
+        _ARRIVED,
+        source=msgspec.structs.replace(FROM_POD1, ip=_V6[POD1]),
+        target=msgspec.structs.replace(TO_POD2, ip=_V6[POD2]),
+    )
 
 
 SAMPLES = {
@@ -968,5 +1119,11 @@ SAMPLES = {
         reply_lost,
         agent_away,
         mixed_rounds,
+        not_in_use,
+        not_in_use_here,
+        wrong_fdb,
+        to_own_node,
+        no_answer,
+        across_ipv6,
     )
 }

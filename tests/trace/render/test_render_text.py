@@ -115,7 +115,7 @@ def test_an_address_translated_is_marked_both_ways() -> None:
     text = render_text(outside(), colour=False)
     assert "Δ source 10.244.1.2 → 172.18.0.11, TTL 64 → 63," in text
     assert "│     Δ target 172.18.0.11 → 10.244.1.2\n" in text
-    assert "┊ on to 192.0.2.80, where nobody of ours can look" in text
+    assert "┊ on to 192.0.2.80, out of sight" in text
 
 
 def test_several_rounds_are_summed_up_as_ping_does() -> None:

@@ -10,7 +10,8 @@ hops (`text_path.py`), and widths, escaping and colour (`ink.py`).
     notes
     the verdict, before it what is known of a failure and the command that mends it
 
-Each mark reads without colour: `Δ` changed, `+` put into a tunnel, `−` taken out, `✓`, `✗`.
+Each mark reads without colour: `Δ` changed, `+` put into a tunnel, `−` taken out of one, `✓`, `!`,
+`?`, `✗`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _MARKS = {
     Outcome.REPLIED: Span("✓", "good"),
     Outcome.REFUSED: Span("!", "changed"),
     Outcome.DELIVERED: Span("!", "changed"),
+    Outcome.UNANSWERED: Span("?", "changed"),
     Outcome.DROPPED: Span("✗", "bad"),
     Outcome.UNANSWERED: Span("?", "changed"),
 }
@@ -49,7 +51,7 @@ def render_text(trace: Trace, *, colour: bool, width: int = 100) -> str:
     if trace.notes:
         parts.append([line for note in trace.notes for line in _note(note, width)])
     if shown is not None and shown.finding is not None:
-        parts.append(_finding(shown.finding, width))
+        parts.append(_finding(shown.finding, _MARKS[shown.outcome].style, width))
     parts.append(_verdict(trace, shown, width))
     return "\n".join(paint(part, colour=colour) for part in parts if part)
 
@@ -124,9 +126,8 @@ def _note(note: str, width: int) -> list[Line]:
     ]
 
 
-def _finding(finding: Finding, width: int) -> list[Line]:
+def _finding(finding: Finding, style: str, width: int) -> list[Line]:
     """Why it failed, behind a bar of its own."""
-    style = "changed" if finding.cause.value in ("refused", "no-answer") else "bad"
     bar = Span("┃ ", style)
     title = f"{words.cause_words(finding.cause)}: {finding.where}"
     lines = fill(split(clean(title), style), width - 2)

@@ -130,20 +130,17 @@ class PathText:
         return self._labelled([Span("┊ ", "dim")], split(clean(text), "dim"))
 
     def _end(self, one: Round, path: Path) -> list[Line]:
-        """What stands below the last hop: arrived, gone out of sight, or lost."""
+        """What stands below the last hop: arrived, lost, or gone out of sight."""
         if path.arrived:
             return [[Span("└ ", "dim"), Span("✓ arrived", "good")]]
-        lost = one.outcome is Outcome.DROPPED and (one.reply is None or path is one.reply)
-        if lost or one.finding is not None:
+        if one.outcome is Outcome.DROPPED:
             finding = one.finding
-            if finding is None:
-                return [[Span("└ ", "dim"), Span("✗ lost", "bad")]]
-            text = f"✗ {words.cause_words(finding.cause)}"
-            if finding.kernel_reason:
+            text = f"✗ {words.cause_words(finding.cause)}" if finding is not None else "✗ lost"
+            if finding is not None and finding.kernel_reason:
                 text += f" ({finding.kernel_reason})"
             return self._labelled([Span("└ ", "dim")], split(clean(text), "bad"))
         ip = words.ip_of(path.hops[-1].packet.inner)
-        text = f"on to {ip.target}, where nobody of ours can look" if ip else "on, out of sight"
+        text = f"on to {ip.target}, out of sight" if ip else "on, out of sight"
         return self._labelled([Span("┊ ", "dim")], split(clean(text), "dim"))
 
     def _labelled(self, lead: Line, units: list[Span]) -> list[Line]:

@@ -1,0 +1,177 @@
+"""The picture: well-formed, safe, the same each time, and nothing written over anything else."""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from podwire.trace.model import Trace
+from podwire.trace.render.svg import render_svg
+from podwire.trace.render.svg.canvas import FONTS, width
+
+from .samples import SAMPLES, across, no_route, outside, same_node, wrong_fdb
+from .strategies import traces
+
+_SVG = "{http://www.w3.org/2000/svg}"
+
+
+class Written(NamedTuple):
+    """A text and the box that it fills at most."""
+
+    text: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def parse(trace: Trace) -> ElementTree.Element:
+    return ElementTree.fromstring(render_svg(trace))
+
+
+def written(root: ElementTree.Element) -> list[Written]:
+    found = []
+    for one in root.iter(f"{_SVG}text"):
+        font = (one.get("class") or "").split()[0]
+        title = one.find(f"{_SVG}title")
+        text = (one.text or "") + ((title.tail or "") if title is not None else "")
+        wide, size = width(text, font), FONTS[font].size
+        x, y = float(one.get("x") or 0), float(one.get("y") or 0)
+        left = x - {"start": 0, "middle": wide / 2, "end": wide}[one.get("text-anchor", "start")]
+        found.append(Written(text, left, y - 0.75 * size, left + wide, y + 0.2 * size))
+    return found
+
+
+def overlapping(texts: list[Written]) -> list[tuple[str, str]]:
+    return [
+        (a.text, b.text)
+        for a, b in combinations(texts, 2)
+        if min(a.right, b.right) - max(a.left, b.left) > 0.5
+        and min(a.bottom, b.bottom) - max(a.top, b.top) > 0.5
+    ]
+
+
+def check(trace: Trace) -> list[Written]:
+    """What holds for every picture; its texts."""
+    root = parse(trace)
+    texts = written(root)
+    assert overlapping(texts) == []
+    _, _, wide, high = (float(one) for one in (root.get("viewBox") or "").split())
+    for one in texts:
+        assert one.left >= 0, one
+        assert one.right <= wide, one
+        assert one.top >= 0, one
+        assert one.bottom <= high, one
+    return texts
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_no_text_is_over_another_or_outside(name: str) -> None:
+    check(SAMPLES[name]())
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(traces())
+def test_any_trace_can_be_drawn(trace: Trace) -> None:
+    root = parse(trace)
+    assert {one.tag.removeprefix(_SVG) for one in root.iter()} <= {
+        "svg", "title", "desc", "style", "rect", "path", "circle", "text",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_it_is_the_same_each_time_and_needs_nothing_else(name: str) -> None:
+    svg = render_svg(SAMPLES[name]())
+    assert svg == render_svg(SAMPLES[name]())
+    assert re.findall(r"https?://[^\"]*", svg) == ["http://www.w3.org/2000/svg"]
+    assert not re.search(r"url\(|@import|<script|<image|href", svg)
+
+
+def test_it_can_be_read_to_those_who_do_not_see_it() -> None:
+    root = parse(across())
+    assert root.get("role") == "img"
+    labels = (root.get("aria-labelledby") or "").split()
+    described = {one.get("id"): one.text or "" for one in root if one.get("id")}
+    assert list(described) == labels
+    assert described["title"].startswith("pod default/pod1 10.244.1.2 on node1 → ")
+    assert "1 pod:default/pod1 eth0 out, 2 node1 veth95dcb0817dc in" in described["desc"]
+
+
+def test_dark_and_light_know_the_same_classes() -> None:
+    svg = render_svg(across())
+    light, _, dark = svg[svg.index("<style>") : svg.index("</style>")].partition("@media")
+    assert "prefers-color-scheme:dark" in dark
+    dark_classes = set(re.findall(r"^  \.podwire \.(\w+)\{", dark, re.MULTILINE))
+    light_classes = set(re.findall(r"^\.podwire \.(\w+)\{[^}]*#", light, re.MULTILINE))
+    assert dark_classes == light_classes
+    used = {name for names in re.findall(r' class="([^"]+)"', svg) for name in names.split()}
+    assert used <= {"podwire", *re.findall(r"\.podwire \.(\w+)", light)}
+
+
+def test_every_sighting_has_its_number() -> None:
+    numbers = [one.text for one in check(across()) if one.text.isdigit()]
+    assert set(numbers) >= {str(number) for number in range(1, 21)}
+
+
+def test_the_packet_is_shown_in_each_form() -> None:
+    texts = [one.text for one in check(across())]
+    assert [text for text in texts if re.fullmatch(r"\d+ bytes", text)] == [
+        "98 bytes",
+        "148 bytes",
+        "98 bytes",
+    ]
+    assert [text for text in texts if text.startswith("TTL") and "→" not in text] == [
+        "TTL 64, DF",
+        "TTL 64",
+        "TTL 63, DF",
+        "TTL 62, DF",
+    ]
+    assert texts.count("VXLAN") == 1
+
+
+def test_on_one_node_the_bridge_is_between_the_two() -> None:
+    texts = [one.text for one in check(same_node())]
+    assert texts.count("node1") == 1
+    assert "underlay" not in texts
+    assert "0a:58:0a:f4:01:03 is at port vethfb26feedfcc" in texts
+
+
+def test_outside_is_a_cloud_and_the_translation_is_told() -> None:
+    texts = [one.text for one in check(outside())]
+    assert "outside of the cluster" in texts
+    assert "source 10.244.1.2 → 172.18.0.11" in texts
+
+
+def test_a_drop_is_crossed_out_where_it_happened_and_explained() -> None:
+    trace = no_route()
+    texts = check(trace)
+    crosses = [one for one in parse(trace).iter(f"{_SVG}path") if one.get("class") == "cross"]
+    assert len(crosses) == 1
+    cause = next(one for one in texts if one.text == "no route")
+    bridge = next(one for one in texts if one.text == "cni0")
+    tunnel = next(one for one in texts if one.text == "flannel.1")
+    assert bridge.bottom < cause.top < tunnel.top
+    assert any("ip route replace 10.244.2.0/24" in one.text for one in texts)
+
+
+def test_a_third_node_stands_between() -> None:
+    nodes = {
+        one.text: one.left for one in check(wrong_fdb()) if one.text in ("node1", "node2", "node3")
+    }
+    assert nodes["node1"] < nodes["node3"] < nodes["node2"]
+
+
+def test_a_name_cannot_become_markup() -> None:
+    evil = "a</text><script>alert(1)</script>\x1b\u202e"
+    trace = across()
+    target = msgspec.structs.replace(trace.target, name=evil)
+    svg = render_svg(msgspec.structs.replace(trace, target=target, verdict=evil))
+    assert "<script" not in svg
+    assert "\x1b" not in svg
+    assert "\u202e" not in svg
