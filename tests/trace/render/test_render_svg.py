@@ -111,7 +111,7 @@ def test_dark_and_light_know_the_same_classes() -> None:
     light_classes = set(re.findall(r"^\.podwire \.(\w+)\{[^}]*#", light, re.MULTILINE))
     assert dark_classes == light_classes
     used = {name for names in re.findall(r' class="([^"]+)"', svg) for name in names.split()}
-    assert used <= {"podwire", *re.findall(r"\.podwire \.(\w+)", light)}
+    assert used <= {"podwire", "text", *re.findall(r"\.podwire \.(\w+)", light)}
 
 
 def test_every_sighting_has_its_number() -> None:

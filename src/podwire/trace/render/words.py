@@ -12,11 +12,9 @@ from podwire.model.probe import Probe
 from podwire.trace.model import (
     Arp,
     Cause,
-    Change,
     Endpoint,
     Ethernet,
     Header,
-    Hop,
     Icmp,
     Ip,
     Packet,
@@ -221,10 +219,6 @@ def probe_words(probe: Probe) -> str:
     if probe.size is not None:
         what += f", {probe.size} bytes"
     return what
-
-
-def mac_change(hop: Hop) -> Change | None:
-    return next((change for change in hop.changes if change.kind == "mac"), None)
 
 
 def duration(us: float) -> str:
