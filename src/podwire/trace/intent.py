@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from podwire.kernel import nft
 from podwire.model.cluster import Attachment, NetworkConfig
 from podwire.model.state import (
     Address,
@@ -135,9 +136,16 @@ class Intent:
         return self._sysctls.get(key)
 
     def nft_rule(self, table: str, chain: str, text: str) -> NftRule | None:
-        """By the text that it was written with."""
-        for rule in self.nft_rules(table, chain):
-            if rule.text == text:
+        """By the text that it was written with, or the one that the kernel gives for it.
+
+        The latter may be spelled otherwise, and ends in the comment that it was made with.
+        """
+        rules = self.nft_rules(table, chain)
+        if not rules:
+            return None
+        _, digests = nft.wanted_state(self._tables[table]).chains[chain]
+        for rule, digest in zip(rules, digests, strict=True):
+            if text == rule.text or text.endswith(f'comment "{digest}"'):
                 return rule
         return None
 

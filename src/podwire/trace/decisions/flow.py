@@ -6,13 +6,17 @@ What lives here: the values, and reading them out of a decoded packet's headers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import msgspec
 
 from podwire.kernel.observe.lookup_messages import RouteQuestion
 from podwire.model.state import IPAddress, parse_mac
 from podwire.trace.model import Ethernet, Header, Ip, Tcp, Udp, Vxlan
+
+
+#: The unspecified address, by IP version.
+NOWHERE: dict[int, IPAddress] = {4: IPv4Address(0), 6: IPv6Address(0)}
 
 
 class Flow(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +47,7 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
         """The route that it takes, having come in by an interface, or sent from here."""
         return RouteQuestion(
             dst=self.dst.packed,
-            src=self.src.packed,
+            src=b"" if self.src.is_unspecified else self.src.packed,
             iif=iif,
             mark=mark,
             tos=self.tos,
@@ -79,8 +83,9 @@ def flow_of(headers: Sequence[Header]) -> Flow | None:
                 upper = headers[at + 1] if at + 1 < len(headers) else None
                 ports = isinstance(upper, Udp | Tcp)
                 vni, inner = _carried(headers[at + 1 :])
+                # Without a way the stack chooses no source: then it is empty.
                 return Flow(
-                    src=ip_address(header.source),
+                    src=ip_address(header.source) if header.source else NOWHERE[header.version],
                     dst=ip_address(header.target),
                     protocol=header.protocol,
                     sport=upper.source_port if ports else 0,  # type: ignore[union-attr]
