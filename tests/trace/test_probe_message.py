@@ -46,6 +46,8 @@ def test_a_udp_payload_tells_of_another_probe_only_if_it_is_ours() -> None:
     [
         (Probe(target="pod1"), "target"),
         (Probe(target="fe80::1"), "target"),
+        (Probe(target="224.0.0.1"), "target"),
+        (Probe(target="::"), "target"),
         (Probe(target="10.0.0.1", source="fd00::1"), "source"),
         (Probe(target="10.0.0.1", source="eth0"), "source"),
         (Probe(target="10.0.0.1", port=80), "port"),
@@ -70,10 +72,17 @@ def test_an_error_of_the_queue_names_who_sent_it_and_what_it_says() -> None:
     too_big = probe_errors.parse_error(
         struct.pack("=IBBBBII", 90, 2, 3, 4, 0, 1450, 0) + router, b""
     )
-    assert too_big.text == "fragmentation needed (MTU 1450), says 10.0.0.1"
+    assert too_big.text("10.0.0.9") == "fragmentation needed (MTU 1450), says 10.0.0.1"
     router6 = struct.pack("=HHI16sI", socket.AF_INET6, 0, 0, b"\xfd" + bytes(14) + b"\1", 0)
     closed = probe_errors.parse_error(struct.pack("=IBBBBII", 111, 3, 1, 4, 0, 0, 0) + router6, b"")
-    assert closed.text == "port unreachable, says fd00::1"
+    assert closed.text("fd00::9") == "port unreachable, says fd00::1"
     own = probe_errors.parse_error(struct.pack("=IBBBBII", 90, 1, 0, 0, 0, 1500, 0), b"")
     assert own.offender is None
-    assert "MTU of 1500 bytes" in own.text
+    assert "MTU of 1500 bytes" in own.text("10.0.0.9")
+
+
+def test_a_host_that_finds_no_neighbor_tells_itself() -> None:
+    own = struct.pack("=HH4s8x", socket.AF_INET, 0, bytes([10, 0, 0, 1]))
+    told = probe_errors.parse_error(struct.pack("=IBBBBII", 113, 2, 3, 1, 0, 0, 0) + own, b"")
+    assert told.text("10.0.0.1") == "the next hop does not answer ARP or NDP"
+    assert told.text("10.0.0.9") == "host unreachable, says 10.0.0.1"

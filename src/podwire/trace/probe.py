@@ -307,7 +307,7 @@ class Prober:
             number=number,
             outcome="refused" if refused else "error",
             errno=refusal.errno,
-            text=refusal.text,
+            text=refusal.text(self.source),
         )
 
 

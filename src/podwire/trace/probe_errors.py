@@ -48,12 +48,15 @@ _ICMP6 = {
     (3, 1): "fragments not reassembled in time",
 }
 
+#: What a stack tells itself when it has found no neighbour (net/ipv4/route.c, net/ipv6/route.c).
+_NO_NEIGHBOR = {(_ORIGIN_ICMP, 3, 1), (_ORIGIN_ICMP6, 1, 3)}
+
 #: What the sender's own stack means by refusing to send.
 _OWN = {
     errno.EPERM: "the sender's own firewall (nft or xtables, hook output or postrouting) drops it",
     errno.ENETUNREACH: "the sender has no route to it",
     errno.EHOSTUNREACH: "the sender's route to it says unreachable",
-    errno.EACCES: "the sender's route to it says prohibit",
+    errno.EACCES: "the sender's route to it says prohibit, or it is a broadcast address",
     errno.EINVAL: "the sender's route to it says blackhole",
     errno.EADDRNOTAVAIL: "the source address is not the sender's",
     errno.ENETDOWN: "the interface that it leaves through is down",
@@ -75,11 +78,12 @@ class QueuedError(msgspec.Struct, frozen=True):
     offender: str | None
     quoted: bytes
 
-    @property
-    def text(self) -> str:
-        """What it says, in words."""
+    def text(self, sender: str) -> str:
+        """What it says, in words, to who sent the packet from address `sender`."""
         if self.offender is None:
             return own_refusal(self.errno, mtu=self.info)
+        if self.offender == sender and (self.origin, self.type, self.code) in _NO_NEIGHBOR:
+            return "the next hop does not answer ARP or NDP"
         what = icmp_words(4 if self.origin == _ORIGIN_ICMP else 6, self.type, self.code)
         if self.errno == errno.EMSGSIZE:
             what += f" (MTU {self.info})"

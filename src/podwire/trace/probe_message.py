@@ -35,6 +35,8 @@ def check(probe: Probe) -> None:
         target = ip_address(probe.target)
     except ValueError:
         raise InputError(f"{probe.target!r} is not an IP address", field="target") from None
+    if target.is_multicast or target.is_unspecified:
+        raise InputError(f"{target} is not the address of one host", field="target")
     if target.version == 6 and target.is_link_local:
         raise InputError(f"{target} means something on one link only", field="target")
     if probe.source is not None:
