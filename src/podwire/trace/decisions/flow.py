@@ -14,7 +14,6 @@ from podwire.kernel.observe.lookup_messages import RouteQuestion
 from podwire.model.state import IPAddress, parse_mac
 from podwire.trace.model import Ethernet, Header, Ip, Tcp, Udp, Vxlan
 
-
 #: The unspecified address, by IP version.
 NOWHERE: dict[int, IPAddress] = {4: IPv4Address(0), 6: IPv6Address(0)}
 
