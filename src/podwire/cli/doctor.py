@@ -16,6 +16,7 @@ import click
 
 from podwire.agent.doctor.names import CHECKS
 from podwire.cli.context import target, target_options
+from podwire.errors import PodwireError
 
 if TYPE_CHECKING:
     from podwire.cli.agents import Agents
@@ -86,7 +87,11 @@ async def _all_nodes(them: Agents) -> list[str | None]:
     lab = target().lab_info()
     if lab is not None:
         # From the lab's own record, so that a lab whose API is down can be examined.
-        record = lab.record()
+        try:
+            record = lab.record()
+        except PermissionError as error:
+            text = f"the agents of lab {lab.name} may be asked by root only"
+            raise PodwireError(text, remedy="use sudo") from error
         return [node.name for node in record.nodes] if record is not None else []
     if target().kubeconfig is None and HOST_SOCKET.exists():
         return [None]

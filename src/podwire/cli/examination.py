@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median_low
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,8 +27,13 @@ from podwire.errors import AgentAwayError, NotFoundError, PodwireError
 from podwire.trace.connection import Connection
 from podwire.trace.wire import Check, Checked
 
+if TYPE_CHECKING:
+    from podwire.lab.registry import LabInfo
+
 #: Agents that are asked at once; on a cluster each is a stream through the API server.
 _AT_ONCE = 32
+#: The API is asked only for what else is known of a node.
+_API_S = 3.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _agent = Findings("agent")
@@ -149,21 +154,22 @@ async def _away(them: Agents, node: str | None, error: AgentAwayError) -> Checke
     """What is known of its node from elsewhere: its object, and the lab's supervisor."""
     facts = [error.message]
     if node is not None:
-        facts += await asyncio.to_thread(_process, node)
+        if (lab := target().lab_info()) is not None:
+            facts += await asyncio.to_thread(_process, lab, node)
         try:
-            facts += _object_says(await them.client.get(NODES, node))
+            async with asyncio.timeout(_API_S):
+                facts += _object_says(await them.client.get(NODES, node))
         except NotFoundError:
             facts.append(f"there is no node {node} in the cluster")
+        except TimeoutError:
+            facts.append("nor does the API answer")
         except PodwireError as unknown:
             facts.append(f"nor can the API be asked: {unknown.message}")
     return _agent.fail("; ".join(facts), error.remedy or "")
 
 
-def _process(node: str) -> list[str]:
+def _process(lab: LabInfo, node: str) -> list[str]:
     """What a lab's supervisor says of the agent's process."""
-    lab = target().lab_info()
-    if lab is None:
-        return []
     from podwire.lab.control import Control
 
     try:
@@ -174,7 +180,8 @@ def _process(node: str) -> list[str]:
     if process is None:
         return ["the lab's supervisor has not started it"]
     said = f" ({process.message})" if process.message else ""
-    return [f"its process is {process.state}{said}, and was started {process.restarts + 1} times"]
+    times = f", restarted {process.restarts} times" if process.restarts else ""
+    return [f"to the lab's supervisor its process is {process.state}{said}{times}"]
 
 
 def _object_says(node: dict[str, Any]) -> list[str]:

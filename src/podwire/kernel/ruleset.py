@@ -1,11 +1,9 @@
 """The firewall rules of this network namespace that others made.
 
-What lives here: the values, and reading them through libnftables (which shows what iptables-nft
-makes, too). What does not: what they do to a packet, which is `podwire.kernel.ruling`; our own
-table, which is `podwire.kernel.nft`. Nothing is ever changed from here.
-
-Expressions stay in nft's JSON (libnftables-json(5)). It does not tell what is in an extension of
-iptables (`{"xt": …}`); nft's text does, so each rule has that as well.
+What lives here: reading them through libnftables, which shows what iptables-nft makes, too; those
+of iptables-legacy are read by `podwire.kernel.xtables`. What does not: what they do to a packet,
+which is `podwire.kernel.ruling`; our own table, which is `podwire.kernel.nft`. Nothing is ever
+changed from here.
 """
 
 from __future__ import annotations
@@ -18,6 +16,8 @@ from typing import Any
 import msgspec
 
 from podwire.kernel.nft import FAMILY, OUTPUT_HANDLE, TABLE, Nft
+from podwire.kernel.rules import Chain, Rule, Ruleset
+from podwire.kernel.xtables import legacy_chains
 
 #: A rule in nft's own indentation, with its handle; and where a chain of family netdev sits, which
 #: nft's JSON does not tell (1.0.6).
@@ -29,62 +29,13 @@ _DEVICES = re.compile(
 _NAME = re.compile(r"[^\s{},\"=]+")
 
 
-class Rule(msgspec.Struct, frozen=True):
-    """`expr` are its expressions in order; `text` is the rule in nft's (or iptables') words."""
-
-    expr: Sequence[Mapping[str, Any]]
-    text: str
-    handle: int = 0
-
-
-class Chain(msgspec.Struct, frozen=True, kw_only=True):
-    """A chain. `hook` is empty for one that is only jumped to; `devices` are of family netdev.
-
-    `legacy`: it belongs to iptables-legacy, which nft neither shows nor changes.
-    """
-
-    family: str
-    table: str
-    name: str
-    rules: Sequence[Rule]
-    kind: str = ""
-    hook: str = ""
-    priority: int = 0
-    policy: str = "accept"
-    devices: tuple[str, ...] = ()
-    legacy: bool = False
-
-    @property
-    def by_iptables(self) -> bool:
-        """Whether iptables made it, so that iptables is the tool to change it with."""
-        return self.family in ("ip", "ip6") and self.table in _IPTABLES
-
-    def __str__(self) -> str:
-        if not self.by_iptables:
-            return f"{self.family} {self.table} {self.name}"
-        tool = "iptables" if self.family == "ip" else "ip6tables"
-        table = "" if self.table == "filter" else f" -t {self.table}"
-        return f"{tool}{'-legacy' if self.legacy else ''}{table} {self.name}"
-
-
-class Ruleset(msgspec.Struct, frozen=True):
-    """Chains by (family, table, name), elements of named sets and maps by the same."""
-
-    chains: dict[tuple[str, str, str], Chain]
-    sets: dict[tuple[str, str, str], Sequence[Any]]
-
-
-#: The tables that iptables makes, in its own hooks' chains.
-_IPTABLES = ("raw", "mangle", "nat", "filter", "security")
-
-
 def list_chains() -> list[Chain]:
-    """All chains but our own, without their rules: cheap however many rules there are.
+    """All chains but our own; those of nft without their rules, so it is cheap.
 
     Raises KernelError.
     """
     with closing(Nft()) as context:
-        return _list_chains(context)
+        return [*_list_chains(context), *legacy_chains(4), *legacy_chains(6)]
 
 
 def read_ruleset(hooks: Collection[str]) -> Ruleset:
@@ -104,6 +55,8 @@ def read_ruleset(hooks: Collection[str]) -> Ruleset:
             command = f"list table {family} {table}"
             text = printer.run(command).decode(errors="replace")
             _add_table(ruleset, family, table, _items(context, command), text)
+    for chain in (*legacy_chains(4), *legacy_chains(6)):
+        ruleset.chains[chain.key] = chain
     return ruleset
 
 

@@ -6,6 +6,7 @@ is less than two off here counts as right.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 
@@ -15,6 +16,7 @@ from podwire.trace.wire import Checked
 _find = Findings("clock")
 
 WARN_S = 1.0
+_PATIENCE_S = 3.0
 #: Kubernetes dates certificates back by so much for the sake of clocks that are slow.
 FAIL_S = 300.0
 
@@ -24,7 +26,12 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
         yield _find.warn("the API server can't be asked for its time")
         return
     before = time.time()
-    theirs = await subject.agent.client.server_time()
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            theirs = await subject.agent.client.server_time()
+    except TimeoutError:
+        yield _find.fail(f"the API server has not answered within {_PATIENCE_S:g} s")
+        return
     after = time.time()
     if theirs is None:
         yield _find.warn("the API server does not say what time it has")

@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from podwire.kernel import sysctl
-from podwire.kernel.ruleset import Ruleset
-from podwire.kernel.ruling import Flow, Ruling, rulings
+from podwire.kernel.matching import Flow
+from podwire.kernel.rules import Key, Ruleset
+from podwire.kernel.ruling import Ruling, rulings
 from podwire.model.cluster import NetworkConfig, Node
 from podwire.model.state import IPAddress
 
@@ -70,13 +71,11 @@ def forwarded_and_stopped(
     network: NetworkConfig, ruleset: Ruleset, peers: tuple[Node, ...]
 ) -> list[tuple[Ruling, list[tuple[str, Flow]]]]:
     """What stops pods' packets on their way through this node, and which packets those are."""
-    found: dict[tuple[object, ...], tuple[Ruling, list[tuple[str, Flow]]]] = {}
+    found: dict[tuple[Key, int], tuple[Ruling, list[tuple[str, Flow]]]] = {}
     for what, flow in _flows(network, peers):
         for ruling in rulings(ruleset, FORWARD_HOOKS, flow):
-            chain = ruling.chain
-            handle = ruling.rule.handle if ruling.rule is not None else None
-            key = (chain.family, chain.table, chain.name, handle)
-            found.setdefault(key, (ruling, []))[1].append((what, flow))
+            handle = ruling.rule.handle if ruling.rule is not None else 0
+            found.setdefault((ruling.chain.key, handle), (ruling, []))[1].append((what, flow))
     return list(found.values())
 
 

@@ -17,7 +17,8 @@ from podwire.kernel.attach import find_link
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe import lookup
 from podwire.kernel.observe.lookup_messages import RouteQuestion
-from podwire.kernel.ruleset import Ruleset, read_ruleset
+from podwire.kernel.rules import Ruleset
+from podwire.kernel.ruleset import read_ruleset
 from podwire.model.cluster import NetworkConfig, Node
 from podwire.model.state import IPAddress
 from podwire.trace.wire import Checked

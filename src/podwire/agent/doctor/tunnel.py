@@ -14,6 +14,10 @@ from pathlib import Path as FilePath
 from podwire.agent.doctor.firewall import TUNNEL_HOOKS, culprit, tunnelled_and_stopped
 from podwire.agent.doctor.measure import Path
 from podwire.agent.doctor.subject import Findings, Subject, named
+from podwire.kernel.attach import find_link
+from podwire.kernel.netlink import NetlinkSocket
+from podwire.kernel.observe import lookup
+from podwire.kernel.observe.lookup_messages import RouteQuestion
 from podwire.kernel.ruleset import read_ruleset
 from podwire.model.cluster import NetworkConfig
 from podwire.trace.wire import Checked
@@ -57,11 +61,14 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
         text = f"UDP {port} {direction} is dropped on this node by {found.text}"
         yield _find.fail(text, found.remedy, *found.lines)
     differing = await _differing(subject)
+    astray = await asyncio.to_thread(_astray, network, broken)
     for path in broken:
         text, remedy = _judge(network, path, bool(local))
+        # Then it is no wonder, and says nothing about the way.
         if differing & {"", path.peer.name, network.node}:
-            # Then it is no wonder, and says nothing about the way.
             remedy = "first what this node holds has to be as it should be: see `desired`"
+        elif path.peer.name in astray:
+            remedy = f"it is not even sent through {network.vxlan_dev}: see `overlap`"
         yield _find.fail(text, remedy, peer=path.peer.name)
 
 
@@ -71,6 +78,18 @@ async def _differing(subject: Subject) -> set[str]:
     changes = await worker.call(worker.reconciler.plan)
     whys = [change.why.object if change.why is not None else "" for change in changes]
     return {why.removeprefix("Node/") for why in whys if why.startswith("Node/") or not why}
+
+
+def _astray(network: NetworkConfig, paths: list[Path]) -> set[str]:
+    """The peers whose VTEPs this node would not send to through the tunnel."""
+    with NetlinkSocket() as sock:
+        tunnel = find_link(sock, network.vxlan_dev)
+        index = tunnel.index if tunnel is not None else 0
+        return {
+            path.peer.name
+            for path in paths
+            if lookup.route(sock, RouteQuestion(dst=path.vtep.ip.packed)).ifindex != index
+        }
 
 
 def _all_well(network: NetworkConfig, paths: tuple[Path, ...]) -> str:
