@@ -34,7 +34,7 @@ import msgspec
 
 from podwire.trace.evidence import Evidence
 from podwire.trace.model import Ethernet, Ip
-from podwire.trace.sightings import ErrorKind, Ground, NeighborAsk, Sighting, look
+from podwire.trace.sightings import ErrorKind, Ground, NeighborAsk, Seen, Sighting, look
 
 Visit = list[Sighting]
 
@@ -64,9 +64,12 @@ class Journey(msgspec.Struct, frozen=True, kw_only=True):
     retransmitted: int = 0
 
 
-def journeys(evidence: Evidence) -> tuple[Journey, ...]:
-    """One for each probe that was asked for, from number 1 on, also where nothing was seen."""
-    seen, ground = look(evidence), Ground(evidence.places)
+def journeys(evidence: Evidence, seen: Seen | None = None) -> tuple[Journey, ...]:
+    """One for each probe that was asked for, from number 1 on, also where nothing was seen.
+
+    `seen` is what `look` made of this evidence, if that has been done.
+    """
+    seen, ground = seen or look(evidence), Ground(evidence.places)
     source, target = ground.of(evidence.source), ground.of(evidence.target)
     found = []
     for number in range(1, evidence.probe.count + 1):

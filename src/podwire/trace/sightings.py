@@ -67,12 +67,16 @@ class NeighborAsk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Seen(NamedTuple):
-    """Everything in the frames, by what it belongs to; sightings in the order of their times."""
+    """Everything in the frames, by what it belongs to; sightings in the order of their times.
+
+    `identifier` has learned from all of them, and knows packets that were told of otherwise.
+    """
 
     packets: Mapping[tuple[int, Role], Sequence[Sighting]]
     errors: Mapping[ErrorKind, Sequence[Sighting]]
     asks: tuple[NeighborAsk, ...]
     retransmitted: Mapping[int, int]
+    identifier: Identifier
 
 
 class Ground:
@@ -156,6 +160,7 @@ def look(evidence: Evidence) -> Seen:
             for (number, role), those in packets.items()
             if role == "request" and _most_often(those) > 1
         },
+        identifier=identifier,
     )
 
 

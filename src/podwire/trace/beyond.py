@@ -1,0 +1,129 @@
+"""What is known of a packet that left what is watched: for a node, a pod, the world outside.
+
+What lives here: where it was heading, and what follows from not having seen it there. What does
+not: what stopped it before that (`endings`). Pure.
+
+A packet that left for a node that was watched, and was not seen there, was lost in between. That is
+as sure as the watching was: where frames found no room, it is not. Of other nodes, of the world
+outside, and of pods that could not be looked into, nothing is claimed.
+"""
+
+from __future__ import annotations
+
+from podwire.trace import observations as seen
+from podwire.trace.case import Case, Leg
+from podwire.trace.evidence import NodeFacts
+from podwire.trace.model import Cause, Finding, Interface, Ip, Outcome, Udp
+from podwire.trace.observations import finding
+from podwire.trace.sightings import Sighting
+
+
+def beyond(case: Case, leg: Leg) -> tuple[Outcome, Finding] | None:
+    """None where the packet did not leave what is watched."""
+    last = leg.last
+    if last is None or not last.outgoing:
+        return None
+    if _into_a_pod(last.interface):
+        return _unseen_pod(case, leg, last)
+    if not _off_the_node(last.interface):
+        return None
+    ip = seen.outermost(last.packet)
+    if ip is None:
+        return None
+    facts = case.evidence.facts
+    node = facts.node_at(ip.target) or facts.owner(ip.target)
+    here = case.evidence.places[last.place].node
+    if node is None or node.name == here:
+        return _outside(case, leg, last, ip)
+    if not any(place.node == node.name for place in case.evidence.places):
+        return _away(case, leg, last, node)
+    return _lost(case, leg, last, ip, node)
+
+
+def _into_a_pod(one: Interface) -> bool:
+    return one.kind == "veth" and bool(one.master) and one.peer_place is None and not one.underlay
+
+
+def _off_the_node(one: Interface) -> bool:
+    inside = one.kind in ("bridge", "vxlan", "loopback", "tun") and not one.underlay
+    return not inside and one.peer_place is None
+
+
+def _unseen_pod(case: Case, leg: Leg, last: Sighting) -> tuple[Outcome, Finding]:
+    place = case.evidence.places[last.place]
+    return Outcome.UNANSWERED, finding(
+        case,
+        leg,
+        Cause.NO_ANSWER,
+        f"went into {last.interface.name}, the cable of a pod that was not looked into; no answer"
+        " was seen",
+        where=seen.where_seen(case, last),
+        remedy=f"look into the pod on {place.node}: does it answer its own node?",
+    )
+
+
+def _outside(case: Case, leg: Leg, last: Sighting, ip: Ip) -> tuple[Outcome, Finding]:
+    node = case.evidence.places[last.place].node
+    return Outcome.UNANSWERED, finding(
+        case,
+        leg,
+        Cause.NO_ANSWER,
+        f"left {node} for {ip.target}, which is no node of the cluster; what becomes of it there"
+        " can't be seen, and no answer came",
+        where=seen.where_seen(case, last),
+        remedy=f"look on: traceroute {ip.target}; does anything between drop {seen.flow(case)}?",
+    )
+
+
+def _away(case: Case, leg: Leg, last: Sighting, node: NodeFacts) -> tuple[Outcome, Finding]:
+    here = case.evidence.places[last.place].node
+    known = f" ({node.away})" if node.away else ""
+    state = "" if node.ready else f", and node {node.name} is not ready"
+    return Outcome.UNANSWERED, finding(
+        case,
+        leg,
+        Cause.AGENT_AWAY,
+        f"left {here} for {node.name}, whose agent was not there to look{known}{state}: not seen"
+        " further, and no answer came",
+        where=seen.where_seen(case, last),
+        remedy=f"bring the agent of {node.name} back, and trace again; podwire get nodes",
+    )
+
+
+def _lost(case: Case, leg: Leg, last: Sighting, ip: Ip, node: NodeFacts) -> tuple[Outcome, Finding]:
+    here = case.evidence.places[last.place].node
+    number, there = next(
+        (number, place)
+        for number, place in enumerate(case.evidence.places)
+        if place.node == node.name and not place.pod
+    )
+    link = next((one for one in there.interfaces if one.underlay), None)
+    between = f"between {seen.where_seen(case, last)} and"
+    between += f" {seen.where(case, number, link.name if link is not None else '')}"
+    port = _port(last)
+    carried = f" in UDP to {ip.target}:{port}" if port else f" for {ip.target}"
+    reason = next((one.drop.reason for one in leg.drops if one.drop.place is None), None)
+    cause, outcome = Cause.UNDERLAY, Outcome.DROPPED
+    text = f"left {here}{carried} and never reached {node.name}"
+    what = f"UDP port {port}" if port else seen.flow(case)
+    remedy = f"let {what} from {ip.source} to {ip.target} pass in what is between them"
+    if link is not None and not link.up:
+        cause, between = Cause.LINK_DOWN, seen.where(case, number, link.name)
+        text = f"{link.name} of {node.name} is down"
+        remedy = f"ip link set {link.name} up  # on {node.name}"
+    elif link is not None and 0 < link.mtu < ip.length:
+        cause, between = Cause.TOO_BIG, seen.where(case, number, link.name)
+        text = f"{ip.length} bytes left {here}, and {link.name} of {node.name} takes {link.mtu}"
+        remedy = f"give {link.name} of {node.name} the MTU that the other nodes have"
+    elif case.evidence.lost.get(node.name):
+        cause, outcome = Cause.UNKNOWN, Outcome.UNANSWERED
+        text = f"left {here}{carried}; not seen on {node.name}, whose frames were not all seen"
+        remedy = "trace again"
+    return outcome, finding(case, leg, cause, text, where=between, remedy=remedy, reason=reason)
+
+
+def _port(last: Sighting) -> int | None:
+    """The tunnel's, of a packet in one."""
+    if not last.packet.encapsulated:
+        return None
+    return next((one.target_port for one in last.packet.headers if isinstance(one, Udp)), None)

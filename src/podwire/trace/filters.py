@@ -1,0 +1,81 @@
+"""Packet filters: the rule that dropped a packet, or that there was one.
+
+What lives here: what the nft trace and the kernel's drop reason say of it. What does not: other
+explanations. Pure.
+
+Rules of iptables-legacy are not told by the kernel, nor are chains of family netdev; then its drop
+reason is all there is.
+"""
+
+from __future__ import annotations
+
+from podwire.trace import observations as seen
+from podwire.trace.case import Case, Leg
+from podwire.trace.model import Cause, Finding
+from podwire.trace.observations import finding
+from podwire.trace.wire import NftStep
+
+
+def filtered(case: Case, leg: Leg) -> Finding | None:
+    """Dropped by a rule, or by a packet filter whose rule can't be named."""
+    known = next(
+        (
+            one
+            for one in leg.drops
+            if one.drop.reason == "NETFILTER_DROP" and one.drop.place is not None
+        ),
+        None,
+    )
+    reason = known.drop.reason if known is not None else None
+    if (step := seen.dropping_step(leg)) is not None:
+        return _by_rule(case, leg, step, reason)
+    if known is None or known.drop.place is None:
+        return None
+    place, at = case.evidence.places[known.drop.place], seen.inside(case, known.drop.place)
+    return finding(
+        case,
+        leg,
+        Cause.NETFILTER,
+        f"a packet filter of {place.name} dropped the {seen.what(leg)}; by which rule is not known",
+        where=seen.where_dropped(case, known.drop),
+        remedy=f"look for it: nft list ruleset; iptables-legacy-save  # {at}",
+        reason=reason,
+    )
+
+
+def _by_rule(case: Case, leg: Leg, step: NftStep, reason: str | None) -> Finding:
+    rejects = "reject" in step.rule
+    text = f"{seen.rule_name(step)} {'rejects' if rejects else 'drops'} the {seen.what(leg)}"
+    if step.kind == "policy":
+        text += ", which no rule of it accepts"
+    text += f", because {step.why}" if step.why is not None else "; it is not Podwire's"
+    at = seen.inside(case, step.place)
+    chain = f"{step.family} {step.table} {step.chain}"
+    if step.why is not None:
+        remedy = f"change what asks for it: {step.why.object}"
+    elif step.kind == "policy":
+        remedy = (
+            f"accept it in that chain: nft insert rule {chain} {_matching(case)} accept  # {at}"
+        )
+    else:
+        remedy = f"if it should pass: nft delete rule {chain} handle {step.handle}  # {at}"
+    return finding(
+        case,
+        leg,
+        Cause.NFT,
+        text,
+        where=seen.where_met(case, step),
+        remedy=remedy,
+        reason=reason,
+        why=step.why,
+    )
+
+
+def _matching(case: Case) -> str:
+    """An nft match for the probe's packets."""
+    match = case.evidence.match
+    family = "ip6" if ":" in match.target else "ip"
+    if match.protocol == "icmp":
+        protocol = "ipv6-icmp" if family == "ip6" else "icmp"
+        return f"{family} daddr {match.target} meta l4proto {protocol}"
+    return f"{family} daddr {match.target} {match.protocol} dport {match.port}"
