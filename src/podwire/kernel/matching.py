@@ -150,10 +150,11 @@ class Matcher:
         if name in ("conntrack", "state") and (found := _CT_STATE.search(rule.text)):
             return self._flow.state in found[1].split(",")
         if name in ("multiport", "udp", "tcp") and (found := _PORTS.search(rule.text)):
-            port = self._payload(found[1], "dport")
+            port = self._payload(found[1], found[2])
             if port is _ABSENT:
                 return False
-            return None if port is None else _any([_in_range(port, r) for r in found[2].split(",")])
+            inside = any(_in_range(port, one) for one in found[4].split(",")) if port else None
+            return inside if not found[3] or inside is None else not inside
         return None
 
     def mapped(self, chain: Chain, vmap: Mapping[str, Any]) -> str | None:
@@ -179,7 +180,7 @@ _TRANSPORTS = frozenset({"udp", "tcp", "th", "sctp", "udplite", "dccp"})
 #: Where nft gives a protocol's number.
 _PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "ipv6-icmp": 58}
 _CT_STATE = re.compile(r"\bct state (\w[\w,]*)")
-_PORTS = re.compile(r"\b(udp|tcp) dport (?:\{ )?([\d, -]*\d)")
+_PORTS = re.compile(r"\b(udp|tcp) ([sd]port) (!= )?(?:\{ )?([\d, -]*\d)")
 _ORDER: Mapping[str, Callable[[int, int], bool]] = {
     "<": lambda a, b: a < b,
     ">": lambda a, b: a > b,
