@@ -50,6 +50,8 @@ class Agents:
         self._stack = stack
         self._lab = which.lab_info()
         self._client: KubeClient | None = None
+        if self._lab is not None and not os.access(self._lab.dir, os.X_OK):
+            raise PodwireError(f"lab {self._lab.name} belongs to root", remedy="use sudo")
 
     @property
     def client(self) -> KubeClient:
