@@ -169,6 +169,10 @@ class Intent:
         """The VXLAN devices."""
         return [link for link in self._links.values() if isinstance(link.kind, Vxlan)]
 
+    def addresses_of(self, dev: str) -> list[Address]:
+        """The addresses of a link."""
+        return [one for one in self._addresses.values() if one.dev == dev]
+
     def neighbors_with(self, mac: bytes) -> list[Neighbor]:
         """The neighbours that have this MAC. Looks at all."""
         return [one for one in self._neighbors.values() if one.mac == mac]

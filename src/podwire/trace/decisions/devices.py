@@ -20,7 +20,7 @@ def device_problem(v: Vantage, name: str) -> Problem | None:
     if state is None:
         return v.problem(
             Cause.LINK_MISSING,
-            f"{name} does not exist in {v.name}",
+            f"{name} does not exist {v.where}",
             interface=name,
             line=_line(v, name),
             remedy=v.remedies.attach_again(v.place.pod) if v.is_pod else "",
@@ -29,7 +29,7 @@ def device_problem(v: Vantage, name: str) -> Problem | None:
     if not state.up:
         return v.problem(
             Cause.LINK_DOWN,
-            f"{name} is down in {v.name}",
+            f"{name} is down {v.where}",
             interface=name,
             line=_line(v, name) or f"ip link set {name} up",
             why=why,
@@ -107,9 +107,7 @@ def port_problem(node: Vantage, port: InterfaceState) -> Problem | None:
             Cause.LINK_DOWN,
             f"port {port.name} of its bridge is disabled or blocking",
             interface=port.name,
-            remedy=node.remedies.by_hand(
-                f"bridge link set dev {port.name} state 3", f"on {node.name}"
-            ),
+            remedy=node.remedies.by_hand(f"bridge link set dev {port.name} state 3", node.where),
             why=node.why_of_link(port.name),
         )
     return None if port.carrier else _unplugged(node, port)

@@ -89,5 +89,5 @@ def reverse_path_problem(v: Vantage, flow: Flow, iif: InterfaceState) -> Problem
         Cause.RP_FILTER,
         text,
         interface=iif.name,
-        remedy=v.remedies.by_hand(loose, f"in {v.name}"),
+        remedy=v.remedies.by_hand(loose, v.where),
     )

@@ -272,23 +272,26 @@ def astray(v: Vantage, underlay: InterfaceState, flow: Flow) -> Problem | None:
 
 def misdelivered(v: Vantage, tunnel: InterfaceState, flow: Flow) -> Problem | None:
     """The frame that came out of the tunnel is for another MAC: its sender has a wrong entry."""
-    if not flow.target_mac or flow.target_mac in (b"", tunnel.mac) or flow.target_mac[0] & 1:
+    mac = flow.target_mac
+    if not mac or mac == tunnel.mac or mac[0] & 1:
         return None
     sender = v.intent.fdb(tunnel.name, flow.source_mac)
     node = sender.why.object.removeprefix("Node/") if sender is not None else "the sender"
     meant = v.intent.fdb(tunnel.name, flow.target_mac)
-    text = f"a frame for {format_mac(flow.target_mac)} came to {tunnel.name}, which is"
-    text += f" {format_mac(tunnel.mac)}: {node} has a wrong"
     own = next((one for one in _own_subnets(v) if flow.dst in one), None)
+    text = (
+        f"a frame for {format_mac(flow.target_mac)} came to {tunnel.name}, which is"
+        f" {format_mac(tunnel.mac)}: {node} has a wrong"
+    )
+    why, line = v.why_of_link(tunnel.name), ""
     if meant is not None and own is None:
-        cause, line, why = Cause.WRONG_FDB, mend.entry_line(meant), meant.why
-        text += f" FDB entry, the frame is for {why.object}"
+        why, line = meant.why, mend.entry_line(meant)
+        cause, text = Cause.WRONG_FDB, f"{text} FDB entry, the frame is for {meant.why.object}"
     else:
-        cause, line, why = Cause.WRONG_NEIGHBOR, "", v.why_of_link(tunnel.name)
-        text += " neighbour entry"
-        if own is not None and why is not None:
+        cause, text = Cause.WRONG_NEIGHBOR, f"{text} neighbour entry"
+        if own is not None:
             base = own.network_address
-            entry = Neighbor(dev=tunnel.name, ip=base, mac=tunnel.mac, why=why)
+            entry = Neighbor(dev=tunnel.name, ip=base, mac=tunnel.mac, why=why or _NO_WHY)
             line = mend.entry_line(entry)
     return Problem(
         cause=cause,

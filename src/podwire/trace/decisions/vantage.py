@@ -16,7 +16,7 @@ from podwire.kernel.observe.lookup_messages import (
     FibEntry,
     RouteQuestion,
 )
-from podwire.model.state import Address, IPAddress, Route, Why
+from podwire.model.state import Address, IPAddress, Neighbor, Route, Why
 from podwire.trace.decisions.mend import Remedies
 from podwire.trace.intent import Intent
 from podwire.trace.model import Cause, Place, Problem
@@ -46,6 +46,11 @@ class Vantage:
     def name(self) -> str:
         """How a person calls it: `node1`, `pod default/pod1`."""
         return f"pod {self.place.pod}" if self.place.pod else self.place.node
+
+    @property
+    def where(self) -> str:
+        """The same with its preposition: `on node1`, `in pod default/pod1`."""
+        return f"{'in' if self.is_pod else 'on'} {self.name}"
 
     @property
     def is_pod(self) -> bool:
@@ -97,6 +102,13 @@ class Vantage:
         """The entry that a packet from here takes, whatever its source."""
         return lookup.fib_entry(self.sock, RouteQuestion(dst=dst.packed))
 
+    def tunnel_neighbor(self, dst: IPAddress) -> Neighbor | None:
+        """The wanted entry for the next hop of `dst`, where that is in a tunnel."""
+        way = self.intent.way(dst)
+        if not isinstance(way, Route):
+            return None
+        return self.intent.neighbor(way.dev, way.via if way.via is not None else dst)
+
     def problem(
         self,
         cause: Cause,
@@ -110,7 +122,7 @@ class Vantage:
         """A problem in this place. `line` is the command that mends it, which a node's agent would
         run by itself; `remedy` what to do where there is none."""
         if line:
-            remedy = self.remedies.by_hand(line, f"in {self.name}")
+            remedy = self.remedies.by_hand(line, self.where)
             if not self.is_pod:
                 remedy = self.remedies.here(line)
         return Problem(

@@ -84,7 +84,7 @@ def _words(wanted: Route | Address) -> str:
 def _removal(v: Vantage, entry: FibEntry) -> str:
     """The agent does not touch what it has not made."""
     line = mend.removal_line(entry, v.dev(entry.ifindex))
-    return v.remedies.by_hand(line, f"in {v.name}; {iproute.maker(entry.protocol)} made it")
+    return v.remedies.by_hand(line, f"{v.where}; {iproute.maker(entry.protocol)} made it")
 
 
 def no_way(v: Vantage, dst: IPAddress) -> Problem:
@@ -100,14 +100,14 @@ def no_way(v: Vantage, dst: IPAddress) -> Problem:
         return v.problem(
             Cause.BLACKHOLE,
             f"a policy rule of {v.name} refuses {dst} ({os.strerror(code)})",
-            remedy=v.remedies.by_hand(f"ip {'-6 ' * (dst.version == 6)}rule", f"in {v.name}"),
+            remedy=v.remedies.by_hand(f"ip {'-6 ' * (dst.version == 6)}rule", v.where),
         )
     if (unleased := unleased_problem(v, dst, None)) is not None:
         return unleased
     return v.problem(
         Cause.NO_ROUTE,
         f"{v.name} has no route to {dst}, and no default route",
-        remedy=v.remedies.by_hand("ip route add default via GATEWAY", f"in {v.name}"),
+        remedy=v.remedies.by_hand("ip route add default via GATEWAY", v.where),
     )
 
 

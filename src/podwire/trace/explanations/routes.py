@@ -1,0 +1,142 @@
+"""Routes: by their prefix, or the one that an address takes."""
+
+from __future__ import annotations
+
+from podwire.kernel.observe import lookup
+from podwire.kernel.observe.entries import routes_of
+from podwire.kernel.observe.lookup_messages import (
+    REFUSING,
+    RTN_LOCAL,
+    RTN_UNICAST,
+    FibEntry,
+    RouteQuestion,
+)
+from podwire.model.state import Address, IPAddress, IPNetwork, Route
+from podwire.trace import iproute
+from podwire.trace.decisions import mend
+from podwire.trace.decisions.vantage import Vantage
+from podwire.trace.decisions.ways import way_problem
+from podwire.trace.explanations.knowledge import Explanation, Knowledge, node_name
+
+
+def explain_route(about: Knowledge, prefix: IPNetwork) -> Explanation:
+    """The entry for exactly this prefix."""
+    v = about.vantage()
+    entries = routes_of(about.sock, prefix)
+    wanted = about.intent.prefix(prefix)
+    if not entries and wanted is None:
+        taken = lookup.fib_entry(about.sock, RouteQuestion(dst=prefix.network_address.packed))
+        text = f"{about.node} has no route for {prefix}"
+        if prefix.prefixlen == 0:
+            text = f"{about.node} has no default route for IPv{prefix.version}"
+        elif taken is not None:
+            text += f"; {prefix.network_address} takes `{iproute.route_text(taken, v.dev)}`"
+        return Explanation(found=False, text=text)
+    return _explained(about, v, prefix, entries, wanted)
+
+
+def explain_route_to(about: Knowledge, ip: IPAddress) -> Explanation:
+    """The entry that packets from the node to an address take."""
+    v = about.vantage()
+    entry = lookup.fib_entry(about.sock, RouteQuestion(dst=ip.packed))
+    found = entry or lookup.refusing_entry(about.sock, ip.packed)
+    wanted = about.intent.way(ip)
+    if found is None:
+        if wanted is None:
+            return Explanation(found=False, text=f"{about.node} has no route to {ip}")
+        return explain_route(about, _network(wanted))
+    answer = _explained(about, v, found.dst, [found], about.intent.prefix(found.dst))
+    elsewhere = wanted is not None and _network(wanted) != found.dst and found.kind != RTN_LOCAL
+    if elsewhere and wanted is not None and not v.follows(found, wanted):
+        problem = way_problem(v, ip, wanted, entry)
+        answer.details = [one for one in answer.details if one[0] != "mend"]
+        answer.details += [("wrong", problem.text), ("mend", problem.remedy)]
+    return answer
+
+
+def _explained(
+    about: Knowledge,
+    v: Vantage,
+    prefix: IPNetwork,
+    entries: list[FibEntry],
+    wanted: Route | Address | None,
+) -> Explanation:
+    answer = Explanation(text="", details=[])
+    answer.details += [("entry", iproute.route_text(one, v.dev)) for one in entries]
+    if wanted is not None:
+        _ours(about, answer, prefix, wanted)
+        if not any(v.follows(one, wanted) for one in entries) and not _is_own(entries):
+            first = next((one for one in entries if one.kind == RTN_UNICAST), None)
+            missing = way_problem(v, prefix.network_address, wanted, first)
+            answer.details += [("wrong", missing.text), ("mend", missing.remedy)]
+    else:
+        _theirs(about, answer, v, prefix, entries[0])
+    family = "-6 " if prefix.version == 6 else ""
+    answer.details.append(("show", f"ip {family}route show table all {prefix}"))
+    return answer
+
+
+def _ours(
+    about: Knowledge, answer: Explanation, prefix: IPNetwork, wanted: Route | Address
+) -> None:
+    answer.why = wanted.why
+    if isinstance(wanted, Route):
+        peer = node_name(wanted.why)
+        answer.text = f"the way from {about.node} to {peer}'s pods, through the tunnel {wanted.dev}"
+        answer.without = (
+            f"packets from {about.node} and its pods to {peer}'s pods would"
+            f" {about.otherwise(prefix.version)}"
+        )
+    elif prefix.prefixlen == prefix.max_prefixlen:
+        answer.text = f"an address of {about.node}'s own, on {wanted.dev}"
+        answer.without = f"what the other nodes answer to {wanted.ip.ip} would not arrive"
+    else:
+        answer.text = f"the subnet of {about.node}'s own pods, which are on {wanted.dev}"
+        answer.without = f"nothing but pods of {about.node} itself would reach its pods"
+
+
+def _theirs(
+    about: Knowledge, answer: Explanation, v: Vantage, prefix: IPNetwork, entry: FibEntry
+) -> None:
+    maker = iproute.maker(entry.protocol)
+    config = about.intent.config
+    peers = [
+        node.lease.public_ip
+        for name, node in about.nodes.items()
+        if name != about.node and node.lease is not None and node.lease.public_ip in prefix
+    ]
+    if entry.kind == RTN_LOCAL:
+        own = about.intent.address(prefix.network_address)
+        answer.text = f"an address of {about.node}'s own, on {v.dev(entry.ifindex)}"
+        answer.why = own.why if own is not None else None
+        answer.without = f"{about.node} would not take packets to it for its own"
+        return
+    if prefix.prefixlen == 0:
+        answer.text = "where everything goes that no other route is for; not made by Podwire"
+        answer.without = f"{about.node} and its pods would reach nothing outside of the cluster"
+    elif peers:
+        answer.text = "the network between the nodes; not made by Podwire"
+        answer.without = f"the tunnel would not reach {about.behind(peers)}"
+    else:
+        answer.text = "not made by Podwire"
+        answer.without = "nothing of the pod network, as far as this node knows"
+    if config is not None and any(_overlaps(prefix, one) for one in config.network):
+        what = "refuses" if entry.kind in REFUSING else "takes"
+        answer.details.append(("beware", f"it {what} packets of the pod network"))
+        answer.without = ""
+        removal = mend.removal_line(entry, v.dev(entry.ifindex))
+        answer.details.append(("mend", about.remedies.by_hand(removal, v.where)))
+    answer.details.append(("maker", maker))
+
+
+def _is_own(entries: list[FibEntry]) -> bool:
+    return any(one.kind == RTN_LOCAL for one in entries)
+
+
+def _network(wanted: Route | Address) -> IPNetwork:
+    return wanted.dst if isinstance(wanted, Route) else wanted.ip.network
+
+
+def _overlaps(inner: IPNetwork, outer: IPNetwork) -> bool:
+    """Whether a prefix is within the pod network; the default route, around all, does not count."""
+    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]

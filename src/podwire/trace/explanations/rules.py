@@ -1,0 +1,140 @@
+"""nft rules: by their handle, a chain's name, or words of their text."""
+
+from __future__ import annotations
+
+import re
+
+from podwire.kernel import nft
+from podwire.kernel.observe.rule_listing import ListedRule, list_rules
+from podwire.model.state import NftRule
+from podwire.trace.explanations.knowledge import Details, Explanation, Knowledge
+
+_DIGEST = re.compile(r' comment "podwire [0-9a-f]{12}"$')
+#: So many rules are shown when several fit.
+_SHOWN = 20
+
+#: Who makes chains and tables of these names, by how they begin.
+_MAKERS = (
+    ("KUBE-", "kube-proxy or kubelet"),
+    ("kube-proxy", "kube-proxy"),
+    ("DOCKER", "Docker"),
+    ("docker", "Docker"),
+    ("cali-", "Calico"),
+    ("FLANNEL", "flanneld"),
+    ("flannel", "flanneld"),
+    ("CNI-", "a CNI plugin"),
+    ("CILIUM", "Cilium"),
+    ("WEAVE", "Weave Net"),
+    ("ufw", "ufw"),
+    ("firewalld", "firewalld"),
+    ("f2b", "fail2ban"),
+    ("LIBVIRT", "libvirt"),
+    ("libvirt", "libvirt"),
+)
+_IPTABLES = ("raw", "mangle", "nat", "filter", "security")
+
+
+def explain_rule(about: Knowledge, thing: str) -> Explanation:
+    """`thing` is a handle, a chain, `TABLE CHAIN`, or words of the rule."""
+    rules = list_rules()
+    found = [one for one in rules if _fits(one, thing)]
+    if not found:
+        return _missing(about, thing, rules)
+    if len(found) > 1:
+        return _several(about, found)
+    (only,) = found
+    wanted = _wanted(about, only)
+    answer = Explanation(text="", details=_details(only))
+    if wanted is not None:
+        _ours(answer, wanted)
+    else:
+        answer.text = f"not made by Podwire: {_maker(only)}"
+        answer.without = "nothing of the pod network needs it, as far as this node knows"
+    answer.details.append(("show", f"nft -a list chain {only.family} {only.table} {only.chain}"))
+    return answer
+
+
+def _fits(rule: ListedRule, thing: str) -> bool:
+    if thing.isdecimal():
+        return rule.handle == int(thing)
+    where = (
+        rule.chain,
+        rule.table,
+        f"{rule.table} {rule.chain}",
+        f"{rule.family} {rule.table} {rule.chain}",
+        f"{rule.family} {rule.table}",
+    )
+    return thing in where or thing.casefold() in rule.text.casefold()
+
+
+def _wanted(about: Knowledge, rule: ListedRule) -> NftRule | None:
+    table = about.intent.nft_table(rule.table)
+    if table is None or table.family != rule.family:
+        return None
+    return about.intent.nft_rule(rule.table, rule.chain, rule.text)
+
+
+def _details(rule: ListedRule) -> Details:
+    where = f"{rule.family} {rule.table} {rule.chain}"
+    found = [("entry", _DIGEST.sub("", rule.text)), ("chain", f"{where}, handle {rule.handle}")]
+    if rule.hook:
+        found.append(("hook", rule.hook.rstrip(";")))
+    return found
+
+
+def _ours(answer: Explanation, wanted: NftRule) -> None:
+    answer.why = wanted.why
+    if "masquerade" in wanted.text:
+        answer.text = "what pods send out of the pod network takes the node's address"
+        answer.without = "nobody outside of the cluster could answer pods"
+    elif "notrack" in wanted.text:
+        answer.text = "packets of the tunnel bypass conntrack"
+        answer.without = "each flow in the tunnel would cost a conntrack entry; nothing breaks"
+    else:
+        answer.text = "a rule of the pod network"
+
+
+def _several(about: Knowledge, found: list[ListedRule]) -> Explanation:
+    ours = sum(_wanted(about, one) is not None for one in found)
+    answer = Explanation(
+        text=f"{len(found)} rules fit, {ours} of them Podwire's; name one by its handle",
+        details=[],
+    )
+    for one in found[:_SHOWN]:
+        where = f"{one.family} {one.table} {one.chain}"
+        answer.details.append((str(one.handle), f"{where}: {_DIGEST.sub('', one.text)}"))
+    if len(found) > _SHOWN:
+        answer.details.append(("more", f"{len(found) - _SHOWN} not shown"))
+    return answer
+
+
+def _missing(about: Knowledge, thing: str, rules: list[ListedRule]) -> Explanation:
+    """No such rule in the kernel; perhaps there should be one."""
+    table = about.intent.nft_table(nft.TABLE)
+    for chain in table.chains if table is not None else ():
+        for rule in chain.rules:
+            if thing in (chain.name, nft.TABLE) or thing.casefold() in rule.text.casefold():
+                answer = Explanation(text="", details=[("entry", rule.text)])
+                _ours(answer, rule)
+                where = f"{nft.FAMILY} {nft.TABLE} {chain.name}"
+                answer.details.append(("wrong", f"it is not in the kernel's chain {where}"))
+                line = f"podwire doctor --node {about.node} --fix"
+                answer.details.append(("mend", about.remedies.here(line)))
+                return answer
+    chains = sorted({f"{one.table} {one.chain}" for one in rules})
+    known = ", ".join(chains[:_SHOWN]) or "none"
+    return Explanation(
+        found=False,
+        text=f"{about.node} has no nft rule with handle, chain or words `{thing}`;"
+        f" chains with rules: {known}",
+    )
+
+
+def _maker(rule: ListedRule) -> str:
+    for name in (rule.chain, rule.table):
+        for prefix, maker in _MAKERS:
+            if name.startswith(prefix):
+                return f"{maker} makes chains of that name"
+    if rule.family in ("ip", "ip6") and rule.table in _IPTABLES:
+        return "table and chain are those of iptables"
+    return f"table {rule.family} {rule.table} is somebody else's"
