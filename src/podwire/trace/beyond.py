@@ -11,10 +11,11 @@ outside, and of pods that could not be looked into, nothing is claimed.
 from __future__ import annotations
 
 from podwire.trace import observations as seen
-from podwire.trace.case import Case, Leg
+from podwire.trace.case import Case, KnownDrop, Leg
 from podwire.trace.evidence import NodeFacts
 from podwire.trace.model import Cause, Finding, Interface, Ip, Outcome, Udp
 from podwire.trace.observations import finding
+from podwire.trace.reasons import reason_of
 from podwire.trace.sightings import Sighting
 
 
@@ -64,6 +65,19 @@ def _unseen_pod(case: Case, leg: Leg, last: Sighting) -> tuple[Outcome, Finding]
 
 def _outside(case: Case, leg: Leg, last: Sighting, ip: Ip) -> tuple[Outcome, Finding]:
     node = case.evidence.places[last.place].node
+    if (known := _dropped_elsewhere(leg)) is not None:
+        drop = known.drop
+        reason = reason_of(drop.reason, drop.location, encapsulated=known.packet.encapsulated)
+        return Outcome.DROPPED, finding(
+            case,
+            leg,
+            reason.causes[0] if reason.causes else Cause.UNKNOWN,
+            f"left {node} for {ip.target}, and the kernel dropped it in another namespace of the"
+            f" same machine: {reason.words}",
+            where=seen.where_dropped(case, drop),
+            remedy=f"look into the namespace that has {drop.interface}: lsns -t net",
+            reason=drop.reason,
+        )
     return Outcome.UNANSWERED, finding(
         case,
         leg,
@@ -102,7 +116,8 @@ def _lost(case: Case, leg: Leg, last: Sighting, ip: Ip, node: NodeFacts) -> tupl
     between += f" {seen.where(case, number, link.name if link is not None else '')}"
     port = _port(last)
     carried = f" in UDP to {ip.target}:{port}" if port else f" for {ip.target}"
-    reason = next((one.drop.reason for one in leg.drops if one.drop.place is None), None)
+    known = _dropped_elsewhere(leg)
+    reason = known.drop.reason if known is not None else None
     cause, outcome = Cause.UNDERLAY, Outcome.DROPPED
     text = f"left {here}{carried} and never reached {node.name}"
     what = f"UDP port {port}" if port else seen.flow(case)
@@ -120,6 +135,12 @@ def _lost(case: Case, leg: Leg, last: Sighting, ip: Ip, node: NodeFacts) -> tupl
         text = f"left {here}{carried}; not seen on {node.name}, whose frames were not all seen"
         remedy = "trace again"
     return outcome, finding(case, leg, cause, text, where=between, remedy=remedy, reason=reason)
+
+
+def _dropped_elsewhere(leg: Leg) -> KnownDrop | None:
+    """A drop in a namespace of this machine that is no place. Copies for others don't count."""
+    unseen = [one for one in leg.drops if one.drop.place is None]
+    return next((one for one in unseen[::-1] if one.drop.reason != "OTHERHOST"), None)
 
 
 def _port(last: Sighting) -> int | None:

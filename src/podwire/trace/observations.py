@@ -12,9 +12,10 @@ from podwire.model.probe import IPText
 from podwire.model.state import Why
 from podwire.trace.case import Case, Leg
 from podwire.trace.identify import inner_ip
-from podwire.trace.model import Cause, Finding, Ip, Packet
+from podwire.trace.model import Cause, Finding, Icmp, Ip, Packet, Tcp
 from podwire.trace.order import ErrorPath
 from podwire.trace.probe_errors import icmp_words
+from podwire.trace.questions import is_refusal
 from podwire.trace.reasons import reason_of
 from podwire.trace.sightings import NeighborAsk, Sighting
 from podwire.trace.wire import Drop, NftStep
@@ -110,6 +111,8 @@ def _lines(case: Case, leg: Leg) -> Iterator[str]:
             yield f"{what} was last seen at {where_seen(case, one.last)}, on the way {way}"
         else:
             yield f"{what} was seen nowhere"
+    for first in case.answer.sightings[:1] if leg.role == "request" else ():
+        yield f"an answer was first seen at {where_seen(case, first)}: {_says(first.packet)}"
     for step in _dropping(leg):
         yield f"nft trace of {where_met(case, step)}: {rule_name(step)}"
     for drop, packet in leg.drops:
@@ -119,7 +122,8 @@ def _lines(case: Case, leg: Leg) -> Iterator[str]:
             f" ({drop.reason}: {reason.words})"
         )
     for error in case.journey.errors:
-        yield error_words(case, error)
+        if not is_refusal(error, case.evidence):
+            yield error_words(case, error)
     for ask in unanswered(case, end_of(case, leg)):
         times = f", {ask.count} times" if ask.count > 1 else ""
         at = where(case, ask.place, ask.interface.name)
@@ -128,6 +132,17 @@ def _lines(case: Case, leg: Leg) -> Iterator[str]:
         yield _told_by_sender(case)
     for node, lost in sorted(case.evidence.lost.items()):
         yield f"{lost} frames of {node} found no room and were not seen"
+
+
+def _says(packet: Packet) -> str:
+    """What an answer is: `RST`, `port unreachable`, `echo reply`."""
+    for header in packet.inner:
+        if isinstance(header, Tcp):
+            return "RST" if "R" in header.flags else "SYN-ACK"
+        if isinstance(header, Icmp) and header.quoted:
+            ip = inner_ip(packet)
+            return icmp_words(ip.version if ip is not None else 4, header.type, header.code)
+    return "an echo reply" if any(isinstance(one, Icmp) for one in packet.inner) else "a datagram"
 
 
 def _dropping(leg: Leg) -> list[NftStep]:
