@@ -21,11 +21,14 @@ from podwire.agent.doctor.run import check
 from podwire.agent.watching import Deliverer, Sender, Watched
 from podwire.errors import InputError, KernelError, PodwireError
 from podwire.kernel import netns
+from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe.nft_trace import RawNftStep
 from podwire.model.probe import Probe
 from podwire.model.state import Why
 from podwire.trace import wire
 from podwire.trace.decide import Decider
+from podwire.trace.explain import answer
+from podwire.trace.explanations.knowledge import Knowledge
 from podwire.trace.intent import Intent
 from podwire.trace.observer import Observer
 from podwire.trace.places import Places, clock
@@ -221,7 +224,16 @@ class Handlers:
             return await self._in_thread(decide)
 
     async def _explain(self, request: wire.Explain) -> wire.Explained:
-        raise PodwireError("not yet")
+        agent = self._agent
+        intent, nodes, held = await self._intent(), dict(agent.nodes.by_name), agent.held
+
+        def explain() -> wire.Explained:
+            with NetlinkSocket() as sock:
+                name = agent.config.node_name
+                about = Knowledge(node=name, intent=intent, nodes=nodes, sock=sock, held=held)
+                return answer(request, about)
+
+        return await self._in_thread(explain)
 
     async def _check(self, request: wire.Check) -> wire.Done:
         await check(self._agent, request, self._sender.send)
