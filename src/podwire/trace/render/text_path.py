@@ -260,32 +260,35 @@ class PathText:
     def _changes(self, changes: list[Change]) -> list[Line]:
         lines: list[Line] = []
         for mark, texts in _by_mark(changes):
-            units = [
-                Span(clean(text) + ("," if at < len(texts) - 1 else ""), "changed")
-                for at, text in enumerate(texts)
-            ]
-            for at, line in enumerate(fill(units, self._width - _UNDER - 2)):
-                lead = Span(f"{mark} " if at == 0 else "  ", "changed")
-                lines.append([_BAR, Span(" " * (_UNDER - 2)), lead, *line])
+            listed = [f"{clean(text)}," for text in texts[:-1]] + [clean(texts[-1])]
+            lines += self._marked(mark, listed, "changed")
         return lines
 
     def _decision(self, decision: Decision) -> list[Line]:
         """`route  10.244.2.0/24 via …   because Node/node2 leases 10.244.2.0/24`."""
         why = f"because {decision.why}" if decision.why is not None else ""
-        return self._below(decision.kind, decision.text, why, stops=decision.problem is not None)
+        lines = self._below(decision.kind, decision.text, why)
+        if decision.problem is not None:
+            lines += self._marked("✗", [clean(decision.problem.text)], "bad")
+        return lines
 
-    def _below(self, kind: str, text: str, why: str = "", *, stops: bool = False) -> list[Line]:
-        style = "bad" if stops else "dim"
+    def _below(self, kind: str, text: str, why: str = "") -> list[Line]:
         lead: Line = [
             _BAR,
-            Span(" " * (_UNDER - 2)),
-            Span("✗ " if stops else "  ", style),
-            Span(pad(clip(clean(kind), _KIND - 1), _KIND), style),
+            Span(" " * _UNDER),
+            Span(pad(clip(clean(kind), _KIND - 1), _KIND), "dim"),
         ]
         room = self._width - _UNDER - 2 - _KIND
-        found = fill([Span(clean(text), style), Span(clean(why), "dim")], room, gap=3)
+        found = fill([Span(clean(text), "dim"), Span(clean(why), "dim")], room, gap=3)
         blank: Line = [_BAR, Span(" " * (_UNDER + _KIND))]
         return [[*(lead if at == 0 else blank), *line] for at, line in enumerate(found)]
+
+    def _marked(self, mark: str, texts: list[str], style: str) -> list[Line]:
+        units = [Span(text, style) for text in texts]
+        lines = fill(units, self._width - _UNDER - 2)
+        leads = [Span(f"{mark} " if at == 0 else "  ", style) for at in range(len(lines))]
+        indent = Span(" " * (_UNDER - 2))
+        return [[_BAR, indent, lead, *line] for lead, line in zip(leads, lines, strict=True)]
 
 
 def _plus(us: float | None) -> str:

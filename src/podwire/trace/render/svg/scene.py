@@ -18,6 +18,7 @@ import enum
 from dataclasses import dataclass, field
 
 from podwire.trace.model import (
+    Change,
     Decision,
     Endpoint,
     Hop,
@@ -103,7 +104,7 @@ class Scene:
     def notes(self, a: Hop, b: Hop) -> list[Note]:
         """What changed between two hops and what decided it, the least telling last."""
         macs = [one for one in b.changes if one.kind == "mac"]
-        changes = [Note(one.text, "q") for one in b.changes if one.kind != "mac"]
+        changes = [Note(_changed(one, a, b), "q") for one in b.changes if one.kind != "mac"]
         decisions = [Note(short(one), "m") for one in _telling(a)]
         neighbours = [Note(short(one), "m") for one in a.decisions if one.kind == "neigh"]
         ethernet = words.ethernet_of(b.packet.inner)
@@ -129,12 +130,20 @@ class Scene:
         return one.request
 
 
-_ORDER = ("route", "fdb", "nft", "tunnel")
+def _changed(change: Change, a: Hop, b: Hop) -> str:
+    """A change; of a translation only the addresses, where those changed."""
+    before, after = words.ip_of(a.packet.inner), words.ip_of(b.packet.inner)
+    if before is not None and after is not None:
+        if change.kind == "source-nat" and before.source != after.source:
+            return f"source {before.source} → {after.source}"
+        if change.kind == "target-nat" and before.target != after.target:
+            return f"target {before.target} → {after.target}"
+    return change.text
 
 
 def _telling(hop: Hop) -> list[Decision]:
-    found = [one for one in hop.decisions if one.kind in _ORDER and one.problem is None]
-    return sorted(found, key=lambda one: _ORDER.index(one.kind))
+    kinds = ("route", "fdb", "nft", "tunnel")
+    return [one for one in hop.decisions if one.kind in kinds and one.problem is None]
 
 
 #: What the picture shows anyway, or what only a table needs: these words with the one after them,
@@ -145,8 +154,10 @@ _ALONE = frozenset({"onlink", "self", "permanent", "PERMANENT", "REACHABLE", "ST
 
 def short(decision: Decision) -> str:
     """A decision in as few words as the picture needs."""
-    if decision.kind in ("tunnel", "nft"):
+    if decision.kind == "nft":
         return decision.text
+    if decision.kind == "tunnel":
+        return decision.text.partition(", ")[0]
     parts = iter(decision.text.split())
     shown = [decision.kind]
     for word in parts:
