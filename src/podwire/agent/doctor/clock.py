@@ -43,11 +43,11 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
 
 
 def judge(find: Findings, offset_s: float, whose: str) -> Checked:
-    """What a clock means that is so much ahead of another."""
+    """What a clock means that is so much, or more, ahead of another (behind, if negative)."""
     if abs(offset_s) <= WARN_S:
         return find.ok(f"within {WARN_S:g} s of {whose}")
     direction = "ahead of" if offset_s > 0 else "behind"
-    text = f"{abs(offset_s):.0f} s {direction} {whose}"
+    text = f"at least {abs(offset_s):.0f} s {direction} {whose}"
     remedy = "have the clock set by NTP: timedatectl set-ntp true"
     if abs(offset_s) > FAIL_S:
         return find.fail(f"{text}: certificates and tokens are not valid yet, or no more", remedy)

@@ -1,0 +1,234 @@
+"""Parts of the doctor's checks that need neither a lab nor root."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from podwire.agent.doctor import clock, leftovers, run
+from podwire.agent.doctor.measure import Target, _Scout
+from podwire.agent.doctor.names import CHECKS
+from podwire.agent.doctor.subject import Findings, Subject, named
+from podwire.agent.files import subnet_env
+from podwire.errors import InputError, PodwireError
+from podwire.model.cluster import Lease, NetworkConfig, Underlay
+from podwire.model.probe import Probe
+from podwire.trace.wire import Check, Checked, ProbeResult
+
+NETWORK = NetworkConfig(
+    node="node1",
+    network=(ip_network("10.244.0.0/16"),),
+    lease=Lease((ip_network("10.244.1.0/24"),), "vxlan", ip_address("172.18.0.11"), 1, bytes(6)),
+    underlay=Underlay("eth0", ip_address("172.18.0.11"), 1500),
+    mtu=1450,
+)
+
+
+def subject(**agent: Any) -> Subject:
+    """A subject of which only what is given is there."""
+    there = SimpleNamespace(config=SimpleNamespace(node_name="node1"), network=None, **agent)
+    return Subject(agent=there, peers=(), fix=False, measure=lambda: None)  # type: ignore[arg-type,return-value]
+
+
+async def findings(examination: AsyncIterator[Checked]) -> list[Checked]:
+    return [one async for one in examination]
+
+
+# --- running ----------------------------------------------------------------------------------
+
+
+async def examined(*checks: str) -> list[Checked]:
+    found: list[Checked] = []
+    agent = SimpleNamespace(network=None)
+    await run.check(agent, Check(id=1, checks=checks), found.append)  # type: ignore[arg-type]
+    return found
+
+
+@pytest.fixture
+def one_check(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Puts an examination in the place of the one named `clock`."""
+
+    def put(examine: Any) -> None:
+        monkeypatch.setattr(run, "_EXAMINATIONS", {**run._EXAMINATIONS, "clock": examine})
+
+    return put
+
+
+async def test_every_check_has_an_examination() -> None:
+    assert list(run._EXAMINATIONS) == list(CHECKS)
+
+
+async def test_a_check_that_crashes_is_a_finding_of_its_own(one_check: Any) -> None:
+    async def crash(_: Subject) -> AsyncIterator[Checked]:
+        yield Findings("clock").ok("so far")
+        raise RuntimeError("all is lost")
+
+    one_check(crash)
+    first, second = await examined("clock")
+    assert first.level == "ok"
+    assert (second.check, second.level) == ("clock", "fail")
+    assert second.text == "the check itself failed: RuntimeError: all is lost"
+
+
+async def test_what_a_check_could_not_do_is_told_with_its_remedy(one_check: Any) -> None:
+    async def refuse(_: Subject) -> AsyncIterator[Checked]:
+        raise PodwireError("no way", remedy="go round")
+        yield Findings("clock").ok("")
+
+    one_check(refuse)
+    (finding,) = await examined("clock")
+    assert finding.text == "the check could not be made: no way"
+    assert finding.remedy == "go round"
+
+
+async def test_a_check_that_hangs_is_given_up(
+    one_check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(_: Subject) -> AsyncIterator[Checked]:
+        await asyncio.Event().wait()
+        yield Findings("clock").ok("")
+
+    one_check(hang)
+    monkeypatch.setattr(run, "_LIMIT_S", 0.01)
+    (finding,) = await examined("clock")
+    assert finding.text == "the check took longer than 0.01 s and was given up"
+
+
+async def test_a_check_that_there_is_not() -> None:
+    with pytest.raises(InputError, match="there is no check pulse"):
+        await examined("pulse")
+
+
+# --- the clock --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "level", "words"),
+    [
+        (0.0, "ok", "within 1 s"),
+        (-30.0, "warn", "s behind the API server's clock"),
+        (30.0, "warn", "s ahead of the API server's clock"),
+        (7200.0, "fail", "certificates and tokens"),
+    ],
+)
+async def test_the_clock_is_compared_with_the_api_servers(
+    ahead_s: float, level: str, words: str
+) -> None:
+    async def server_time() -> float:
+        return float(int(time.time() - ahead_s))
+
+    client = SimpleNamespace(server_time=server_time)
+    (finding,) = await findings(clock.examine(subject(connected=True, client=client)))
+    assert finding.level == level
+    assert words in finding.text
+
+
+async def test_an_api_server_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def server_time() -> float:
+        await asyncio.Event().wait()
+        return 0.0
+
+    monkeypatch.setattr(clock, "_PATIENCE_S", 0.01)
+    client = SimpleNamespace(server_time=server_time)
+    (finding,) = await findings(clock.examine(subject(connected=True, client=client)))
+    assert (finding.level, finding.text) == (
+        "fail",
+        "the API server has not answered within 0.01 s",
+    )
+
+
+# --- the search for the largest packet ---------------------------------------------------------
+
+
+class Network(_Scout):
+    """A network that carries packets of up to `carries` bytes, and counts what is sent."""
+
+    def __init__(self, executor: ThreadPoolExecutor, carries: int) -> None:
+        super().__init__(NETWORK, executor)
+        self._carries = carries
+        self.rounds = 0
+
+    async def _narrow(self, *arguments: Any) -> tuple[int, int]:
+        self.rounds += 1
+        return await super()._narrow(*arguments)
+
+    async def _shoot(self, probe: Probe, attempts: int = 2) -> ProbeResult:
+        passes = (probe.size or 84) <= self._carries
+        return ProbeResult(number=1, outcome="replied" if passes else "timeout")
+
+
+@contextmanager
+def network(carries: int) -> Iterator[Network]:
+    with ThreadPoolExecutor(1) as executor:
+        yield Network(executor, carries)
+
+
+@settings(max_examples=30, deadline=None)
+@given(carries=st.integers(84, 8999), size=st.integers(576, 9000))
+def test_the_largest_packet_that_passes_is_found(carries: int, size: int) -> None:
+    async def search() -> tuple[Target, int]:
+        with network(carries) as scout:
+            ip = ip_address("172.18.0.12")
+            target = await scout._searched(await scout._target(ip, size), set())
+            return target, scout.rounds
+
+    target, rounds = asyncio.run(search())
+    assert target.largest == (carries if carries < size else None)
+    assert rounds <= 4
+
+
+async def test_what_one_peer_has_shown_is_tried_first_with_the_next() -> None:
+    with network(1400) as scout:
+        known = {1400}
+        target = await scout._target(ip_address("172.18.0.12"), 1500)
+        assert (await scout._searched(target, known)).largest == 1400
+        assert scout.rounds == 1
+
+
+# --- leftovers --------------------------------------------------------------------------------
+
+
+def test_a_lease_file_of_somebody_else(tmp_path: Path) -> None:
+    path = tmp_path / "subnet.env"
+    assert list(leftovers._subnet_file(path, NETWORK)) == []
+    path.write_text("FLANNEL_NETWORK=10.5.0.0/16\n")
+    (finding,) = leftovers._subnet_file(path, NETWORK)
+    assert finding.level == "warn"
+    path.write_text(subnet_env(NETWORK))
+    assert list(leftovers._subnet_file(path, NETWORK)) == []
+
+
+def test_a_configuration_that_is_none_is_told_too(tmp_path: Path) -> None:
+    (tmp_path / "00-broken.conf").write_text("{")
+    (tmp_path / "05-notes.txt").write_text("not one")
+    (tmp_path / "10-podwire.conflist").write_text("{}")
+    (tmp_path / "20-other.conf").write_text('{"type": "other"}')
+    (finding,) = leftovers._confs(tmp_path)
+    assert "00-broken.conf (can't be read)" in finding.text
+
+
+# --- words ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a"], "a"),
+        (["a", "b"], "a and b"),
+        (["a", "b", "c"], "a, b and c"),
+        (list("abcdefg"), "a, b, c, d, e and 2 more"),
+    ],
+)
+def test_names_in_a_sentence(names: list[str], words: str) -> None:
+    assert named(names) == words
