@@ -67,8 +67,8 @@ BREAKS = [
     ),
     Break(
         name="missing route in the pod",
-        lines={"a": "ip route del default"},
-        undo={"a": "ip route add default via {gateway}"},
+        lines={"a": "ip route del default; ip route del 10.244.0.0/16"},
+        undo={"a": "ip route add default via {gateway}; ip route add 10.244.0.0/16 via {gateway}"},
         causes=("no-route",),
         where=("default/a",),
     ),

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from podwire.cluster.kube import NODES
 from podwire.lab import Lab, LabPod
 
 from .breaks import BREAKS, Break
@@ -63,7 +62,7 @@ class Site:
 def site(lab: Lab) -> Site:
     pods = {"a": lab.run("a", node="node1"), "b": lab.run("b", node="node2")}
     lab.wait_ready()
-    lab.call(lambda client: client.create(NODES, {"metadata": {"name": "node9"}}))
+    lab.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node9"}})
     unleased = until(lambda: lab.node_object("node9")["spec"].get("podCIDR"), "a CIDR for node9")
     near, far = (lab.node_object(name)["spec"]["podCIDR"] for name in ("node1", "node2"))
     annotations = lab.node_object("node2")["metadata"]["annotations"]
@@ -102,8 +101,9 @@ def test_a_drop_is_explained(site: Site, trouble: Break) -> None:
 def traced(site: Site, trouble: Break) -> dict[str, Any]:
     target = site.say(trouble.target)
     done = site.podwire.run("trace", "a", target, *trouble.options, "-o", "json")
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout, done.stderr
     trace: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == 1, trace["verdict"]
     return trace
 
 
