@@ -144,12 +144,16 @@ async def _with_pods(them: Agents, answer: Answer) -> Answer:
     try:
         listed = await them.client.list(PODS, None, field_selector=selector)
     except PodwireError as error:
-        return _replaced(answer, f"not known: {error.message}")
+        return _about_pods(answer, f"which pod has it is not known: {error.message}")
     pods = tuple(_pod(one) for one in listed.items if ip in _addresses(one))
     # Pods that have ended keep the address that they had, and another one may have it now.
     alive = tuple(one for one in pods if one["phase"] in ("Running", "Pending")) or pods
-    told = ", ".join(f"pod {one['name']} ({one['phase']}, {one['age']} old)" for one in alive)
-    return msgspec.structs.replace(_replaced(answer, told or "no pod has it"), pods=alive)
+    if not alive:
+        return _about_pods(answer, "no pod has it")
+    told = [
+        f"pod {one['name']} on {one['node']} ({one['phase']}, {one['age']} old)" for one in alive
+    ]
+    return msgspec.structs.replace(_about_pods(answer, ", ".join(told), first=True), pods=alive)
 
 
 def _addresses(pod: dict[str, Any]) -> set[IPAddress]:
@@ -171,13 +175,12 @@ def _pod(obj: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _replaced(answer: Answer, use: str) -> Answer:
-    """With `use` for what only the API knows."""
-    details = tuple(
-        (label, use if label in ("use", "pod") else text)
-        for label, text in answer.explained.details
-    )
-    explained = msgspec.structs.replace(answer.explained, details=details)
+def _about_pods(answer: Answer, told: str, *, first: bool = False) -> Answer:
+    """With what the API tells, in place of what the agent could not; `first`: it says it all."""
+    one = answer.explained
+    details = tuple(detail for detail in one.details if detail[0] != "use")
+    text = told if first else f"{one.text}: {told}"
+    explained = msgspec.structs.replace(one, text=text, details=details)
     return msgspec.structs.replace(answer, explained=explained)
 
 

@@ -27,7 +27,8 @@ def resolved(v: Vantage, out: InterfaceState, ip: IPAddress, *, ended: bool) -> 
     as_wanted = wanted is not None and answer is not None and answer.mac == wanted.mac
     return Decision(
         kind="neigh",
-        text=iproute.neighbor_text(ip, out.name, answer),
+        text=iproute.neighbor_text(ip, out.name, answer)
+        + (" yet" if answer is None and wanted is None else ""),
         command=iproute.neighbor_command(ip, out.name),
         why=wanted.why if as_wanted and wanted is not None else None,
         problem=_problem(v, out, ip, answer) if ended else None,

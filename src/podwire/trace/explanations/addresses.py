@@ -60,6 +60,7 @@ def _here(about: Knowledge, ip: IPAddress) -> Explanation | None:
             details=[
                 ("pod", pod.pod),
                 ("node", about.node),
+                ("subnet", _subnet(about, ip)),
                 ("cable", f"{pod.ifname} in the pod, {pod.host_ifname} on the node"),
             ],
         )
@@ -78,6 +79,12 @@ def _here(about: Knowledge, ip: IPAddress) -> Explanation | None:
     else:
         text = f"{about.node} itself: its address on {dev}; not made by Podwire"
     return Explanation(text=text, details=[("node", about.node)])
+
+
+def _subnet(about: Knowledge, ip: IPAddress) -> str:
+    config = about.intent.config
+    subnets = config.lease.subnets if config is not None else ()
+    return next((str(one) for one in subnets if ip in one), "")
 
 
 def _own(about: Knowledge, wanted: Address) -> Explanation:
@@ -178,7 +185,8 @@ def _way(about: Knowledge, ip: IPAddress) -> list[tuple[str, str]]:
     way = routed(v, flow, ended=True)
     decisions = list(way.decisions)
     decisions += _through_a_tunnel(v, flow, decisions) if way.problem is None else []
-    found = [(one.kind, one.text) for one in decisions]
+    found = [("way", f"from {about.node}:")]
+    found += [(one.kind, one.text) for one in decisions]
     for one in decisions:
         if one.problem is not None:
             return [*found, ("wrong", one.problem.text), ("mend", one.problem.remedy)]

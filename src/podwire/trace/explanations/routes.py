@@ -72,7 +72,9 @@ def _explained(
     else:
         _theirs(about, answer, v, prefix, entries[0])
     family = "-6 " if prefix.version == 6 else ""
-    answer.details.append(("show", f"ip {family}route show table all {prefix}"))
+    answer.details.append(
+        ("show", f"ip {family}route show table all {iproute.prefix_text(prefix)}")
+    )
     return answer
 
 
