@@ -22,6 +22,8 @@ from podwire.trace.pcapng import PcapngWriter
 from podwire.trace.wire import Frame
 
 _ENDED = frozenset({"Succeeded", "Failed"})
+#: Characters of an Ethernet address as text; tunnels of other kinds have shorter ones.
+_MAC_TEXT = 17
 _UNKNOWN = Interface(index=0, name="", kind="device")
 
 
@@ -121,7 +123,7 @@ class CaptureFile:
             description=" ".join((one.kind, *one.addresses)) if one.name else "",
             snaplen=self._snaplen,
             filter_text=self._filter,
-            mac=one.mac,
+            mac=one.mac if len(one.mac) == _MAC_TEXT else "",
             comment=f"on {place.node}" if place.pod else "",
         )
         self._numbers[key] = number, name
