@@ -10,6 +10,8 @@ outside, and of pods that could not be looked into, nothing is claimed.
 
 from __future__ import annotations
 
+import msgspec
+
 from podwire.trace import observations as seen
 from podwire.trace.case import Case, KnownDrop, Leg
 from podwire.trace.evidence import NodeFacts
@@ -134,7 +136,9 @@ def _lost(case: Case, leg: Leg, last: Sighting, ip: Ip, node: NodeFacts) -> tupl
         cause, outcome = Cause.UNKNOWN, Outcome.UNANSWERED
         text = f"left {here}{carried}; not seen on {node.name}, whose frames were not all seen"
         remedy = "trace again"
-    return outcome, finding(case, leg, cause, text, where=between, remedy=remedy, reason=reason)
+    found = finding(case, leg, cause, text, where=between, remedy=remedy, reason=reason)
+    unseen = f"not seen at {seen.where(case, number, link.name if link else '')}, which was watched"
+    return outcome, msgspec.structs.replace(found, evidence=(*found.evidence, unseen))
 
 
 def _dropped_elsewhere(leg: Leg) -> KnownDrop | None:

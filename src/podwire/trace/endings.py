@@ -119,10 +119,9 @@ def _is_at(known: KnownDrop, ifindex: int) -> bool:
 
 
 def _by_problem(case: Case, leg: Leg, problem: Problem, known: KnownDrop | None) -> Finding:
-    last = leg.last
-    place = problem.place
-    if not place:
-        place = seen.where(case, seen.end_of(case, leg))
+    last, end = leg.last, seen.end_of(case, leg)
+    place = problem.place or seen.where(case, end)
+    node = case.evidence.places[end].node if end is not None else "NODE"
     own = last is not None and place == case.evidence.places[last.place].name
     interface = problem.interface or (last.interface.name if last is not None and own else "")
     return finding(
@@ -131,7 +130,7 @@ def _by_problem(case: Case, leg: Leg, problem: Problem, known: KnownDrop | None)
         problem.cause,
         problem.text,
         where=f"{place}, {interface}" if interface else place,
-        remedy=problem.remedy,
+        remedy=problem.remedy or f"podwire doctor --node {node}",
         reason=known.drop.reason if known is not None else None,
         why=problem.why,
     )

@@ -23,10 +23,7 @@ from podwire.trace.wire import Drop, NftStep
 
 def where(case: Case, place: int | None, interface: str = "") -> str:
     """`node1, flannel.1`, `pod:default/pod1, eth0`."""
-    if place is None:
-        name = "a namespace that is not observed"
-    else:
-        name = case.evidence.places[place].name
+    name = "nowhere that is observed" if place is None else case.evidence.places[place].name
     return f"{name}, {interface}" if interface else name
 
 
@@ -35,6 +32,8 @@ def where_seen(case: Case, one: Sighting) -> str:
 
 
 def where_dropped(case: Case, drop: Drop) -> str:
+    if drop.place is None:
+        return f"{drop.interface or 'no interface'} in a namespace that is not observed"
     return where(case, drop.place, drop.interface)
 
 
@@ -72,12 +71,12 @@ def outermost(packet: Packet) -> Ip | None:
 
 
 def rule_name(step: NftStep) -> str:
-    """`rule `ip daddr … drop` of chain inet theirs fw`."""
+    """`nft rule `ip daddr … drop` of chain inet theirs fw`."""
     chain = f"chain {step.family} {step.table} {step.chain}"
     if step.kind == "policy":
-        return f"policy {step.verdict} of {chain}"
-    text = f"`{step.rule}`" if step.rule else f"(handle {step.handle})"
-    return f"rule {text} of {chain}"
+        return f"nft policy {step.verdict} of {chain}"
+    text = f"`{step.rule}`" if step.rule else f"with handle {step.handle}"
+    return f"nft rule {text} of {chain}"
 
 
 def unanswered(case: Case, place: int | None) -> Sequence[NeighborAsk]:
@@ -114,7 +113,7 @@ def _lines(case: Case, leg: Leg) -> Iterator[str]:
     for first in case.answer.sightings[:1] if leg.role == "request" else ():
         yield f"an answer was first seen at {where_seen(case, first)}: {_says(first.packet)}"
     for step in _dropping(leg):
-        yield f"nft trace of {where_met(case, step)}: {rule_name(step)}"
+        yield f"traced at {where_met(case, step)}: {rule_name(step)}"
     for drop, packet in leg.drops:
         reason = reason_of(drop.reason, drop.location, encapsulated=packet.encapsulated)
         yield (

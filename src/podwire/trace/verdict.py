@@ -23,7 +23,7 @@ import msgspec
 from podwire.trace import observations as seen
 from podwire.trace.beyond import beyond
 from podwire.trace.case import Case, Leg
-from podwire.trace.endings import explained
+from podwire.trace.endings import drop_of, explained
 from podwire.trace.filters import filtered
 from podwire.trace.model import Cause, Finding, Outcome, Tcp
 from podwire.trace.observations import finding
@@ -141,7 +141,8 @@ def _unanswered(case: Case) -> Verdict:
     if (found := explained(case, case.answer)) is not None:
         return Verdict(Outcome.DROPPED, found, True, False)
     if (found := explained(case, case.request)) is not None:
-        return Verdict(Outcome.DROPPED, found, False, False)
+        # Without a drop of the request itself, it is its answer that is in trouble.
+        return Verdict(Outcome.DROPPED, found, drop_of(case.request) is None, False)
     last, probe = case.request.last, case.evidence.probe
     hint, command = {
         "icmp": ("may ignore echo requests", "sysctl net.ipv4.icmp_echo_ignore_all"),
