@@ -5,6 +5,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from podwire.trace.capture_file import CaptureFile, names
 from podwire.trace.evidence import NodeFacts, PodFacts
 from podwire.trace.model import Interface, Place
@@ -120,6 +123,39 @@ def test_a_packet_in_a_tunnel_says_both() -> None:
         "pod:default/pod1 → pod:default/pod2",
         "in a tunnel: node1 → node2",
     ]
+
+
+_address = st.sampled_from([POD1, POD2, NODE1, NODE2, "192.0.2.1"])
+
+
+@st.composite
+def frames(draw: st.DrawFn) -> Frame:
+    """Frames that are nearly alike: with options, in fragments, in tunnels in tunnels, cut off."""
+    data = b""
+    for depth in range(draw(st.integers(1, 3))):
+        upper = vxlan(data, draw(st.sampled_from([8472, 53]))) if depth else bytes(8)
+        data = ethernet(
+            *ip(
+                draw(_address),
+                draw(_address),
+                17 if depth else draw(st.sampled_from([1, 17])),
+                upper,
+                options=draw(st.sampled_from([0, 0, 1])),
+                fragment=draw(st.sampled_from([None, None, (0, True), (1480, False)])),
+            )
+        )
+    cut = draw(st.sampled_from([len(data), 84, 60, 34, 20]))
+    return frame(data[:cut])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(frames(), min_size=2, max_size=6))
+def test_a_packet_that_is_like_another_gets_the_comment_that_is_its_own(
+    several: list[Frame],
+) -> None:
+    together = capture()
+    for one in several:
+        assert comments(together, one) == comments(capture(), one)
 
 
 def test_arp_says_who_asks_for_whom() -> None:
