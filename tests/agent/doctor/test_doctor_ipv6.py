@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from podwire.cluster.kube import NODES
 from podwire.trace.wire import Check, Checked
 
 from ...conftest import Namespace
+from ...e2e.waiting import until
 from ..conftest import AgentProcess, Cluster
 from ..operating import connected
 
@@ -28,7 +30,8 @@ def pair(
     """Two nodes of IPv6 alone, ready."""
     agents = [make_agent("node1"), make_agent("node2")]
     wire = make_namespace()
-    wire.run("ip link add bridge0 type bridge; ip link set bridge0 up")
+    # Without a querier, a bridge that snoops loses the first neighbour solicitations.
+    wire.run("ip link add bridge0 type bridge mcast_snooping 0; ip link set bridge0 up")
     for number, agent in enumerate(agents, 1):
         agent.namespace.run(
             f"ip link set wire netns {wire.name}; ip address flush dev eth0;"
@@ -51,6 +54,9 @@ def pair(
         )
     for agent in agents:
         agent.start("--network", NETWORK, "--health-address", "").wait_ready()
+    for agent in agents:
+        peers = functools.partial(agent.namespace.run, "ip -6 route show proto 112")
+        until(peers, f"{agent.name} has its peer")
     return agents
 
 
