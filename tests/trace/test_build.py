@@ -197,7 +197,7 @@ def test_evidence_and_trace_are_plain_data() -> None:
     assert msgspec.json.decode(msgspec.json.encode(trace), type=Trace) == trace
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.randoms(use_true_random=False), st.booleans())
 def test_no_evidence_is_an_error(dice: random.Random, one_clock: bool) -> None:
     """Whatever was seen or not, in whatever order: it makes a trace."""
