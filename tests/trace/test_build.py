@@ -51,7 +51,7 @@ def masqueraded(cluster: Cluster) -> Evidence:
         family="inet",
         table="podwire",
         chain="postrouting",
-        rule=MASQUERADE,
+        rule=f'{MASQUERADE} comment "podwire 1234"',
         handle=7,
         verdict="accept",
         iif=3,

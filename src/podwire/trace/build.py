@@ -108,6 +108,9 @@ def _matters(step: NftStep) -> bool:
 def _decision(step: NftStep) -> Decision:
     chain = f"{step.family} {step.table} {step.chain}"
     what = step.rule or f"rule with handle {step.handle}"
+    if step.why is not None:
+        # The comment is how Podwire knows its own rules, and tells a reader nothing more.
+        what = what.partition(' comment "')[0]
     if step.kind == "policy":
         what = f"policy {step.verdict}"
     problem = None
@@ -153,7 +156,8 @@ def _hop_count(rounds: Sequence[Round]) -> str:
     back = {len(one.reply.hops) for one in rounds if one.reply is not None}
     if len(there) != 1 or len(back) != 1:
         return ""
-    return f", {there.pop()} hops there and {back.pop()} back"
+    first, second = there.pop(), back.pop()
+    return f", {first} {'hop' if first == 1 else 'hops'} there and {second} back"
 
 
 def _round_trips(rounds: Sequence[Round]) -> str:
