@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
 
 from podwire.trace.model import Cause, Decision, Ip, Packet, Problem
 from podwire.trace.wire import Question
-from tests.conftest import Namespace
 from tests.trace.two_nodes import Network, Sighting, pod_ip, problem_of, underlay_ip, vtep_mac
 
 pytestmark = pytest.mark.root
 
 A, B, C = "pod:default/a", "pod:default/b", "pod:default/c"
 MAC1, MAC2 = (vtep_mac(number).hex(":") for number in (1, 2))
-
-
-@pytest.fixture(scope="module")
-def make_namespaces() -> Iterator[Callable[[], Namespace]]:
-    if os.geteuid() != 0:
-        pytest.fail("this test makes network namespaces: run it as root (sudo script/test)")
-    made: list[Namespace] = []
-
-    def make() -> Namespace:
-        one = Namespace(f"pwt-decide-{secrets.token_hex(4)}")
-        subprocess.run(["ip", "netns", "add", one.name], check=True)
-        made.append(one)
-        one.run("ip link set lo up")
-        return one
-
-    yield make
-    for one in made:
-        subprocess.run(["ip", "netns", "del", one.name], check=False)
-
-
-@pytest.fixture(scope="module")
-def network(make_namespaces: Callable[[], Namespace]) -> Iterator[Network]:
-    one = Network(make_namespaces)
-    for version in (4, 6):
-        wait_until_whole(one, version)
-    yield one
-    one.close()
-
-
-def wait_until_whole(network: Network, version: int) -> None:
-    """Addresses of links that are new are tentative for a while (RFC 4862)."""
-    deadline = time.monotonic() + 10
-    for target in (pod_ip("b", version), pod_ip("c", version)):
-        while network.probe(A, target)[0][-1].at.split()[0] not in (B, C):
-            assert time.monotonic() < deadline, f"IPv{version}: {target} is not reached"
 
 
 def kinds(decisions: list[Decision]) -> list[str]:
@@ -592,10 +552,10 @@ TROUBLES = [
     Trouble(
         name="port disabled",
         lines={
-            "node2": "ip neigh replace {b} lladdr 0a:58:0a:f4:02:02 dev cni0 nud reachable;"
+            "node2": "ip neigh replace {b} lladdr 0a:58:0a:f4:02:02 dev cni0 nud permanent;"
             " bridge link set dev vethb state 0"
         },
-        undo={"node2": "bridge link set dev vethb state 3"},
+        undo={"node2": "bridge link set dev vethb state 3; ip neigh del {b} dev cni0"},
         cause=Cause.LINK_DOWN,
         at="node2 cni0 out",
         place="node2",
@@ -796,3 +756,82 @@ def test_what_stopped_it_is_found(site: Network, trouble: Trouble, version: int)
     assert say(trouble.remedy, version) in problem.remedy
     assert problem.remedy
     assert str(problem.why or "").startswith(say(trouble.why, version))
+
+
+# --- over an IPv6 underlay --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_tunnel_over_ipv6_is_the_same(network6: Network, version: int) -> None:
+    seen, _ = network6.probe(A, pod_ip("b", version))
+    assert seen[-1].at == f"{B} eth0 in"
+    fdb, tunnel, route, neighbor = network6.ask(
+        next(one for one in seen if one.at == "node1 flannel.1 out")
+    )
+    assert fdb.text == f"{MAC2} dev flannel.1 dst fd18::12"
+    assert "70 bytes more" in tunnel.text
+    assert route.text.startswith("fd18::/64 dev eth0")
+    assert neighbor.text.startswith("fd18::12 dev eth0 lladdr")
+    assert [problem_of(network6.ask(one, ended=True)) for one in seen] == [None] * len(seen)
+
+
+def test_what_the_tunnel_adds_may_be_too_much_for_the_underlay(network6: Network) -> None:
+    """A tunnel's IPv6 packet is never fragmented; an IPv4 one is, so there it gets through."""
+    for place in ("node1", "node2"):
+        network6.run(place, "ip link set eth0 mtu 1400")
+    try:
+        seen, _ = network6.probe(A, pod_ip("b"), size=1380)
+        assert seen[-1].at == "node1 flannel.1 out"
+        problem = problem_of(network6.ask(seen[-1], ended=True))
+    finally:
+        for place in ("node1", "node2"):
+            network6.run(place, "ip link set eth0 mtu 1500")
+    assert problem is not None
+    assert (problem.cause, problem.interface) == (Cause.TOO_BIG, "eth0")
+    assert "1380 and the 70 of the tunnel" in problem.text
+    assert "1400" in problem.text
+
+
+def test_fragments_of_an_ipv4_tunnel_are_no_problem(site: Network) -> None:
+    for place in ("node1", "node2"):
+        site.run(place, "ip link set eth0 mtu 1400")
+    try:
+        seen, _ = site.probe(A, pod_ip("b"), size=1380)
+        problems = [problem_of(site.ask(one, ended=True)) for one in seen]
+    finally:
+        for place in ("node1", "node2"):
+            site.run(place, "ip link set eth0 mtu 1500")
+    assert problems == [None] * len(seen)
+
+
+# --- what remedies say ------------------------------------------------------------------------
+
+
+def test_a_remedy_says_who_would_have_mended_it(site: Network) -> None:
+    site.run("node1", "ip route del 10.244.2.0/24")
+    seen, _ = site.probe(A, pod_ip("b"))
+    mended, held = (problem_of(site.ask(seen[-1], ended=True, held=held)) for held in (False, True))
+    assert mended is not None
+    assert held is not None
+    assert mended.remedy.endswith("# on node1; its agent does it by itself unless held or dead")
+    assert held.remedy.endswith("# on node1, or: podwire agent resume --node node1")
+
+
+def test_the_remedies_command_mends_it(site: Network) -> None:
+    """As it is printed, comment and all, in the shell of where it says."""
+    for broken in (
+        "ip route del {far}",
+        "ip neigh del {base} dev flannel.1",
+        "bridge fdb del {mac} dev flannel.1",
+        "sysctl -qw net.ipv4.ip_forward=0",
+        "ip link set cni0 down",
+        "ip route add {b} via 172.18.0.1 dev eth0 onlink proto bird",
+        "ip route add unreachable {b}",
+    ):
+        site.run("node1", say(broken, 4))
+        seen, _ = site.probe(A, pod_ip("b"))
+        problem = problem_of(site.ask(seen[-1], ended=True))
+        assert problem is not None, broken
+        site.run(problem.place, problem.remedy)
+        seen, _ = site.probe(A, pod_ip("b"))
+        assert seen[-1].at == f"{B} eth0 in", (broken, problem.remedy)

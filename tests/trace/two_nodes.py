@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ from tests.conftest import Namespace
 
 PODS = {"a": 1, "c": 1, "b": 2}  # the node of each
 _HOST = {"a": 2, "c": 3, "b": 2}  # its number in the node's subnets
+_PATIENCE_S = 10.0
 _FORGET = "ip neigh flush nud failed; ip neigh flush nud incomplete"
 _NETWORK = (ip_network("10.244.0.0/16"), ip_network("fd00:244::/32"))
 
@@ -111,6 +113,9 @@ class Network:
     ) -> None:
         self.nodes = {number: make_namespace() for number in (1, 2)}
         self.pods = {name: make_namespace() for name in PODS}
+        for one in (*self.nodes.values(), *self.pods.values()):
+            # New addresses are tentative for seconds otherwise (RFC 4862).
+            one.run("sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0")
         one, two = self.nodes[1], self.nodes[2]
         one.run(f"ip link add eth0 type veth peer name eth0 netns {two.name}")
         self._fds = {}
@@ -247,6 +252,15 @@ class Network:
                 at = f"{name} {interface} {direction}"
                 found.append(Sighting(place, frame.ifindex, direction, at, packet))
         return found, match
+
+    def wait_until_whole(self) -> None:
+        """Until the pods reach each other, by both IP versions."""
+        deadline = time.monotonic() + _PATIENCE_S
+        for target, version in (("b", 4), ("b", 6), ("c", 4), ("c", 6)):
+            seen: list[Sighting] = []
+            while not (seen and seen[-1].at.startswith(f"pod:default/{target}")):
+                assert time.monotonic() < deadline, f"IPv{version}: pod {target} is not reached"
+                seen, _ = self.probe("pod:default/a", pod_ip(target, version))
 
     def ask(self, where: Sighting, *, ended: bool = False, held: bool = False) -> list[Decision]:
         name = where.at.split()[0]
