@@ -227,6 +227,19 @@ def test_silence_at_the_target_is_delivered(cluster: Cluster) -> None:
     assert one.finding.where == "pod:default/pod2, eth0"
 
 
+@pytest.mark.parametrize(
+    ("place", "interface", "ifindex"), [(POD1, "eth0", 2), (POD3, "eth0", 2), (NODE1, "cni0", 3)]
+)
+def test_copies_that_a_bridge_flooded_tell_nothing(
+    cluster: Cluster, place: int, interface: str, ifindex: int
+) -> None:
+    scene = Scene(cluster)
+    drop = scene.drop(place, interface, "OTHERHOST", "ip_rcv_core", ifindex=ifindex)
+    one = only(scene.seen(drops=(drop,)))
+    assert one.finding is not None
+    assert (one.outcome, one.finding.cause) == (Outcome.DELIVERED, Cause.NO_ANSWER)
+
+
 # --- packet filters -------------------------------------------------------------------------------
 
 

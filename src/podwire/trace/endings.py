@@ -24,7 +24,8 @@ from podwire.trace.observations import finding
 from podwire.trace.order import ErrorPath
 from podwire.trace.questions import is_refusal
 from podwire.trace.reasons import Reason, reason_of
-from podwire.trace.sightings import NeighborAsk
+from podwire.trace.sightings import NeighborAsk, Sighting
+from podwire.trace.wire import Drop
 
 #: What an ICMP error says of its cause, by IP version, type and code (RFC 792, 1812, 4443).
 _ICMP_CAUSES = {
@@ -98,24 +99,26 @@ def _explanations(case: Case, leg: Leg) -> Iterator[Finding | None]:
 def drop_of(leg: Leg) -> KnownDrop | None:
     """The drop of a leg's packet that tells of its end, in a place that is observed.
 
-    Bridges flood copies to whom they are not for; those that nobody takes are no loss.
+    Not of copies: bridges flood them to whom they are not for, and back to where it came from.
     """
     last = leg.last
-    candidates = [
-        known
-        for known in leg.drops
-        if known.drop.place is not None
-        and (known.drop.reason != "OTHERHOST" or (last and _is_at(known, last.interface.index)))
-    ]
+    passed = {one.place for one in leg.sightings if last is not None and one.place != last.place}
     return max(
-        candidates,
+        (
+            known
+            for known in leg.drops
+            if known.drop.place is not None
+            and known.drop.place not in passed
+            and (known.drop.reason != "OTHERHOST" or _is_at(known.drop, last))
+        ),
         key=lambda known: (last is not None and known.drop.place == last.place, known.drop.time_ns),
         default=None,
     )
 
 
-def _is_at(known: KnownDrop, ifindex: int) -> bool:
-    return known.drop.ifindex == ifindex
+def _is_at(drop: Drop, last: Sighting | None) -> bool:
+    where = (drop.place, drop.ifindex)
+    return last is not None and where == (last.place, last.interface.index)
 
 
 def _by_problem(case: Case, leg: Leg, problem: Problem, known: KnownDrop | None) -> Finding:
