@@ -1,12 +1,11 @@
 """`podwire agent`: the daemon of a node, and what is said to one that runs.
 
 What lives here: options and arguments. `podwire agent` alone runs the daemon; `hold`, `resume` and
-`relay` talk to one.
+`relay` talk to one. What is imported late is not for `relay`, which someone waits for.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
@@ -132,6 +131,8 @@ def agent(
     """
     if ctx.invoked_subcommand is not None:
         return
+    import asyncio
+
     from podwire import log
     from podwire.agent.config import AgentConfig, parse_network
     from podwire.cluster.kube import ClientConfig
@@ -183,6 +184,8 @@ def resume(node: str | None) -> None:
 
 def _hold(node: str | None, *, on: bool) -> str:
     """Hold or resume; the node's name."""
+    import asyncio
+
     from podwire.cli.agents import agents
     from podwire.trace.wire import Hold
 
@@ -216,6 +219,8 @@ def relay(path: Path) -> None:
 
 
 async def _run(config: object, client_config: object) -> None:
+    import asyncio
+
     from podwire.agent.config import AgentConfig
     from podwire.agent.daemon import Agent
     from podwire.cluster.kube import ClientConfig
