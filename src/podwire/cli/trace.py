@@ -174,7 +174,8 @@ def _show(traced: Traced, output: str) -> None:
             from podwire.trace.render.text import render_text
 
             width = min(shutil.get_terminal_size((100, 24)).columns, _MAX_WIDTH)
-            click.echo(render_text(traced.trace, colour=colour_enabled(), width=width))
+            text = render_text(traced.trace, colour=colour_enabled(), width=width)
+            click.echo(text, nl=False)
         case "json":
             from podwire.trace.render.json import render_json
 

@@ -31,7 +31,6 @@ _MARKS = {
     Outcome.DELIVERED: Span("!", "changed"),
     Outcome.UNANSWERED: Span("?", "changed"),
     Outcome.DROPPED: Span("✗", "bad"),
-    Outcome.UNANSWERED: Span("?", "changed"),
 }
 
 
