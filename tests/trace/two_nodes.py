@@ -48,7 +48,7 @@ def vtep_mac(number: int) -> bytes:
     return b"\x02\0\0\0\0" + bytes([number])
 
 
-def _lease(number: int, version: int) -> Lease:
+def lease(number: int, version: int) -> Lease:
     return Lease(
         subnets=(
             ip_network(f"10.244.{number}.0/24"),
@@ -122,7 +122,7 @@ class Network:
         self.reconcilers = {}
         self.configs = {}
         self.attachments: dict[int, list[Attachment]] = {1: [], 2: []}
-        members = {f"node{n}": Node(f"node{n}", lease=_lease(n, version)) for n in (1, 2)}
+        members = {f"node{n}": Node(f"node{n}", lease=lease(n, version)) for n in (1, 2)}
         for number, node in self.nodes.items():
             bits = 24 if version == 4 else 64
             own = underlay_ip(number, version)
@@ -132,7 +132,7 @@ class Network:
             config = NetworkConfig(
                 node=f"node{number}",
                 network=_NETWORK,
-                lease=_lease(number, version),
+                lease=lease(number, version),
                 underlay=Underlay("eth0", ip_address(own), 1500),
                 mtu=1450 if version == 4 else 1430,
             )

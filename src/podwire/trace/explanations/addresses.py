@@ -89,7 +89,6 @@ def _subnet(about: Knowledge, ip: IPAddress) -> str:
 
 def _own(about: Knowledge, wanted: Address) -> Explanation:
     config = about.intent.config
-    ip = wanted.ip.ip
     if config is not None and wanted.dev == config.bridge:
         text = f"the gateway of {about.node}'s pods: its own address on the bridge {wanted.dev}"
         without = f"pods of {about.node} would reach each other, and nothing else"
@@ -100,8 +99,6 @@ def _own(about: Knowledge, wanted: Address) -> Explanation:
         )
         without = f"pods of other nodes could not answer {about.node} itself"
     details = [("node", about.node)]
-    if not about.vantage().has(ip):
-        details.append(("wrong", f"{wanted.dev} of {about.node} has lost it"))
     return Explanation(text=text, why=wanted.why, without=without, details=details)
 
 
