@@ -49,8 +49,8 @@ def explain_route_to(about: Knowledge, ip: IPAddress) -> Explanation:
     elsewhere = wanted is not None and _network(wanted) != found.dst and found.kind != RTN_LOCAL
     if elsewhere and wanted is not None and not v.follows(found, wanted):
         problem = way_problem(v, ip, wanted, entry)
-        answer.details = [one for one in answer.details if one[0] != "mend"]
-        answer.details += [("wrong", problem.text), ("mend", problem.remedy)]
+        *others, show = (one for one in answer.details if one[0] != "mend")
+        answer.details = [*others, ("wrong", problem.text), ("mend", problem.remedy), show]
     return answer
 
 
