@@ -23,19 +23,17 @@ from podwire.trace.wire import Frame
 
 
 class Sighting(NamedTuple):
-    """A packet seen once: at an interface of a place, on the way in or out of it."""
+    """A packet seen once: at an interface of a place, on the way in or out of it.
+
+    `ttl` is of the header that the packet's ends see, which each routing takes one from.
+    """
 
     place: int
     interface: Interface
     outgoing: bool
     time_ns: int
     packet: Packet
-
-    @property
-    def ttl(self) -> int:
-        """Of the header that the packet's ends see: what each routing takes one from."""
-        ip = inner_ip(self.packet)
-        return 0 if ip is None else ip.ttl
+    ttl: int
 
 
 class ErrorKind(NamedTuple):
@@ -130,14 +128,9 @@ def look(evidence: Evidence) -> Seen:
     """Sort out all frames."""
     ground = Ground(evidence.places)
     source = ground.of(evidence.source)
+    ports = tunnel_ports(evidence)
     sightings = [
-        Sighting(
-            frame.place,
-            ground.interface(frame.place, frame.ifindex),
-            frame.outgoing,
-            frame.time_ns,
-            decode(frame.data, frame.link_type, frame.length, tunnel_ports=tunnel_ports(evidence)),
-        )
+        _sighting(frame, ground, ports)
         for frame in sorted(evidence.frames, key=_moment)
         if frame.place < len(evidence.places)
     ]
@@ -161,6 +154,19 @@ def look(evidence: Evidence) -> Seen:
             if role == "request" and _most_often(those) > 1
         },
         identifier=identifier,
+    )
+
+
+def _sighting(frame: Frame, ground: Ground, ports: tuple[int, ...]) -> Sighting:
+    packet = decode(frame.data, frame.link_type, frame.length, tunnel_ports=ports)
+    ip = inner_ip(packet)
+    return Sighting(
+        place=frame.place,
+        interface=ground.interface(frame.place, frame.ifindex),
+        outgoing=frame.outgoing,
+        time_ns=frame.time_ns,
+        packet=packet,
+        ttl=ip.ttl if ip is not None else 0,
     )
 
 
