@@ -54,8 +54,9 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
         )
     if well and agent.network is not None:
         subnets = ", ".join(map(str, agent.network.lease.subnets))
-        peers = agent.nodes.leased_peers
-        yield _find.ok(f"ready, lease {subnets} published, {peers} peers, CNI plugin installed")
+        count = agent.nodes.leased_peers
+        peers = f"{count} peer" if count == 1 else f"{count} peers"
+        yield _find.ok(f"ready, lease {subnets} published, {peers}, CNI plugin installed")
 
 
 def _unpublished(subject: Subject, network: NetworkConfig) -> list[str]:
