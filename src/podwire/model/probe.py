@@ -48,11 +48,14 @@ class ProbeMatch(msgspec.Struct, frozen=True, kw_only=True):
     - ICMP echo request or reply whose identifier is `ident`, or that carries `MAGIC` and `ident`
       at the start of its payload.
     - TCP or UDP whose ports are `ident` (the prober's own) and `port`, in either order.
-    - with `translated`: TCP or UDP to `target` and `port`, or from them; a translator may have
-      given it another source port.
+    - with `translated`, since a translator may have given it another source port: to `target` and
+      `port`, UDP with `MAGIC` and `ident` at the start of its payload, or TCP's SYN; from them,
+      UDP, or TCP that answers a SYN (ACK, with SYN or RST). So others' traffic with the same
+      host and port is let through as far as nothing tells that it is others'.
     - a fragment other than the first, of that protocol between `source` and `target`, either way
       (the first is matched like a whole packet).
-    - an ICMP error that quotes any of these.
+    - an ICMP error that quotes any of these; with `translated`, any TCP or UDP to or from
+      `target` and `port`, since a quotation may end after the ports.
     - ARP, or NDP solicitation and advertisement, about one of `neighbors` (asked for, or asking).
     """
 

@@ -13,15 +13,18 @@ IPV4, IPV6, ARP = 0x0800, 0x86DD, 0x0806
 _ECHO = {4: (8, 0), 6: (128, 129)}
 _UNREACHABLE = {4: 3, 6: 1}
 _UPPER = {4: 1, 6: 58}
+_SYN, _RST, _PUSH, _ACK = 0x02, 0x04, 0x08, 0x10
 
 
 class Sample(NamedTuple):
-    """A packet from its network header on, and whether it matches."""
+    """A packet from its network header on, and whether it matches; in `error`, whether an error
+    that quotes it does, where that differs."""
 
     name: str
     ethertype: int
     data: bytes
     matches: bool
+    error: bool | None = None
 
     @property
     def frame(self) -> bytes:
@@ -66,8 +69,8 @@ def udp(source: int, target: int, payload: bytes = b"") -> bytes:
     return struct.pack("!HHHH", source, target, 8 + len(payload), 0) + payload
 
 
-def tcp(source: int, target: int) -> bytes:
-    return struct.pack("!HHIIHHHH", source, target, 1, 0, 0x5002, 64240, 0, 0)
+def tcp(source: int, target: int, flags: int = _SYN) -> bytes:
+    return struct.pack("!HHIIHHHH", source, target, 1, 0, 0x5000 | flags, 64240, 0, 0)
 
 
 def icmp(kind: int, rest: int = 0, payload: bytes = b"") -> bytes:
@@ -125,20 +128,39 @@ def leaves(match: ProbeMatch) -> Iterator[Sample]:
     for name, make, protocol in (("tcp", tcp, 6), ("udp", udp, 17)):
         is_own = own == protocol
         there = {"a": other}
-        back = {"a": target, "b": other}
-        nat = is_own and match.translated
         yield sample(f"{name} there", is_own, protocol, make(ident, port))
         yield sample(f"{name} back", is_own, protocol, make(port, ident))
         yield sample(f"{name} from anywhere", is_own, protocol, make(ident, port), **there)
-        yield sample(f"{name} translated", nat, protocol, make(ident ^ 1, port), **there)
-        yield sample(f"{name} translated back", nat, protocol, make(port, ident ^ 1), **back)
-        yield sample(f"{name} translated to that port", nat, protocol, make(port, port), **back)
         yield sample(f"{name} elsewhere", False, protocol, make(ident ^ 1, port), b=other)
         yield sample(f"{name} of others", False, protocol, make(port, ident ^ 1), a=other)
         yield sample(f"{name} other ports", False, protocol, make(ident, port ^ 1))
         if version == 4:
             yield sample(f"{name} options", is_own, protocol, make(ident, port), options=3)
         yield sample(f"{name} first", is_own, protocol, make(ident, port), fragment=(0, True))
+
+    asked, answered = (ident ^ 1, port), (port, ident ^ 1)
+    for protocol, name, matches, payload in (
+        (6, "there", True, tcp(*asked)),
+        (6, "there with ECN", True, tcp(*asked, 0xC0 | _SYN)),
+        (6, "data", False, tcp(*asked, _ACK | _PUSH)),
+        (6, "reset", False, tcp(*asked, _ACK | _RST)),
+        (6, "SYN and ACK", False, tcp(*asked, _ACK | _SYN)),
+        (6, "back", True, tcp(*answered, _ACK | _SYN)),
+        (6, "refused", True, tcp(*answered, _ACK | _RST)),
+        (6, "data back", False, tcp(*answered, _ACK | _PUSH)),
+        (6, "reset back", False, tcp(*answered, _RST)),
+        (6, "to that port back", True, tcp(port, port, _ACK | _SYN)),
+        (17, "there", True, udp(*asked, marked)),
+        (17, "another prober's", False, udp(*asked, wrong)),
+        (17, "others' there", False, udp(*asked, b"abcdefgh")),
+        (17, "empty there", False, udp(*asked)),
+        (17, "back", True, udp(*answered)),
+        (17, "to that port back", True, udp(port, port)),
+    ):
+        ours = own == protocol and match.translated
+        ends = {"a": target, "b": other} if payload[:2] == struct.pack("!H", port) else {"a": other}
+        one = sample(f"{protocol} translated {name}", ours and matches, protocol, payload, **ends)
+        yield one._replace(error=ours)
 
     for offset in (8, 0x7FF8, 0x8000):
         yield sample(f"fragment at {offset}", True, own, b"?" * 24, fragment=(offset, True))
@@ -183,8 +205,9 @@ def tunnelled(inner: Sample, outer: int, port: int = 8472, **more: Any) -> Sampl
     """Inside of VXLAN over IPv4 or IPv6."""
     ends = ("172.18.0.11", "172.18.0.12") if outer == 4 else ("fd18::11", "fd18::12")
     matches = inner.matches and port == 8472
+    error = inner.error and port == 8472
     data = ip(*ends, 17, vxlan(inner.frame, port), **more)
-    return Sample(f"{inner.name} in VXLAN/IPv{outer} to {port}", *data, matches)
+    return Sample(f"{inner.name} in VXLAN/IPv{outer} to {port}", *data, matches, error)
 
 
 def quoted(about: Sample, **more: Any) -> Sample:
@@ -193,7 +216,8 @@ def quoted(about: Sample, **more: Any) -> Sample:
     ends = ("192.0.2.1", "192.0.2.2") if version == 4 else ("fd02::1", "fd02::2")
     payload = icmp(_UNREACHABLE[version], 0, about.data)
     data = ip(*ends, _UPPER[version], payload, **more)
-    return Sample(f"error about {about.name}", *data, about.matches)
+    matches = about.matches if about.error is None else about.error
+    return Sample(f"error about {about.name}", *data, matches)
 
 
 def samples(match: ProbeMatch) -> list[Sample]:

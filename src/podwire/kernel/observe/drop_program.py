@@ -63,7 +63,8 @@ _PACKET = _UPPER - 8  # struct sk_buff *
 _LOCATION = _PACKET - 8
 _SOCKET = _LOCATION - 8  # the receiving struct sock *, where the tracepoint tells
 _LEVEL = _SOCKET - 8
-_SCRATCH = _LEVEL - 8
+_IN_ERROR = _LEVEL - 8  # whether an ICMP error quotes what is at the cursor
+_SCRATCH = _IN_ERROR - 8
 
 #: IP headers looked at, one inside of the other. Four are had by a VXLAN packet that carries an
 #: error, which quotes another VXLAN packet.
@@ -71,6 +72,7 @@ _LEVELS = 4
 _TCP, _UDP, _FRAGMENT = 6, 17, 44
 _ICMP = {4: 1, 6: 58}
 _ECHO = {4: (8, 0), 6: (128, 129)}
+_FLAGS, _SYN, _RST, _ACK = 13, 0x02, 0x04, 0x10  # of TCP
 _ERRORS = {4: (3, 4, 5, 11, 12), 6: (1, 2, 3, 4)}
 #: From the UDP header to the inner Ethernet header, and on to the inner IP header.
 _INNER_ETHERNET, _ETHERNET = 16, 14
@@ -124,6 +126,7 @@ class _Writer:
             program.load(8, R2, R1, 8 * where.socket)
             program.store(8, R10, _SOCKET, R2)
         program.store(8, R10, _LEVEL, 0)
+        program.store(8, R10, _IN_ERROR, 0)
         self._follow(R7, R6, where.head)
         self._follow(R9, R6, where.tail, 4)
         program.alu("+", R9, R7)
@@ -156,6 +159,7 @@ class _Writer:
         self._echo()
         self._tunnel()
         program.label("quoted")
+        program.store(8, R10, _IN_ERROR, 1)
         program.alu("+", R8, 8)
         program.label("again")
         program.load(8, R1, R10, _LEVEL)
@@ -230,11 +234,36 @@ class _Writer:
         self._hit_if("asked", (_UPPER, self.ident + self.port))
         self._hit_if("answered", (_UPPER, self.port + self.ident))
         if self.match.translated:
-            sender, receiver = self._addresses()
-            self._hit_if("to target", (receiver, self.target), (_UPPER + 2, self.port))
-            self._hit_if("from target", (sender, self.target), (_UPPER, self.port))
+            self._translated()
         program.jump_if(R6, "==", _UDP, "tunnel")
         program.jump("out")
+
+    def _translated(self) -> None:
+        program, protocol = self.program, self.match.protocol
+        sender, receiver = self._addresses()
+        to = ((receiver, self.target), (_UPPER + 2, self.port))
+        back = ((sender, self.target), (_UPPER, self.port))
+        program.load(8, R1, R10, _IN_ERROR)
+        program.jump_if(R1, "==", 0, "not in an error")
+        self._hit_if("quoted to target", *to)
+        self._hit_if("quoted from target", *back)
+        program.jump("no translation")
+        program.label("not in an error")
+        if protocol == "udp":
+            self._hit_if("to target", *to, (_UPPER + 8, MAGIC + self.ident))
+            self._hit_if("from target", *back)
+        else:
+            program.load(1, R3, R10, _UPPER + _FLAGS)
+            program.mov(R4, R3)
+            program.alu("&", R4, _SYN | _ACK)
+            program.jump_if(R4, "!=", _SYN, "no SYN")
+            self._hit_if("to target", *to)
+            program.label("no SYN")
+            program.jump_if(R4, "<", _ACK, "no translation")
+            program.alu("&", R3, _SYN | _RST)
+            program.jump_if(R3, "==", 0, "no translation")
+            self._hit_if("from target", *back)
+        program.label("no translation")
 
     def _echo(self) -> None:
         if self.match.protocol != "icmp":

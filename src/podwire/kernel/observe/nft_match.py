@@ -65,6 +65,7 @@ _NDP = (135, 136)  # RFC 4861: solicitation, advertisement
 
 #: From the UDP header of a VXLAN packet (RFC 7348): the inner EtherType, and what follows it.
 _INNER_TYPE, _INNER = 28, 30
+_FLAGS, _SYN, _RST, _ACK = 13, 0x02, 0x04, 0x10  # of TCP
 _QUOTED = 8  # from an ICMP header to the packet that an error is about
 
 
@@ -115,8 +116,8 @@ def chains(match: ProbeMatch) -> Chains:
         MARK: [(*set_nftrace(), accept())],
         START: _about(match, _PACKET, version, "quoted"),
         "inner": _about(match, inner, version, "inner_quoted"),
-        "quoted": _probes(match, _PACKET.within(_QUOTED, version), version),
-        "inner_quoted": _probes(match, inner.within(_QUOTED, version), version),
+        "quoted": _probes(match, _PACKET.within(_QUOTED, version), version, quoted=True),
+        "inner_quoted": _probes(match, inner.within(_QUOTED, version), version, quoted=True),
     }
     neighbors = [ip_address(one) for one in match.neighbors]
     arp = [one.packed for one in neighbors if one.version == 4]
@@ -151,16 +152,21 @@ def _about(match: ProbeMatch, layer: _Layer, version: int, quoted: str) -> list[
         compare(NOT_GREATER, bytes([last])),
     )
     return [
-        *_probes(match, layer, version),
+        *_probes(match, layer, version, quoted=False),
         (*layer.carries(_ICMP[version], version), *is_error, jump(quoted)),
     ]
 
 
-def _probes(match: ProbeMatch, layer: _Layer, version: int) -> list[Expressions]:
-    return [*_whole(match, layer, version), *_fragments(match, layer, version)]
+def _probes(match: ProbeMatch, layer: _Layer, version: int, *, quoted: bool) -> list[Expressions]:
+    return [
+        *_whole(match, layer, version, quoted=quoted),
+        *_fragments(match, layer, version),
+    ]
 
 
-def _whole(match: ProbeMatch, layer: _Layer, version: int) -> Iterator[Expressions]:
+def _whole(
+    match: ProbeMatch, layer: _Layer, version: int, *, quoted: bool
+) -> Iterator[Expressions]:
     carries = layer.carries(_protocol(match, version), version)
     if match.protocol == "icmp":
         ident = struct.pack("!H", match.ident)
@@ -178,7 +184,24 @@ def _whole(match: ProbeMatch, layer: _Layer, version: int) -> Iterator[Expressio
         for port_at, address_at in ((2, source_at + len(target)), (0, source_at)):
             to_or_from = layer.at_network(address_at, target)
             number = layer.at_transport(port_at, struct.pack("!H", port))
-            yield (*number, *to_or_from, *carries, goto(MARK))
+            known = () if quoted else _not_of_others(match, layer, asks=port_at == 2)
+            yield (*number, *to_or_from, *carries, *known, goto(MARK))
+
+
+def _not_of_others(match: ProbeMatch, layer: _Layer, *, asks: bool) -> Expressions:
+    """What a packet to or from the target's port must have if it is the probe's."""
+    if match.protocol == "udp":
+        ident = struct.pack("!H", match.ident)
+        return layer.at_transport(8, MAGIC + ident) if asks else ()
+    flags = layer.transport + _FLAGS
+    if asks:
+        return (*_masked(TRANSPORT, flags, bytes([_SYN | _ACK])), compare(EQUAL, bytes([_SYN])))
+    return (
+        *_masked(TRANSPORT, flags, bytes([_ACK])),
+        compare(EQUAL, bytes([_ACK])),
+        *_masked(TRANSPORT, flags, bytes([_SYN | _RST])),
+        compare(NOT_EQUAL, b"\0"),
+    )
 
 
 def _fragments(match: ProbeMatch, layer: _Layer, version: int) -> Iterator[Expressions]:

@@ -32,6 +32,7 @@ _ECHO = {4: (8, 0), 6: (128, 129)}  # request, reply
 _ERRORS = {4: (3, 4, 5, 11, 12), 6: (1, 2, 3, 4)}
 _NDP = (135, 136)  # RFC 4861: solicitation, advertisement
 _ETHERNET_IPV4 = 0x0604  # ARP's lengths of addresses (RFC 826)
+_FLAGS, _SYN, _RST, _ACK = 13, 0x02, 0x04, 0x10  # of TCP
 _SOURCE = {4: 12, 6: 8}
 _TARGET = {4: 16, 6: 24}
 
@@ -208,7 +209,7 @@ class _ProbeFilter:
 
     def _udp(self, stage: _Stage, version: int) -> None:
         if self._is_own(_UDP, version):
-            self._ports()
+            self._ports(stage)
         if not self._may_be_tunnel(stage):
             return
         asm, tunnel = self._asm, Label("tunnel")
@@ -222,9 +223,9 @@ class _ProbeFilter:
         self._by_ethertype(_INSIDE[stage])
 
     def _tcp(self, stage: _Stage, version: int) -> None:
-        self._ports()
+        self._ports(stage)
 
-    def _ports(self) -> None:
+    def _ports(self, stage: _Stage) -> None:
         match, asm = self._match, self._asm
         port = match.port or 0
         self._load(WORD, 0)
@@ -239,10 +240,30 @@ class _ProbeFilter:
             asm.jump_if(JEQ, port, otherwise=other)
             asm.load_x_memory(_IP)
             self._equals(address[self._version], self._target, otherwise=elsewhere)
+            if stage in _LINKS:
+                asm.load_x_memory(_TRANSPORT)
+                self._may_be_translated(asks=address is _TARGET)
             asm.jump(self._accept)
             asm.place(elsewhere)
             asm.load_x_memory(_TRANSPORT)
             asm.place(other)
+
+    def _may_be_translated(self, *, asks: bool) -> None:
+        """Falls through unless the packet shows that it is another's. X is at the transport."""
+        asm = self._asm
+        if self._protocol == _TCP:
+            self._load(BYTE, _FLAGS)
+            if asks:
+                asm.compute(cbpf.AND, _SYN | _ACK)
+                asm.jump_if(JEQ, _SYN, otherwise=self._reject)
+            else:
+                asm.jump_if(JSET, _ACK, otherwise=self._reject)
+                asm.jump_if(JSET, _SYN | _RST, otherwise=self._reject)
+        elif asks:
+            self._load(WORD, 8)
+            asm.jump_if(JEQ, int.from_bytes(MAGIC, "big"), otherwise=self._reject)
+            self._load(HALF, 12)
+            asm.jump_if(JEQ, self._match.ident, otherwise=self._reject)
 
     def _icmp(self, stage: _Stage, version: int) -> None:
         asm, error = self._asm, Label("error")
