@@ -158,6 +158,14 @@ def test_a_path_that_ends_early_has_not_arrived() -> None:
         assert not journey.arrived
 
 
+def test_a_pod_in_its_nodes_network_is_where_its_address_is() -> None:
+    cluster = Cluster()
+    target = Endpoint(kind="pod", ip=cluster.node_ip(NODE2), name="kube-system/proxy", node="node2")
+    build = cluster.request(cluster.pod_ip(POD1), target.ip)
+    steps = cluster.pod_to_node(POD1, NODE2, build)
+    assert only(cluster.evidence(POD1, target, frames(steps))).arrived
+
+
 def test_each_probe_has_a_journey_of_its_own() -> None:
     cluster = Cluster()
     ends = cluster.pod_ip(POD1), cluster.pod_ip(POD2)

@@ -563,6 +563,30 @@ def test_a_pod_that_is_there_and_does_not_answer_is_not_called_unused(cluster: C
     assert "pod default/pod2 has that address" in found.text
 
 
+def test_ipv6_is_judged_the_same() -> None:
+    cluster = Cluster(6)
+    target = Endpoint(kind="address", ip=cluster.ip(NODE2, 0x99))
+    request = cluster.request(cluster.pod_ip(POD1), target.ip)
+    steps = [*cluster.leave_pod(POD1, request), *cluster.cross(NODE1, NODE2, request, 63)]
+    cni = cluster.mac("cni", NODE2)
+    ask = packets.ndp(cni, cluster.ip(NODE2, 1), "ff02::1:ff00:99", about=target.ip)
+    steps.append(Step(NODE2, CNI, True, ask))
+    found = dropped(cluster.evidence(POD1, target, frames(steps), results=(TIMEOUT,)))
+    assert (found.cause, found.where) == (Cause.NOT_IN_USE, "node2, cni0")
+    assert "NDP" in found.text
+
+    scene = Scene(cluster)
+    gateway = cluster.ip(NODE1, 1)
+
+    def error(ttl: int) -> bytes:
+        return packets.icmp_error(gateway, scene.ends[0], 2, 0, scene.request(64), mtu=99, ttl=ttl)
+
+    shown = frames([*scene.there[:3], *cluster.enter_pod(POD1, error, 64)])
+    found = dropped(cluster.evidence(POD1, POD2, shown, results=(TIMEOUT,)))
+    assert (found.cause, found.where) == (Cause.TOO_BIG, "node1")
+    assert "at most 99" in found.text
+
+
 # --- beyond what is seen --------------------------------------------------------------------------
 
 

@@ -122,6 +122,8 @@ def _sorted_out(
     """What the kernels told of packets, by the packet. What can't be told is left out."""
     found: dict[tuple[int, Role], list[tuple[Told, Packet]]] = defaultdict(list)
     for one in told:
+        if one.place is not None and one.place >= len(evidence.places):
+            continue
         packet = decode_network(one.data, tunnel_ports=tunnel_ports(evidence))
         identity = seen.identifier.identify(packet) or _by_tunnel(packet, seen)
         if identity is None:

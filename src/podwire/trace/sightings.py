@@ -103,15 +103,18 @@ class Ground:
         return next((n for n in range(len(self.places)) if ip in self.addresses(n)), None)
 
     def of(self, end: Endpoint) -> int | None:
-        """An endpoint's place, None where it is not observed."""
-        if end.kind == "address":
-            return self.with_address(end.ip)
+        """An endpoint's place, None where it is not observed.
+
+        By its name; and by its address where it has no place of its own, as a pod that uses its
+        node's network.
+        """
         pod = end.name if end.kind == "pod" else ""
-        node = end.node if end.kind == "pod" else end.node or end.name
-        for number, place in enumerate(self.places):
-            if (place.node, place.pod) == (node, pod):
-                return number
-        return None
+        node = end.name if end.kind == "node" else end.node
+        if end.kind != "address":
+            for number, place in enumerate(self.places):
+                if (place.node, place.pod) == (node, pod):
+                    return number
+        return self.with_address(end.ip)
 
     def comparable(self, one: int, other: int) -> bool:
         """Whether times of the two places are of one clock."""
