@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 
+from podwire.errors import InputError
 from podwire.trace.model import Cause, Decision, Ip, Packet, Problem
 from podwire.trace.wire import Question
 from tests.trace.two_nodes import Network, Sighting, pod_ip, problem_of, underlay_ip, vtep_mac
@@ -127,6 +129,23 @@ def test_what_a_node_sends_begins_with_its_route_when_asked_for(network: Network
 def test_what_is_no_ip_packet_is_decided_by_nobody(network: Network) -> None:
     question = Question(place=0, ifindex=1, direction="in", packet=Packet(60, ()))
     assert network.decider(1).decide(question) == ()
+
+
+def test_a_question_that_makes_no_sense_is_refused(network: Network) -> None:
+    seen, _ = network.probe(A, pod_ip("c"))
+    decider = network.decider(1)
+    good = Question(place=0, ifindex=1, direction="in", packet=seen[0].packet)
+    wrong = Ip(version=4, source="10.0.0.1", target="pod", ttl=1, protocol=1, length=20)
+    for question in (
+        msgspec.structs.replace(good, place=9),
+        msgspec.structs.replace(good, place=-1),
+        msgspec.structs.replace(good, packet=Packet(20, (wrong,))),
+    ):
+        with pytest.raises(InputError):
+            decider.decide(question)
+    gone = msgspec.structs.replace(good, ifindex=999)
+    (decision,) = decider.decide(gone)
+    assert "gone" in decision.text
 
 
 # --- what stops a packet ----------------------------------------------------------------------

@@ -237,6 +237,7 @@ def test_what_is_not_there_is_not_found(ask: Ask, kind: str, thing: str, text: s
         ("link", "a-name-too-long-for-one", "an interface's name"),
         ("link", "", "an interface's name"),
         ("link", "../eth0", "an interface's name"),
+        ("link", "eth0\0x", "an interface's name"),
         ("rule", "", "a handle, a chain's name"),
         ("ip", "pod1", "an IP address"),
         ("pod", "a", "expected one of route, neigh, fdb, link, rule, ip"),

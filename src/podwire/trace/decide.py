@@ -27,6 +27,7 @@ from ipaddress import ip_address
 
 import msgspec
 
+from podwire.errors import InputError
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe.interfaces import InterfaceState
 from podwire.model.state import format_mac
@@ -65,10 +66,16 @@ class Decider:
     def decide(self, question: Question) -> tuple[Decision, ...]:
         """What sent the packet on from where it was, in order; what stopped it where it `ended`.
 
-        Empty for what is no IP packet. Raises KernelError where the kernel can't be asked.
+        Empty for what is no IP packet. Raises InputError for a question about no place or with
+        addresses that are none, KernelError where the kernel can't be asked.
         """
+        if not 0 <= question.place < len(self._vantages):
+            raise InputError(f"there is no place {question.place}", field="place")
         v = self._vantages[question.place]
-        flow = flow_of(question.packet.headers)
+        try:
+            flow = flow_of(question.packet.headers)
+        except ValueError as error:
+            raise InputError(str(error), field="packet") from None
         if flow is None:
             return ()
         if question.ifindex == 0:

@@ -89,7 +89,8 @@ def _link(about: Knowledge, thing: str) -> Explanation:
     name = thing.removeprefix("dev ").rstrip(":").partition("@")[0].strip()
     if _MAC_LIKE.fullmatch(thing):
         return explain_link(about, mac=_mac(thing))
-    if not name or len(name.encode()) > _IFNAME_BYTES or "/" in name or " " in name:
+    plain = name.isprintable() and not set(name) & set("/ ")
+    if not name or not plain or len(name.encode()) > _IFNAME_BYTES:
         raise _wrong(thing, f"an interface's name (at most {_IFNAME_BYTES} bytes) or its MAC")
     return explain_link(about, name)
 

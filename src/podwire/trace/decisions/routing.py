@@ -89,7 +89,8 @@ def _refusal(
         if not is_local:
             return lost_address(v, own)
     elif wanted is not None:
-        if entry is None or not v.follows(entry, wanted):
+        # What a pod does with its own routes is its own business, as long as it has some.
+        if entry is None or not (v.is_pod or v.follows(entry, wanted)):
             return way_problem(v, flow.dst, wanted, entry)
     elif entry is None and answer.errno:
         return no_way(v, flow.dst)
