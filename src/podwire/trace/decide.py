@@ -32,7 +32,7 @@ from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe.interfaces import InterfaceState
 from podwire.model.state import format_mac
 from podwire.trace import iproute
-from podwire.trace.decisions import switching, tunneling
+from podwire.trace.decisions import straying, switching, tunneling
 from podwire.trace.decisions.devices import device_problem
 from podwire.trace.decisions.flow import Flow, flow_of
 from podwire.trace.decisions.mend import Remedies
@@ -180,7 +180,7 @@ def _leaves(v: Vantage, out: InterfaceState, flow: Flow, *, ended: bool) -> Deci
         kind="neigh",
         text=text,
         command=neighbor.command if neighbor is not None else "",
-        problem=tunneling.strayed(v, out, flow) if ended else None,
+        problem=straying.strayed(v, out, flow) if ended else None,
     )
 
 
@@ -191,11 +191,11 @@ def _not_for_us(v: Vantage, state: InterfaceState, flow: Flow, *, ended: bool) -
         return None
     problem = None
     if ended and state.kind == "vxlan":
-        problem = tunneling.misdelivered(v, state, flow)
+        problem = straying.misdelivered(v, state, flow)
     elif ended and v.is_pod:
         problem = switching.flooded(v, flow)
     elif ended:
-        problem = tunneling.astray(v, state, flow)
+        problem = straying.astray(v, state, flow)
     return Decision(
         kind="local",
         text=f"the frame is for {format_mac(mac)}, and {state.name} is {state.mac_text}: ignored",

@@ -11,7 +11,6 @@ from ipaddress import ip_address
 
 from podwire.kernel.observe.lookup_messages import (
     ROUTE_TYPES,
-    RTN_LOCAL,
     RTN_UNICAST,
     FibEntry,
     NeighborAnswer,
@@ -138,11 +137,3 @@ def bridge_fdb_command(mac: bytes, bridge: str) -> str:
 
 def link_command(dev: str) -> str:
     return f"ip -d link show {dev}"
-
-
-def local_command(dst: IPAddress) -> str:
-    return f"ip route get {dst}"
-
-
-def is_local(entry: FibEntry | None) -> bool:
-    return entry is not None and entry.kind == RTN_LOCAL

@@ -89,11 +89,6 @@ def tunnel_end(sock: NetlinkSocket, ifindex: int, mac: bytes) -> bytes | None:
     return None
 
 
-def has_tunnel_entry(sock: NetlinkSocket, ifindex: int, mac: bytes) -> bool:
-    """Whether that comes from an entry for this very MAC."""
-    return _ask(sock, messages.RTM_GETNEIGH, codec.get_tunnel_fdb(ifindex, mac))[0] is not None
-
-
 def bridge_port(sock: NetlinkSocket, bridge: int, mac: bytes) -> int | None:
     """The port that a bridge has a MAC at, by index; None for one that it doesn't know and floods.
 

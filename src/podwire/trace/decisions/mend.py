@@ -13,7 +13,7 @@ from podwire.kernel.attach import find_link
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe.lookup_messages import ROUTE_TYPES, RTN_UNICAST, FibEntry
 from podwire.kernel.tables import TABLE_OF, Op
-from podwire.model.state import Address, FdbEntry, Link, Neighbor, Route, Veth, Vxlan
+from podwire.model.state import Address, FdbEntry, Link, Neighbor, Route, Vxlan
 from podwire.trace.iproute import prefix_text, protocol_name
 
 
@@ -52,11 +52,6 @@ def removal_line(entry: FibEntry, dev: str) -> str:
     words += [f"table {entry.table}"] if entry.table != 254 else []
     words.append(f"proto {protocol_name(entry.protocol)}")
     return " ".join(words)
-
-
-def is_cable(link: Link | None) -> bool:
-    """Whether it is the node's end of a pod's pair."""
-    return link is not None and isinstance(link.kind, Veth)
 
 
 class Remedies:

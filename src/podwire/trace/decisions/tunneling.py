@@ -3,8 +3,8 @@
     out of flannel.1:  FDB: MAC → VTEP ─ encapsulated ─ route to the VTEP ─ its neighbour
     in by the underlay:  UDP port and VNI ─ decapsulated by flannel.1
 
-What lives here: those decisions, and frames that the tunnel takes to the wrong place. What does
-not: the inner packet's own routing (`routing`).
+What lives here: those decisions. What does not: the inner packet's own routing (`routing`), and
+what the tunnel takes to the wrong place (`straying`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,8 @@ import msgspec
 from podwire.kernel.observe import lookup
 from podwire.kernel.observe.interfaces import InterfaceState, VxlanState
 from podwire.model.state import (
-    FdbEntry,
     IPAddress,
-    IPNetwork,
-    Link,
-    Neighbor,
-    Route,
     Vxlan,
-    Why,
     format_mac,
 )
 from podwire.plan.transport.vxlan import OVERHEAD
@@ -33,12 +27,11 @@ from podwire.trace.decisions import mend
 from podwire.trace.decisions.devices import device_problem
 from podwire.trace.decisions.flow import Flow
 from podwire.trace.decisions.routing import routed
+from podwire.trace.decisions.straying import fdb_problem, next_hop_problem, tunnel_of
 from podwire.trace.decisions.vantage import Vantage
-from podwire.trace.decisions.ways import unleased_problem, way_problem
 from podwire.trace.model import Cause, Decision, Problem
 
 _DF_ALWAYS, _DF_AS_INNER = 1, 2
-_NO_WHY = Why("", "")
 
 
 def sent(v: Vantage, tunnel: InterfaceState, flow: Flow, *, ended: bool) -> list[Decision]:
@@ -50,7 +43,7 @@ def sent(v: Vantage, tunnel: InterfaceState, flow: Flow, *, ended: bool) -> list
         problem = (
             device_problem(v, tunnel.name)
             or next_hop_problem(v, tunnel.name, flow)
-            or _fdb_problem(v, tunnel.name, flow, ip_address(end) if end else None)
+            or fdb_problem(v, tunnel.name, flow, ip_address(end) if end else None)
         )
     wanted = v.intent.fdb(tunnel.name, flow.target_mac)
     as_wanted = wanted is not None and end == wanted.dst.packed
@@ -119,80 +112,6 @@ def _in_the_tunnels_words(
     return msgspec.structs.replace(decision, problem=told)
 
 
-def next_hop_problem(v: Vantage, tunnel: str, flow: Flow) -> Problem | None:
-    """The frame in the tunnel is not for the node that it should be for."""
-    wanted = v.intent.way(flow.dst)
-    if wanted is None:
-        return None
-    neighbor = None
-    if isinstance(wanted, Route) and wanted.dev == tunnel:
-        neighbor = v.intent.neighbor(tunnel, wanted.via if wanted.via is not None else flow.dst)
-        if neighbor is not None and neighbor.mac == flow.target_mac:
-            return None
-    entry = v.sent_by(flow.dst)
-    if entry is None or not v.follows(entry, wanted):
-        return way_problem(v, flow.dst, wanted, entry)
-    if neighbor is None:
-        return None
-    return v.problem(
-        Cause.WRONG_NEIGHBOR,
-        f"{neighbor.ip} has MAC {format_mac(flow.target_mac)} on {tunnel} of {v.name},"
-        f" and not {format_mac(neighbor.mac)}",
-        interface=tunnel,
-        line=mend.entry_line(neighbor),
-        why=neighbor.why,
-    )
-
-
-def _fdb_problem(v: Vantage, tunnel: str, flow: Flow, end: IPAddress | None) -> Problem | None:
-    """The tunnel has no end for the frame's MAC, or not the right one."""
-    wanted = v.intent.fdb(tunnel, flow.target_mac)
-    if end is not None and (wanted is None or wanted.dst == end):
-        return None
-    mac = format_mac(flow.target_mac)
-    text = f"{tunnel} of {v.name} has no FDB entry for {mac}"
-    if end is not None and wanted is not None:
-        text = f"{tunnel} of {v.name} sends frames for {mac} to {end}, and not to {wanted.dst}"
-    return v.problem(
-        Cause.NO_FDB if end is None else Cause.WRONG_FDB,
-        text,
-        interface=tunnel,
-        line=mend.entry_line(wanted) if wanted is not None else "",
-        remedy="no node that this one knows has that MAC: is the sender's neighbour entry right?",
-        why=wanted.why if wanted is not None else None,
-    )
-
-
-def strayed(v: Vantage, out: InterfaceState, flow: Flow) -> Problem | None:
-    """Whether a packet that has left by a link of the underlay should have gone elsewhere."""
-    inner = flow.inner
-    if inner is not None:
-        tunnel = _tunnel_of(v, flow)
-        if tunnel is None:
-            return None
-        return next_hop_problem(v, tunnel.name, inner) or _fdb_problem(
-            v, tunnel.name, inner, flow.dst
-        )
-    wanted = v.intent.way(flow.dst)
-    if wanted is not None and wanted.dev == out.name:
-        return None
-    entry = v.sent_by(flow.dst)
-    if wanted is None:
-        return unleased_problem(v, flow.dst, entry)
-    if v.intent.address(flow.dst) is not None or (entry is not None and v.follows(entry, wanted)):
-        return None
-    return way_problem(v, flow.dst, wanted, entry)
-
-
-def _tunnel_of(v: Vantage, flow: Flow) -> Link | None:
-    """The wanted VXLAN device that packets of this VNI and port belong to."""
-    for link in v.intent.tunnels():
-        kind = link.kind
-        if isinstance(kind, Vxlan) and (kind.vni, kind.port) == (flow.vni, flow.dport):
-            return link
-    return None
-
-
 def received(v: Vantage, flow: Flow, *, ended: bool) -> Decision:
     """The packet came in by the underlay for this place, with a frame in it: who takes it out?"""
     known = [one.index for one in v.place.interfaces if one.vni == flow.vni]
@@ -222,7 +141,7 @@ def _taker(states: list[InterfaceState], flow: Flow) -> InterfaceState | None:
 
 
 def _nobody_takes(v: Vantage, flow: Flow, taker: InterfaceState | None) -> Problem:
-    wanted = _tunnel_of(v, flow)
+    wanted = tunnel_of(v, flow)
     name = taker.name if taker is not None else wanted.name if wanted is not None else ""
     if name and (device := device_problem(v, name)) is not None:
         return device
@@ -242,66 +161,3 @@ def _nobody_takes(v: Vantage, flow: Flow, taker: InterfaceState | None) -> Probl
         remedy=remedy,
         why=link.why if link is not None else None,
     )
-
-
-def astray(v: Vantage, underlay: InterfaceState, flow: Flow) -> Problem | None:
-    """A frame with a packet of the tunnel in it came by, and is for another machine: its sender
-    takes a wrong address, or a wrong MAC, for this node's."""
-    config, inner = v.intent.config, flow.inner
-    if config is None or inner is None or inner.target_mac != config.lease.vtep_mac:
-        return None
-    senders = v.intent.fdb_to(flow.src)
-    node = senders[0].why.object.removeprefix("Node/") if senders else str(flow.src)
-    own = config.lease.public_ip
-    if flow.dst != own:
-        tunnel = config.vxlan_dev
-        mac = format_mac(inner.target_mac)
-        cause, interface, why = Cause.WRONG_FDB, tunnel, v.why_of_link(tunnel)
-        text = f"{node} sends frames for {mac} to {flow.dst}, and not to {own}"
-        entry = FdbEntry(dev=tunnel, mac=inner.target_mac, dst=own, why=why or _NO_WHY)
-        remedy = v.remedies.there(mend.entry_line(entry), node)
-    else:
-        cause, interface, why = Cause.WRONG_NEIGHBOR, underlay.name, None
-        text = (
-            f"{node} takes {format_mac(flow.target_mac)} for the MAC of {own}, which is"
-            f" {underlay.mac_text}"
-        )
-        remedy = v.remedies.by_hand(f"ip neigh flush to {own}", f"on {node}")
-    return Problem(cause=cause, text=text, place=node, interface=interface, remedy=remedy, why=why)
-
-
-def misdelivered(v: Vantage, tunnel: InterfaceState, flow: Flow) -> Problem | None:
-    """The frame that came out of the tunnel is for another MAC: its sender has a wrong entry."""
-    mac = flow.target_mac
-    if not mac or mac == tunnel.mac or mac[0] & 1:
-        return None
-    sender = v.intent.fdb(tunnel.name, flow.source_mac)
-    node = sender.why.object.removeprefix("Node/") if sender is not None else "the sender"
-    meant = v.intent.fdb(tunnel.name, flow.target_mac)
-    own = next((one for one in _own_subnets(v) if flow.dst in one), None)
-    text = (
-        f"a frame for {format_mac(flow.target_mac)} came to {tunnel.name}, which is"
-        f" {format_mac(tunnel.mac)}: {node} has a wrong"
-    )
-    why, line = v.why_of_link(tunnel.name), ""
-    if meant is not None and own is None:
-        why, line = meant.why, mend.entry_line(meant)
-        cause, text = Cause.WRONG_FDB, f"{text} FDB entry, the frame is for {meant.why.object}"
-    else:
-        cause, text = Cause.WRONG_NEIGHBOR, f"{text} neighbour entry"
-        if own is not None:
-            base = own.network_address
-            entry = Neighbor(dev=tunnel.name, ip=base, mac=tunnel.mac, why=why or _NO_WHY)
-            line = mend.entry_line(entry)
-    return Problem(
-        cause=cause,
-        text=text,
-        place=node if sender is not None else "",
-        interface=tunnel.name,
-        remedy=v.remedies.there(line, node) if line else "",
-        why=why,
-    )
-
-
-def _own_subnets(v: Vantage) -> tuple[IPNetwork, ...]:
-    return v.intent.config.lease.subnets if v.intent.config is not None else ()
