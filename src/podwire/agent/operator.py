@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from podwire.agent.handlers import Handlers
 from podwire.errors import PodwireError
 from podwire.log import fields
 from podwire.trace.wire import Failed, Request, Response, pack, read_frame, unpack_request
 
 if TYPE_CHECKING:
     from podwire.agent.daemon import Agent
+    from podwire.agent.handlers import Handlers
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,8 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, age
         return
     session = _Session(writer)
     try:
-        handlers = Handlers(agent, session)
+        # In a thread the first time: it imports a lot, and pods are wired meanwhile.
+        handlers = (await asyncio.to_thread(_handlers))(agent, session)
         async with contextlib.aclosing(handlers), asyncio.TaskGroup() as tasks:
             session.send(handlers.welcome())
             while (body := await read_frame(reader)) is not None:
@@ -93,6 +94,13 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, age
         pass
     except* (PodwireError, ConnectionError) as group:
         log.warning("operator cut off", extra=fields(error=group.exceptions[0]))
+
+
+def _handlers() -> type[Handlers]:
+    """An agent that nobody asks anything needs none of what they need: a third of its modules."""
+    from podwire.agent.handlers import Handlers
+
+    return Handlers
 
 
 def _id_of(body: bytes) -> int:
