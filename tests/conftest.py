@@ -8,6 +8,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -56,9 +57,9 @@ class Namespace:
         return done.stdout
 
 
-@pytest.fixture
-def make_namespace() -> Iterator[Callable[[], Namespace]]:
-    """Makes namespaces with unique names, `lo` up; they are deleted when the test ends."""
+@contextmanager
+def namespaces() -> Iterator[Callable[[], Namespace]]:
+    """Makes namespaces with unique names, `lo` up; they are deleted when the block ends."""
     if os.geteuid() != 0:
         pytest.fail("this test makes network namespaces: run it as root (sudo script/test)")
     made: list[Namespace] = []
@@ -70,9 +71,18 @@ def make_namespace() -> Iterator[Callable[[], Namespace]]:
         one.run("ip link set lo up")
         return one
 
-    yield make
-    for one in made:
-        subprocess.run(["ip", "netns", "del", one.name], check=False)
+    try:
+        yield make
+    finally:
+        for one in made:
+            subprocess.run(["ip", "netns", "del", one.name], check=False)
+
+
+@pytest.fixture
+def make_namespace() -> Iterator[Callable[[], Namespace]]:
+    """Makes namespaces, which are deleted when the test ends."""
+    with namespaces() as make:
+        yield make
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,33 +129,26 @@ class AgentProcess:
         return json.loads(self.namespace.run(line) or "[]")
 
 
-@pytest.fixture
-def api(tmp_path: Path) -> Iterator[ApiProcess]:
-    """An API server that the test may stop and start; it runs from the beginning."""
-    directory = tmp_path / "api"
+@contextmanager
+def running_api(directory: Path) -> Iterator[ApiProcess]:
+    """An API server with its files below `directory`."""
     directory.mkdir()
     process = ApiProcess(directory)
     process.start()
-    yield process
-    process.stop()
+    try:
+        yield process
+    finally:
+        process.stop()
 
 
-@pytest.fixture
-def cluster(api: ApiProcess) -> Cluster:
-    return Cluster(api)
-
-
-@pytest.fixture
-def kubeconfig(tmp_path: Path) -> Path:
-    """A kubeconfig of the server, as a person would write it."""
-    path = tmp_path / "kubeconfig"
-    server = f"unix://{tmp_path / 'api' / 'api.sock'}"
+def write_kubeconfig(path: Path, socket: Path) -> Path:
+    """A kubeconfig of the server at `socket`, as a person would write it."""
     path.write_text(
         json.dumps(
             {
                 "apiVersion": "v1",
                 "kind": "Config",
-                "clusters": [{"name": "c", "cluster": {"server": server}}],
+                "clusters": [{"name": "c", "cluster": {"server": f"unix://{socket}"}}],
                 "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
                 "users": [{"name": "u", "user": {}}],
                 "current-context": "c",
@@ -164,9 +158,9 @@ def kubeconfig(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def make_agent(
-    make_namespace: Callable[[], Namespace], tmp_path: Path, kubeconfig: Path
+@contextmanager
+def agents(
+    make_namespace: Callable[[], Namespace], directory: Path, kubeconfig: Path
 ) -> Iterator[Callable[[str], AgentProcess]]:
     """Makes agents by their nodes' names, not started; node N is 172.18.0.(10+N)."""
     made: list[AgentProcess] = []
@@ -174,14 +168,42 @@ def make_agent(
     def make(name: str) -> AgentProcess:
         namespace = make_namespace()
         namespace.run(f"{UNDERLAY}; ip address add 172.18.0.{10 + int(name[-1])}/16 dev eth0")
-        made.append(AgentProcess(namespace, tmp_path / name, kubeconfig, name))
+        made.append(AgentProcess(namespace, directory / name, kubeconfig, name))
         return made[-1]
 
-    yield make
-    for one in made:
-        if one.process is not None and one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
+    try:
+        yield make
+    finally:
+        for one in made:
+            if one.process is not None and one.process.poll() is None:
+                one.process.kill()
+                one.process.wait()
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[ApiProcess]:
+    """An API server that the test may stop and start; it runs from the beginning."""
+    with running_api(tmp_path / "api") as process:
+        yield process
+
+
+@pytest.fixture
+def cluster(api: ApiProcess) -> Cluster:
+    return Cluster(api)
+
+
+@pytest.fixture
+def kubeconfig(tmp_path: Path) -> Path:
+    return write_kubeconfig(tmp_path / "kubeconfig", tmp_path / "api" / "api.sock")
+
+
+@pytest.fixture
+def make_agent(
+    make_namespace: Callable[[], Namespace], tmp_path: Path, kubeconfig: Path
+) -> Iterator[Callable[[str], AgentProcess]]:
+    """Makes agents by their nodes' names, not started; they end with the test."""
+    with agents(make_namespace, tmp_path, kubeconfig) as make:
+        yield make
 
 
 @pytest.fixture

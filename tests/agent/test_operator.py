@@ -37,8 +37,9 @@ from podwire.trace.wire import (
     unpack_response,
 )
 
+from ..conftest import namespaces
 from ..e2e.waiting import until
-from .conftest import AgentProcess, Cluster
+from .conftest import AgentProcess, Cluster, agents, running_api, write_kubeconfig
 from .operating import NOWHERE, connected, left, nothing_left, observe, prepare, raw
 from .test_agent_process import FLANNELS, PREFIX
 
@@ -47,6 +48,21 @@ pytestmark = pytest.mark.root
 _ROUTES = "ip route show proto 112"
 _VTEP_3 = {PREFIX + "backend-data": '{"VNI":1,"VtepMAC":"d6:2f:4b:4e:5a:13"}'}
 PUBLIC_IP = PREFIX + "public-ip"
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]:
+    """An agent that is ready, for tests that leave it so."""
+    directory = tmp_path_factory.mktemp("standing")
+    with (
+        running_api(directory / "api") as api,
+        namespaces() as make_namespace,
+        agents(
+            make_namespace, directory, write_kubeconfig(directory / "config", api.socket)
+        ) as make,
+    ):
+        Cluster(api).add_node("node1")
+        yield make("node1").start().wait_ready()
 
 
 @pytest.fixture
@@ -67,8 +83,8 @@ def receive(sock: socket.socket) -> object:
     return unpack_response(bytes(body))
 
 
-async def test_the_greeting_says_who_it_is(ready: AgentProcess) -> None:
-    async with connected(ready) as connection:
+async def test_the_greeting_says_who_it_is(standing: AgentProcess) -> None:
+    async with connected(standing) as connection:
         said = connection.welcome
     assert (said.node, said.not_ready, said.held) == ("node1", "", False)
     assert said.network == ("10.244.0.0/16",)
@@ -89,20 +105,20 @@ async def test_an_agent_that_is_not_ready_says_why(agent: AgentProcess, cluster:
 
 
 @pytest.fixture
-def open_to_all(ready: AgentProcess) -> Iterator[Path]:
+def open_to_all(standing: AgentProcess) -> Iterator[Path]:
     """The socket, where whoever wants may connect to it."""
     directory = Path(tempfile.mkdtemp(prefix="podwire-test-"))
     try:
         directory.chmod(0o755)
-        os.link(ready.home / "run" / "operator.sock", directory / "operator.sock")
+        os.link(standing.home / "run" / "operator.sock", directory / "operator.sock")
         (directory / "operator.sock").chmod(0o666)
         yield directory / "operator.sock"
     finally:
         shutil.rmtree(directory)
 
 
-def test_the_socket_is_for_its_owner(ready: AgentProcess) -> None:
-    assert (ready.home / "run" / "operator.sock").stat().st_mode & 0o777 == 0o600
+def test_the_socket_is_for_its_owner(standing: AgentProcess) -> None:
+    assert (standing.home / "run" / "operator.sock").stat().st_mode & 0o777 == 0o600
 
 
 def test_another_user_is_sent_away_whatever_the_mode(open_to_all: Path) -> None:
@@ -131,8 +147,8 @@ print(data.hex())
 # --- what goes wrong ----------------------------------------------------------------------------
 
 
-def test_a_request_of_a_later_version_fails_and_the_session_goes_on(ready: AgentProcess) -> None:
-    with raw(ready) as sock:
+def test_a_request_of_a_later_version_fails_and_the_session_goes_on(standing: AgentProcess) -> None:
+    with raw(standing) as sock:
         assert isinstance(receive(sock), Welcome)
         body = msgspec.msgpack.encode({"type": "Juggle", "id": 7})
         sock.sendall(struct.pack("!I", len(body)) + body)
@@ -146,16 +162,16 @@ def test_a_request_of_a_later_version_fails_and_the_session_goes_on(ready: Agent
 @pytest.mark.parametrize(
     "garbage", [b"\xff\xff\xff\xff", b"GET / HTTP/1.1\r\n\r\n", struct.pack("!I", 3) + b"abc"]
 )
-def test_what_is_no_frame_ends_the_session(ready: AgentProcess, garbage: bytes) -> None:
-    with raw(ready) as sock:
+def test_what_is_no_frame_ends_the_session(standing: AgentProcess, garbage: bytes) -> None:
+    with raw(standing) as sock:
         assert isinstance(receive(sock), Welcome)
         sock.sendall(garbage)
         assert receive(sock) is None
-    assert ready.http.not_ready is None
+    assert standing.http.not_ready is None
 
 
-async def test_requests_out_of_order_say_so(ready: AgentProcess) -> None:
-    async with connected(ready) as connection:
+async def test_requests_out_of_order_say_so(standing: AgentProcess) -> None:
+    async with connected(standing) as connection:
         with pytest.raises(PodwireError, match="no probe is prepared"):
             await connection.call(Fire(id=0))
         with pytest.raises(PodwireError, match="observes nothing"):
@@ -168,8 +184,8 @@ async def test_requests_out_of_order_say_so(ready: AgentProcess) -> None:
             await observe(connection, match)
 
 
-async def test_a_pod_that_is_not_here_can_send_nothing(ready: AgentProcess) -> None:
-    async with connected(ready) as connection:
+async def test_a_pod_that_is_not_here_can_send_nothing(standing: AgentProcess) -> None:
+    async with connected(standing) as connection:
         with pytest.raises(PodwireError, match="pod default/x is not attached"):
             probe = Probe(target="10.244.1.9")
             await connection.call(Prepare(id=0, probe=probe, pod="default/x"))
@@ -177,28 +193,28 @@ async def test_a_pod_that_is_not_here_can_send_nothing(ready: AgentProcess) -> N
             await connection.call(Capture(id=0, pods=("default/x",)))
 
 
-async def test_a_stack_without_a_way_is_told_with_its_errno(ready: AgentProcess) -> None:
-    async with connected(ready) as connection:
+async def test_a_stack_without_a_way_is_told_with_its_errno(standing: AgentProcess) -> None:
+    async with connected(standing) as connection:
         prepared = await connection.call(Prepare(id=0, probe=Probe(target="192.0.2.1")))
         assert prepared.refused is not None
         assert (prepared.refused.outcome, prepared.refused.errno) == ("error", 101)
 
 
-async def test_a_wrong_filter_is_told(ready: AgentProcess) -> None:
-    async with connected(ready) as connection:
+async def test_a_wrong_filter_is_told(standing: AgentProcess) -> None:
+    async with connected(standing) as connection:
         with pytest.raises(PodwireError, match="FILTER"):
             await connection.call(Capture(id=0, filter="icmp and and"))
-    nothing_left(ready)
+    nothing_left(standing)
 
 
 # --- what is seen -------------------------------------------------------------------------------
 
 
-async def test_what_is_watched_for_is_seen_and_nothing_else(ready: AgentProcess) -> None:
-    async with connected(ready) as connection:
+async def test_what_is_watched_for_is_seen_and_nothing_else(standing: AgentProcess) -> None:
+    async with connected(standing) as connection:
         match = await prepare(connection, timeout_s=0.05)
         assert await observe(connection, match) == ()
-        ready.namespace.run("ping -c 1 -W 0.1 172.18.0.98", check=False)
+        standing.namespace.run("ping -c 1 -W 0.1 172.18.0.98", check=False)
         (result,) = (await connection.call(Fire(id=0))).results
         await connection.call(Stop(id=0))
         assert result.outcome in ("timeout", "error")
@@ -212,16 +228,16 @@ async def test_what_is_watched_for_is_seen_and_nothing_else(ready: AgentProcess)
         assert asked == {bytes(map(int, NOWHERE.split(".")))}
 
 
-def test_a_slow_reader_is_told_what_it_missed(ready: AgentProcess) -> None:
+def test_a_slow_reader_is_told_what_it_missed(standing: AgentProcess) -> None:
     """The agent neither waits for an operator who does not read, nor keeps it all for it."""
     count = 30_000
-    with raw(ready) as slow, inside(ready) as sender:
+    with raw(standing) as slow, inside(standing) as sender:
         assert isinstance(receive(slow), Welcome)
         slow.sendall(pack(Capture(id=1, filter="udp port 9")))
         assert isinstance(receive(slow), Observing)
         for _ in range(count):
             sender.sendto(bytes(1000), ("127.0.0.1", 9))
-        assert ready.http.not_ready is None
+        assert standing.http.not_ready is None
         slow.sendall(pack(Stop(id=2)))
         seen = lost = 0
         while isinstance(event := receive(slow), Frames):
@@ -231,7 +247,7 @@ def test_a_slow_reader_is_told_what_it_missed(ready: AgentProcess) -> None:
     assert seen + lost == 2 * count, "lo shows each on its way out and in"
     assert seen > 0
     assert lost > 0
-    nothing_left(ready)
+    nothing_left(standing)
 
 
 @contextmanager
@@ -250,16 +266,21 @@ def inside(agent: AgentProcess) -> Iterator[socket.socket]:
 # --- the end ------------------------------------------------------------------------------------
 
 
-async def test_what_a_session_opens_is_there_and_goes_with_it(ready: AgentProcess) -> None:
-    async with connected(ready) as connection:
+async def test_what_a_session_opens_is_there_and_goes_with_it(standing: AgentProcess) -> None:
+    async with connected(standing) as connection:
         match = await prepare(connection)
         assert await observe(connection, match) == ()
-        assert left(ready).keys() == {"packet sockets", "sockets of probes", "nft tables", "eBPF"}
-    nothing_left(ready)
+        assert left(standing).keys() == {
+            "packet sockets",
+            "sockets of probes",
+            "nft tables",
+            "eBPF",
+        }
+    nothing_left(standing)
 
 
-async def test_a_probe_that_waits_ends_with_its_session(ready: AgentProcess) -> None:
-    async with connected(ready) as connection:
+async def test_a_probe_that_waits_ends_with_its_session(standing: AgentProcess) -> None:
+    async with connected(standing) as connection:
         match = await prepare(connection, timeout_s=600)
         await observe(connection, match)
         firing = asyncio.create_task(connection.call(Fire(id=0)))
@@ -267,19 +288,19 @@ async def test_a_probe_that_waits_ends_with_its_session(ready: AgentProcess) -> 
         await connection.close()
         with pytest.raises(AgentAwayError):
             await firing
-    nothing_left(ready)
+    nothing_left(standing)
 
 
 async def test_a_session_that_ends_while_taps_are_opened_leaves_nothing(
-    ready: AgentProcess,
+    standing: AgentProcess,
 ) -> None:
     for _ in range(5):
-        async with connected(ready) as connection:
+        async with connected(standing) as connection:
             match = await prepare(connection)
             opening = asyncio.create_task(observe(connection, match))
             await asyncio.sleep(0)
             opening.cancel()
-    nothing_left(ready)
+    nothing_left(standing)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -300,15 +321,15 @@ async def test_an_agent_that_ends_leaves_nothing_of_its_sessions(
     nothing_left(ready)
 
 
-async def test_sessions_are_told_apart(ready: AgentProcess) -> None:
-    async with connected(ready) as one, connected(ready) as other:
+async def test_sessions_are_told_apart(standing: AgentProcess) -> None:
+    async with connected(standing) as one, connected(standing) as other:
         matches = [await prepare(each) for each in (one, other)]
         assert matches[0].ident != matches[1].ident
         for each, match in zip((one, other), matches, strict=True):
             await observe(each, match)
         await one.close()
         await other.call(Stop(id=0))
-    nothing_left(ready)
+    nothing_left(standing)
 
 
 # --- holding ------------------------------------------------------------------------------------
