@@ -21,7 +21,7 @@ from podwire.kernel import netns
 from podwire.kernel.attach import attach
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe.frames import FrameTap
-from podwire.kernel.observe.probe_filter import probe_filter
+from podwire.kernel.observe.pcap_filter import compile_for_all
 from podwire.kernel.reconcile import Reconciler
 from podwire.model.cluster import Attachment, ClusterView, Lease, NetworkConfig, Node, Underlay
 from podwire.model.probe import Probe, ProbeMatch
@@ -31,7 +31,7 @@ from podwire.plan.wiring.bridge import gateway, mac_for, plan_attachment
 from podwire.trace.decide import Decider
 from podwire.trace.decode import decode
 from podwire.trace.intent import Intent
-from podwire.trace.model import Decision, Packet, Problem
+from podwire.trace.model import Decision, Icmp, Packet, Problem
 from podwire.trace.places import Places
 from podwire.trace.probe import Prober
 from podwire.trace.wire import Question
@@ -40,7 +40,9 @@ from tests.conftest import Namespace
 PODS = {"a": 1, "c": 1, "b": 2}  # the node of each
 _HOST = {"a": 2, "c": 3, "b": 2}  # its number in the node's subnets
 _PATIENCE_S = 10.0
-_FORGET = "ip neigh flush nud failed; ip neigh flush nud incomplete"
+_FORGET = ("neigh flush nud failed", "neigh flush nud incomplete")
+#: What the taps let through; a probe's own packets are told by its number.
+_SEEN = "icmp or icmp6 or udp port 8472"
 _NETWORK = (ip_network("10.244.0.0/16"), ip_network("fd00:244::/32"))
 
 
@@ -158,6 +160,11 @@ class Network:
         self._places: dict[int, Places] = {}
         stack.callback(self._close_places)
         self.look()
+        program = compile_for_all(_SEEN)
+        self._taps = {
+            name: stack.enter_context(FrameTap(self._fd(name), program, frames=64))
+            for name in self._number
+        }
 
     def look(self) -> None:
         """Open and describe all places, as they are now."""
@@ -184,24 +191,32 @@ class Network:
 
     def run(self, place: str, line: str, *, check: bool = True) -> None:
         """A shell line in a place; without `ip netns exec`, which takes longer than the line."""
-        with netns.entered(self._fd(place)):
-            done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+        done = self._run(place, ["sh", "-c", line])
         assert not check or done.returncode == 0, f"{place}: {line}\n{done.stdout}{done.stderr}"
+
+    def _run(
+        self, place: str, command: list[str], stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        with netns.entered(self._fd(place)):
+            return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
 
     def wire_again(self) -> None:
         """Give the pods again what they were given at first, which no agent does; and forget what
         was asked for in vain."""
         for number, attachments in self.attachments.items():
             for one in attachments:
-                lines = [f"ip link set eth0 up mtu {self.configs[number].mtu}"]
+                lines = [f"link set eth0 up mtu {self.configs[number].mtu}"]
                 for entry in plan_attachment(self.configs[number], one).pod:
                     if isinstance(entry, Address):
                         tail = " nodad" if entry.ip.version == 6 else ""
-                        lines.append(f"ip address replace {entry.ip} dev eth0{tail}")
+                        lines.append(f"address replace {entry.ip} dev eth0{tail}")
                     else:
-                        lines.append(f"ip route replace {entry.dst} via {entry.via} dev eth0")
-                self.run(f"pod:{one.pod}", "; ".join([*lines, _FORGET]))
-            self.run(f"node{number}", _FORGET, check=False)
+                        lines.append(f"route replace {entry.dst} via {entry.via} dev eth0")
+                self._batch(f"pod:{one.pod}", [*lines, *_FORGET])
+            self._batch(f"node{number}", _FORGET)
+
+    def _batch(self, place: str, lines: Sequence[str]) -> None:
+        self._run(place, ["ip", "-force", "-batch", "-"], "\n".join(lines) + "\n")
 
     def intent(self, number: int) -> Intent:
         return Intent(
@@ -236,17 +251,19 @@ class Network:
             match = ProbeMatch(
                 protocol="icmp", source=prober.source, target=target, ident=prober.ident
             )
-            taps = [
-                (name, here, stack.enter_context(FrameTap(self._fd(name), probe_filter(match))))
-                for name, here in self._number.items()
-            ]
+            for tap in self._taps.values():
+                tap.read()  # what was before
             prober.fire()
-            frames = [(name, here, one) for name, here, tap in taps for one in tap.read()]
+            frames = [
+                (name, here, one)
+                for name, here in self._number.items()
+                for one in self._taps[name].read()
+            ]
         found = []
         # Within a tap frames are in order; between them times tell, which never run backwards.
         for name, (node, place), frame in sorted(frames, key=lambda one: one[2].time_ns):
             packet = decode(frame.data, frame.link_type, frame.length)
-            if _is_request(packet):
+            if _is_request(packet, prober.ident):
                 interface = self._interface(node, place, frame.ifindex)
                 direction = "out" if frame.outgoing else "in"
                 at = f"{name} {interface} {direction}"
@@ -282,8 +299,10 @@ class Network:
         return next((one.name for one in described if one.index == ifindex), f"if{ifindex}")
 
 
-def _is_request(packet: Packet) -> bool:
-    return any(getattr(header, "type", None) in (8, 128) for header in packet.inner[-3:])
+def _is_request(packet: Packet, ident: int) -> bool:
+    return any(
+        isinstance(one, Icmp) and one.type in (8, 128) and one.id == ident for one in packet.inner
+    )
 
 
 def problem_of(decisions: Sequence[Decision]) -> Problem | None:
