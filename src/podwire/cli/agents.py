@@ -57,9 +57,14 @@ class Agents:
     def client(self) -> KubeClient:
         """The API's client, opened. Raises `InputError` where no cluster is configured."""
         if self._client is None:
-            from podwire.cluster.kube import KubeClient
+            from podwire.cluster.kube import ClientConfig, KubeClient
 
-            self._client = KubeClient(self._target.config()).open()
+            if self._lab is not None:
+                # Whoever may reach its agents needs no credentials, nor TLS.
+                config = ClientConfig(server=f"unix://{self._lab.api_socket}")
+            else:
+                config = self._target.config()
+            self._client = KubeClient(config).open()
             self._stack.push_async_exit(self._client)
         return self._client
 
