@@ -16,7 +16,7 @@ import errno
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from podwire.cli.context import Target, target
 from podwire.errors import AgentAwayError, ForbiddenError, InputError, PodwireError
@@ -31,6 +31,7 @@ RELAY = ("podwire", "agent", "relay")
 
 _NAMESPACE = "kube-system"
 _LABEL = "app=podwire"
+_CONTAINER = "agent"
 #: The API server, the runtime and Python are on the way to an agent in a pod.
 _RELAY_WELCOME_S = 10.0
 
@@ -126,9 +127,9 @@ async def _dial_socket(path: Path, agent: str) -> Connection:
 async def _dial_pod(client: KubeClient, node: str) -> Connection:
     from podwire.cluster.kube.exec_stream import ExecStream
 
-    namespace, pod = await _agent_pod(client, node)
+    namespace, pod, container = await _agent_pod(client, node)
     try:
-        session = await client.pod_exec(pod, namespace, RELAY, stdin=True)
+        session = await client.pod_exec(pod, namespace, RELAY, container=container, stdin=True)
     except ForbiddenError as error:
         raise PodwireError(
             f"not allowed to ask the agent of {node}: {error.message}",
@@ -144,8 +145,8 @@ async def _dial_pod(client: KubeClient, node: str) -> Connection:
         raise
 
 
-async def _agent_pod(client: KubeClient, node: str) -> tuple[str, str]:
-    """Namespace and name of the pod that `node`'s agent is in.
+async def _agent_pod(client: KubeClient, node: str) -> tuple[str, str, str | None]:
+    """Namespace and name of the pod that `node`'s agent is in, and its container.
 
     Where the DaemonSet was put elsewhere, in whichever namespace it is found.
     """
@@ -166,7 +167,7 @@ async def _agent_pod(client: KubeClient, node: str) -> tuple[str, str]:
         running = [pod for pod in pods if (pod.get("status") or {}).get("phase") == "Running"]
         if running:
             metadata = running[0]["metadata"]
-            return metadata["namespace"], metadata["name"]
+            return metadata["namespace"], metadata["name"], _container(running[0])
         if pods:
             name = pods[0]["metadata"]["name"]
             phase = (pods[0].get("status") or {}).get("phase", "unknown")
@@ -180,9 +181,13 @@ async def _agent_pod(client: KubeClient, node: str) -> tuple[str, str]:
     )
 
 
-def _of_daemon_set(pod: dict[str, object]) -> bool:
+def _container(pod: dict[str, Any]) -> str | None:
+    """The agent's container, where there are others beside it; None leaves it to the server."""
+    names = [one["name"] for one in (pod.get("spec") or {}).get("containers") or ()]
+    return _CONTAINER if _CONTAINER in names else None
+
+
+def _of_daemon_set(pod: dict[str, Any]) -> bool:
     """Whether a controller made it: not whoever may create a pod with our label somewhere."""
-    metadata = pod["metadata"]
-    assert isinstance(metadata, dict)  # noqa: S101
-    owners = metadata.get("ownerReferences") or []
+    owners = pod["metadata"].get("ownerReferences") or []
     return any(owner.get("kind") == "DaemonSet" and owner.get("controller") for owner in owners)
