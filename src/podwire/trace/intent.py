@@ -11,7 +11,7 @@ answers as the reconciler decides: the first by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from podwire.kernel import nft
 from podwire.model.cluster import Attachment, NetworkConfig
@@ -48,7 +48,6 @@ class Intent:
         attachments: Iterable[Attachment] = (),
     ) -> None:
         self.config = config
-        self._by_cause = by_cause
         self._prefixes: _Prefixes = {}
         self._addresses: dict[bytes, Address] = {}
         self._neighbors: dict[tuple[str, bytes], Neighbor] = {}
@@ -159,11 +158,6 @@ class Intent:
 
     def nft_table(self, name: str) -> NftTable | None:
         return self._tables.get(name)
-
-    def entries(self) -> Iterator[Entry]:
-        """Everything, in no particular order."""
-        for entries in self._by_cause.values():
-            yield from entries
 
     def tunnels(self) -> list[Link]:
         """The VXLAN devices."""

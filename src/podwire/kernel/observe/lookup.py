@@ -109,7 +109,7 @@ def settings(sock: NetlinkSocket, version: int, ifindex: int) -> NetConf | None:
 
 def general_settings(sock: NetlinkSocket, version: int) -> NetConf:
     """`net.ipv4.conf.all` (or ipv6), whose `forwarding` is `ip_forward`."""
-    return _netconf(sock, version, _ALL) or NetConf(False, 0, False)
+    return _netconf(sock, version, _ALL) or NetConf(False, 0)
 
 
 def sysctl_value(sock: NetlinkSocket, key: str) -> str | None:

@@ -59,7 +59,7 @@ _RTA_SRC, _RTA_IIF, _RTA_METRICS, _RTA_CACHEINFO, _RTA_MARK = 2, 3, 8, 12, 16
 _RTA_IP_PROTO, _RTA_SPORT, _RTA_DPORT = 27, 28, 29
 _RTAX_MTU = 2
 _NDA_MASTER = 9
-_NETCONFA_FORWARDING, _NETCONFA_RP_FILTER, _NETCONFA_PROXY_NEIGH = 2, 3, 5
+_NETCONFA_FORWARDING, _NETCONFA_RP_FILTER = 2, 3
 #: The protocols that a route may be asked for; all others are refused with EOPNOTSUPP.
 _PROTOCOLS: dict[int, tuple[int, ...]] = {
     socket.AF_INET: (socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_ICMP),
@@ -125,8 +125,6 @@ class RouteAnswer(msgspec.Struct, frozen=True, kw_only=True):
     kind: int = RTN_UNICAST
     ifindex: int = 0
     via: bytes = b""
-    src: bytes = b""
-    table: int = 0
     mtu: int = 0
     expires_s: float = 0.0
     match: FibEntry | None = None
@@ -156,7 +154,6 @@ class NetConf(msgspec.Struct, frozen=True):
 
     forwarding: bool
     rp_filter: int
-    proxy_neighbor: bool
 
 
 def get_route(question: RouteQuestion, *, fib_match: bool) -> bytes:
@@ -199,7 +196,7 @@ def get_routes_of_type(family: int, kind: int) -> bytes:
 
 def parse_route_answer(payload: bytes) -> RouteAnswer:
     """What RTM_GETROUTE answers without `fib_match`."""
-    _, _, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(payload)
+    kind = _RTMSG.unpack_from(payload)[7]
     attrs = parse_attrs(payload, _RTMSG.size)
     expires = 0
     if len(cache := attrs.get(_RTA_CACHEINFO, b"")) >= _CACHE_INFO.size:
@@ -208,8 +205,6 @@ def parse_route_answer(payload: bytes) -> RouteAnswer:
         kind=kind,
         ifindex=_u32(attrs.get(messages.RTA_OIF)),
         via=_gateway(attrs),
-        src=attrs.get(messages.RTA_PREFSRC, b""),
-        table=_u32(attrs.get(messages.RTA_TABLE)) or table,
         mtu=_u32(parse_attrs(attrs.get(_RTA_METRICS, b"")).get(_RTAX_MTU)),
         expires_s=max(0, expires) / _USER_HZ,
     )
@@ -274,7 +269,6 @@ def parse_netconf(payload: bytes) -> NetConf:
     return NetConf(
         forwarding=_i32(attrs.get(_NETCONFA_FORWARDING)) > 0,
         rp_filter=_i32(attrs.get(_NETCONFA_RP_FILTER)),
-        proxy_neighbor=_i32(attrs.get(_NETCONFA_PROXY_NEIGH)) > 0,
     )
 
 
