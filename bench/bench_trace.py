@@ -15,7 +15,6 @@ cost. The kernel works on a packet in its sender's time, so the sender's is what
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import select
@@ -31,6 +30,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.bench_throughput import by_hand
+from bench.flood import flooding
 from bench.harness import namespaces, sh, show, spread, wait_for, wire_underlay
 from podwire.kernel import netns
 from podwire.kernel.observe.frames import FrameTap
@@ -42,11 +42,11 @@ ROUNDS = 7
 SECONDS = 3.0
 FULL_SPEED_SECONDS = 2.0
 RATE = 120_000
-SENDERS = 2  # a packet's whole way is worked on by its sender's processor
 PAUSE = 0.002
 KINDS = ("nobody", "probe", "everything")
 IDENT = 0x7077
-SOURCE, TARGET, FLOODED = "10.9.1.2", "10.9.2.2", "10.9.3.2"
+SOURCE, TARGET = "10.9.1.2", "10.9.2.2"
+TO = ("10.9.3.2", 9)
 MATCH = ProbeMatch(protocol="icmp", source=SOURCE, target=TARGET, ident=IDENT)
 #: Of an echo and its reply, seen by whoever watches node 1 and its pod: veth, bridge, tunnel and
 #: underlay, and the pod's own end, each both ways.
@@ -72,7 +72,7 @@ def watch(places: list[str], kind: str, pipe: Connection) -> None:
         poll.register(pipe.fileno(), select.EPOLLIN)
         taps: dict[int, FrameTap] = {}
         for place in places:
-            fd = netns.open_netns(f"/run/netns/{place}")
+            fd = netns.open_netns(path(place))
             tap = stack.enter_context(FrameTap(fd, program))
             os.close(fd)
             poll.register(tap.fileno(), select.EPOLLIN)
@@ -111,50 +111,8 @@ def watching(places: list[str], kind: str) -> Iterator[Callable[[], Watched]]:
         process.join()
 
 
-class _Vector(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
-class _Message(ctypes.Structure):
-    """struct mmsghdr of a connected socket: one vector, nothing else."""
-
-    _fields_ = (
-        ("name", ctypes.c_void_p),
-        ("name_length", ctypes.c_uint32),
-        ("vectors", ctypes.POINTER(_Vector)),
-        ("vector_count", ctypes.c_size_t),
-        ("control", ctypes.c_void_p),
-        ("control_length", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-        ("sent", ctypes.c_uint),
-    )
-
-
-def flood(place: str, rate: float, seconds: float, pipe: Connection) -> None:
-    """Send 64-byte datagrams, `rate` of them a second (0: as fast as it goes); then tell how many
-    nanoseconds of the processor one took."""
-    batch = 64
-    libc = ctypes.CDLL(None, use_errno=True)
-    payload = ctypes.create_string_buffer(b"x" * 64, 64)
-    vector = _Vector(ctypes.addressof(payload), 64)
-    messages = (_Message * batch)()
-    for message in messages:
-        message.vectors, message.vector_count = ctypes.pointer(vector), 1
-    fd = netns.open_netns(f"/run/netns/{place}")
-    with netns.entered(fd):
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    os.close(fd)
-    sock.connect((FLOODED, 9))
-    started, used = time.perf_counter(), time.process_time()
-    sent, now = 0, started
-    while now - started < seconds:
-        if not rate or sent <= (now - started) * rate:
-            sent += max(libc.sendmmsg(sock.fileno(), messages, batch, 0), 0)
-        else:
-            time.sleep(batch / rate)
-        now = time.perf_counter()
-    pipe.send((time.process_time() - used) / max(sent, 1) * 1e9)
-    sock.close()
+def path(namespace: str) -> str:
+    return f"/run/netns/{namespace}"
 
 
 def add_third_node(node: str) -> None:
@@ -174,27 +132,9 @@ def passed(place: str) -> int:
     return int(sh(f"ip netns exec {place} cat {file}"))
 
 
-@contextlib.contextmanager
-def flooding(source: str, rate: float, seconds: float, senders: int) -> Iterator[list[Connection]]:
-    """Each connection tells a sender's nanoseconds a packet, once it is done."""
-    pipes, processes = [], []
-    for _ in range(senders):
-        ours, theirs = _spawn.Pipe()
-        share = (source, rate / senders, seconds, theirs)
-        processes.append(_spawn.Process(target=flood, args=share, daemon=True))
-        pipes.append(ours)
-    for process in processes:
-        process.start()
-    try:
-        yield pipes
-    finally:
-        for process in processes:
-            process.join()
-
-
 def echoes(place: str, seconds: float) -> tuple[int, list[int]]:
     """Echo requests from a pod, one after the other: how many, and which were answered."""
-    fd = netns.open_netns(f"/run/netns/{place}")
+    fd = netns.open_netns(path(place))
     with netns.entered(fd):
         sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
     os.close(fd)
@@ -221,7 +161,7 @@ def echoes(place: str, seconds: float) -> tuple[int, list[int]]:
 
 def traced_while_busy(pod: str, node: str, found: dict[str, list[float]]) -> None:
     """One round of the prober beside the flood."""
-    with watching([node, pod], "probe") as stop, flooding(pod, RATE, SECONDS + 1, SENDERS):
+    with watching([node, pod], "probe") as stop, flooding(path(pod), TO, RATE, SECONDS + 1):
         wait_for_packets(node)
         before, started = passed(node), time.perf_counter()
         sent, answered = echoes(pod, SECONDS)
@@ -246,7 +186,7 @@ def at_full_speed(pod: str, node: str, kind: str) -> float:
     with contextlib.ExitStack() as stack:
         if kind != "nobody":
             stack.enter_context(watching([node], kind))
-        (pipe,) = stack.enter_context(flooding(pod, 0, FULL_SPEED_SECONDS, 1))
+        (pipe,) = stack.enter_context(flooding(path(pod), TO, 0, FULL_SPEED_SECONDS, senders=1))
         nanoseconds: float = pipe.recv()
         return nanoseconds
 
