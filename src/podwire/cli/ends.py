@@ -223,9 +223,9 @@ def family(source: End, target: End, wanted: int | None) -> tuple[str, str]:
             field="--family",
             remedy="leave it out, or take the other one",
         )
+    ends = [f"{end} ({', '.join(end.ips)})" if end.name else str(end) for end in (source, target)]
     raise InputError(
-        f"{source} has {', '.join(source.ips)}, {target} {', '.join(target.ips)}:"
-        " no family is common to both",
+        f"{ends[0]} and {ends[1]}: no family is common to both",
         field="DST",
     )
 

@@ -136,7 +136,11 @@ async def _between(
     space = namespace or client.config.namespace
     words = ends.parse(src, "SRC", space), ends.parse(dst, "DST", space)
     if words[0].kind == "address":
-        raise InputError("a source is a pod or a node", field="SRC", remedy="name the one")
+        raise InputError(
+            "a source is a pod or a node, and no address",
+            field="SRC",
+            remedy=f"podwire explain ip {src} tells whose it is",
+        )
     nodes, source, target = await asyncio.gather(
         read_nodes(client),
         ends.find(client, words[0], "SRC"),
