@@ -9,8 +9,12 @@ from typing import Literal
 import pytest
 
 from podwire.kernel.matching import Flow
+from podwire.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
+from podwire.kernel.observe import nft_messages
+from podwire.kernel.observe.nft_trace import NftTap
 from podwire.kernel.ruleset import list_chains, read_ruleset
 from podwire.kernel.ruling import Ruling, rulings
+from podwire.model.probe import ProbeMatch
 
 from ..conftest import Namespace
 
@@ -218,6 +222,25 @@ def test_our_own_table_is_none_of_others(inside: Namespace) -> None:
     inside.run("nft 'table inet podwire { chain c { type filter hook input priority 0; drop; }; }'")
     assert list_chains() == []
     assert found() == []
+
+
+def test_the_table_of_a_trace_is_none_of_others(inside: Namespace) -> None:
+    inside.run("nft add table inet fw")
+    match = ProbeMatch(protocol="icmp", source="192.0.2.1", target="192.0.2.2", ident=1)
+    with NftTap(None, match):
+        assert "podwire_trace_" in inside.run("nft list tables")
+        assert list_chains() == []
+
+
+def test_a_table_that_nft_has_no_words_for_is_left_out(inside: Namespace) -> None:
+    inside.run("nft 'table inet fw { chain c { type filter hook input priority 0; drop; }; }'")
+    name = "fw\nadd table inet made\nlist table inet fw"
+    with NetlinkSocket(NETLINK_NETFILTER) as sock:
+        table = nft_messages.new_table(nft_messages.INET, name)
+        chain = nft_messages.new_chain(nft_messages.INET, name, "c", hook=1)
+        assert sock.request(nft_messages.batch([table, chain])) == []
+        assert [str(one.chain) for one in found()] == ["inet fw c"]
+    assert inside.run("nft list tables") == "table inet fw\n"
 
 
 def test_rules_are_told_in_their_own_words(inside: Namespace) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import re
+import struct
 import threading
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -18,6 +20,7 @@ from typing import Any
 import msgspec
 
 from podwire.errors import KernelError, UnsupportedError
+from podwire.kernel.netlink import NLA_TYPE_MASK
 from podwire.model.state import NFT_TABLE, NftChain, NftHook, NftRule, NftSet, NftTable
 
 NFNLGRP_NFTABLES = 7
@@ -33,6 +36,10 @@ _NFTA_TABLE_NAME = 1
 OUTPUT_STATELESS, OUTPUT_HANDLE = 1 << 2, 1 << 3
 _OUTPUT_JSON, _OUTPUT_NUMERIC_PRIORITY = 1 << 4, 1 << 8
 _COMMENT = "podwire "
+
+#: What nft's language has for a name (`string` in its scanner). The kernel takes any text for one.
+_NAME = re.compile(r"[A-Za-z_.][A-Za-z0-9/_.-]*")
+_ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 
 #: What prints the extensions of iptables (libxtables) is not made for two threads at once. JSON
 #: leaves them out.
@@ -107,6 +114,15 @@ class Nft:
                 return None
             raise
         return parse_table(output)
+
+
+def can_be_named(*names: str) -> bool:
+    """Whether these names of others' tables and chains can stand in a command.
+
+    Whoever may make a table, also in a pod, chooses its name: without this, new lines, semicolons
+    and `include` in one would be commands that run with our rights.
+    """
+    return all(map(_NAME.fullmatch, names))
 
 
 def parse_table(output: bytes) -> TableState:
@@ -192,8 +208,8 @@ def notified_table(kind: int, payload: bytes) -> str | None:
     subsystem, message = divmod(kind, 256)
     if subsystem != _NFNL_SUBSYS_NFTABLES or message == _NFT_MSG_NEWGEN or len(payload) < 8:
         return None
-    size = int.from_bytes(payload[4:6], "little")
-    if int.from_bytes(payload[6:8], "little") & 0x3FFF != _NFTA_TABLE_NAME:
+    size, attribute = _ATTRIBUTE.unpack_from(payload, 4)
+    if attribute & NLA_TYPE_MASK != _NFTA_TABLE_NAME:
         return None
     return payload[8 : 4 + size].rstrip(b"\0").decode(errors="replace")
 

@@ -2,12 +2,13 @@
 
 What lives here: reading them through libnftables, which shows what iptables-nft makes, too; those
 of iptables-legacy are read by `podwire.kernel.xtables`. What does not: what they do to a packet,
-which is `podwire.kernel.ruling`; our own table, which is `podwire.kernel.nft`. Nothing is ever
-changed from here.
+which is `podwire.kernel.ruling`; our own table, which is `podwire.kernel.nft`, and those of traces.
+Nothing is ever changed from here.
 """
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -15,7 +16,9 @@ from typing import Any
 
 import msgspec
 
-from podwire.kernel.nft import FAMILY, OUTPUT_HANDLE, TABLE, Nft
+from podwire.errors import KernelError
+from podwire.kernel.nft import FAMILY, OUTPUT_HANDLE, TABLE, Nft, can_be_named
+from podwire.kernel.observe.nft_trace import PREFIX
 from podwire.kernel.rules import Chain, Rule, Ruleset
 from podwire.kernel.xtables import legacy_chains
 
@@ -41,8 +44,8 @@ def list_chains() -> list[Chain]:
 def read_ruleset(hooks: Collection[str]) -> Ruleset:
     """The tables of others that filter at one of `hooks` (`forward`, `input`, `ingress`, …).
 
-    Tables that only translate (type nat) drop nothing, and are often the largest. Raises
-    KernelError.
+    Tables that only translate (type nat) drop nothing, and are often the largest. A table that
+    goes meanwhile is left out, and so is one whose name nft can't read. Raises KernelError.
     """
     ruleset = Ruleset({}, {})
     with closing(Nft()) as context, closing(Nft(OUTPUT_HANDLE)) as printer:
@@ -52,9 +55,17 @@ def read_ruleset(hooks: Collection[str]) -> Ruleset:
             if chain.hook in hooks and chain.kind in ("filter", "route")
         }
         for family, table in sorted(tables):
+            if not can_be_named(table):
+                continue
             command = f"list table {family} {table}"
-            text = printer.run(command).decode(errors="replace")
-            _add_table(ruleset, family, table, _items(context, command), text)
+            try:
+                items = _items(context, command)
+                text = printer.run(command).decode(errors="replace")
+            except KernelError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                continue
+            _add_table(ruleset, family, table, items, text)
     for chain in (*legacy_chains(4), *legacy_chains(6)):
         ruleset.chains[chain.key] = chain
     return ruleset
@@ -63,7 +74,9 @@ def read_ruleset(hooks: Collection[str]) -> Ruleset:
 def _list_chains(context: Nft) -> list[Chain]:
     found = [item["chain"] for item in _items(context, "list chains") if "chain" in item]
     return [
-        _chain(one, (), ()) for one in found if (one["family"], one["table"]) != (FAMILY, TABLE)
+        _chain(one, (), ())
+        for one in found
+        if (one["family"], one["table"]) != (FAMILY, TABLE) and not one["table"].startswith(PREFIX)
     ]
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from podwire.kernel.observe.nft_rules import parse_chain
+import pytest
+
+from podwire.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
+from podwire.kernel.observe import nft_messages
+from podwire.kernel.observe.nft_rules import RuleTexts, parse_chain
+from tests.conftest import Namespace
 
 LISTING = "\n".join(
     (
@@ -34,3 +39,18 @@ def test_rules_by_handle_on_one_line_each() -> None:
 def test_nothing_has_no_rules() -> None:
     assert parse_chain("") == {}
     assert parse_chain("table ip t {\n\tchain c { # handle 1\n\t}\n}\n") == {}
+
+
+@pytest.mark.root
+def test_a_chain_s_name_is_never_a_command(inside: Namespace) -> None:
+    """Whoever may filter in a pod chooses names there; nft reads them with the agent's rights."""
+    inside.run("nft 'add table inet t; add chain inet t c; add rule inet t c counter'")
+    name = "c\nadd table inet made\nlist chain inet t c"
+    with NetlinkSocket(NETLINK_NETFILTER) as sock:
+        chain = nft_messages.new_chain(nft_messages.INET, "t", name)
+        assert sock.request(nft_messages.batch([chain])) == []
+    texts = RuleTexts()
+    assert texts.text("inet", "t", "c", 2) == "counter"
+    assert texts.text("inet", "t", name, 2) == ""
+    texts.close()
+    assert inside.run("nft list tables") == "table inet t\n"

@@ -13,7 +13,7 @@ import re
 
 from podwire.errors import KernelError
 from podwire.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
-from podwire.kernel.nft import OUTPUT_HANDLE, OUTPUT_STATELESS, Nft
+from podwire.kernel.nft import OUTPUT_HANDLE, OUTPUT_STATELESS, Nft, can_be_named
 from podwire.kernel.observe import nft_messages
 
 #: The end of a rule, of a chain's or table's first line, as `nft -a list` prints them.
@@ -51,15 +51,21 @@ class RuleTexts:
             self._chains.clear()
 
     def text(self, family: str, table: str, chain: str, handle: int) -> str:
-        """The rule in nft's words; empty for one that is not there any more."""
+        """The rule in nft's words; empty for one that is not there any more, or in a chain that
+        nft's language has no words for."""
         key = family, table, chain
         if key not in self._chains:
-            try:
-                listing = self._nft.run(f"list chain {family} {table} {chain}")
-            except KernelError:  # The chain is gone.
-                listing = b""
-            self._chains[key] = parse_chain(listing.decode(errors="replace"))
+            self._chains[key] = self._read(*key)
         return self._chains[key].get(handle, "")
+
+    def _read(self, family: str, table: str, chain: str) -> dict[int, str]:
+        if not can_be_named(table, chain):
+            return {}
+        try:
+            listing = self._nft.run(f"list chain {family} {table} {chain}")
+        except KernelError:  # The chain is gone.
+            return {}
+        return parse_chain(listing.decode(errors="replace"))
 
 
 def parse_chain(listing: str) -> dict[int, str]:
