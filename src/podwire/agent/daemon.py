@@ -14,9 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from podwire.agent import metrics
@@ -27,19 +25,15 @@ from podwire.agent.lease import node_config
 from podwire.agent.nodes import Nodes
 from podwire.agent.operator import serve_operators
 from podwire.agent.pods import Pods
+from podwire.agent.publication import Publication
+from podwire.agent.rounds import Rounds
 from podwire.agent.server import serve
 from podwire.agent.telling import account, log_failures, log_objections, warn_of_strays
-from podwire.agent.watch import KernelWatch
+from podwire.agent.watch import KernelWatch, may_concern_underlay
 from podwire.agent.worker import KernelWorker
 from podwire.cluster.kube import NODES, ClientConfig, KubeClient, WatchEvent, reflect
-from podwire.cluster.nodes import (
-    NodeObject,
-    differs,
-    lease_annotations,
-    network_available,
-)
+from podwire.cluster.nodes import NodeObject
 from podwire.errors import InputError, PodwireError
-from podwire.kernel import messages
 from podwire.kernel.attach import find_link
 from podwire.kernel.netlink import Message, NetlinkSocket
 from podwire.kernel.reconcile import Report
@@ -53,31 +47,13 @@ log = logging.getLogger(__name__)
 _AT_FIRST = "waiting for the Kubernetes API"
 #: Two full reconciles are at least this far apart, so that a burst of notifications costs one.
 _SETTLE_S = 0.02
-#: Seconds after which what could not be published is tried again, doubling.
-_PUBLISH_AGAIN_S, _PUBLISH_AGAIN_MAX_S = 1.0, 30.0
 #: Seconds after which the kernel is asked again for a device that it refused, where it did not
 #: notify before that what was in the way is gone.
 _REFUSED_AGAIN_S = 5.0
 #: Somebody who keeps undoing what we do is answered at this pace, after so many rounds.
-_FIGHT_ROUNDS, _FIGHT_WINDOW_S, _FIGHT_PACE_S = 20, 10.0, 1.0
-#: So often is a lease published in that window; more is a fight over the Node object.
-_PUBLISH_ROUNDS = 5
+_FIGHT_ROUNDS, _FIGHT_PACE_S = 20, 1.0
 #: So many leases that are not used are logged one by one at the start, of the others the number.
 _OBJECTIONS_LOGGED = 10
-
-
-class Rounds:
-    """Counts how often something happened lately."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._times: list[float] = []
-
-    def too_many(self) -> bool:
-        """Count once more: whether that is over the limit within the window."""
-        now = time.monotonic()
-        self._times = [at for at in self._times if now - at < _FIGHT_WINDOW_S] + [now]
-        return len(self._times) > self._limit
 
 
 class Agent:
@@ -93,11 +69,8 @@ class Agent:
         self._amiss = False
         self._refused = False
         self._refused_timer: asyncio.TimerHandle | None = None
-        self._publish_again_s = _PUBLISH_AGAIN_S
-        self._publish_timer: asyncio.TimerHandle | None = None
         self._failures: frozenset[str] = frozenset()
         self._repairs = Rounds(_FIGHT_ROUNDS)
-        self._publications = Rounds(_PUBLISH_ROUNDS)
         self._not_ready: str | None = _AT_FIRST
         self._held = False
         self._connected = False
@@ -179,6 +152,7 @@ class Agent:
         self._worker = KernelWorker()
         self._route = NetlinkSocket()
         self._pods = Pods(self._config, self._worker)
+        self._publication = Publication(self._pods, self._look_at_own)
         watch = KernelWatch(
             loop,
             on_rtnetlink=lambda found: self._spawn(self._judge(found)),
@@ -221,7 +195,7 @@ class Agent:
     def _on_connected(self) -> None:
         self._connected = True
         metrics.API_CONNECTED.set(1)
-        if self._publish_timer is not None:
+        if self._publication.is_put_off:
             self._look_at_own()
 
     def _on_disconnected(self, error: PodwireError) -> None:
@@ -258,24 +232,13 @@ class Agent:
         if await self._worker.any_amiss(found):
             self._amiss = True
             self._wake.set()
-        if any(map(self._may_concern_underlay, found)):
+        dev = self._network.underlay.dev if self._network is not None else None
+        if any(may_concern_underlay(one, dev) for one in found):
             # Not ready: whatever is missing may be there now.
             used = self._network if self._not_ready is None else None
             underlay = used.underlay if used is not None else None
             if await self._worker.call(self._find_underlay) != underlay:
                 self._look_at_own()
-
-    def _may_concern_underlay(self, notified: Message) -> bool:
-        match notified.type:
-            case messages.RTM_NEWADDR | messages.RTM_DELADDR:
-                # Links of pods have link-local ones, which are no concern.
-                return messages.parse_address(notified.payload)[1] == messages.RT_SCOPE_UNIVERSE
-            case messages.RTM_NEWLINK | messages.RTM_DELLINK:
-                name = messages.parse_link(notified.payload).name
-                return self._network is None or name == self._network.underlay.dev
-            case messages.RTM_NEWROUTE:
-                return self._network is None
-        return False
 
     async def _judge_nft(self, tables: set[str]) -> None:
         if await self._worker.any_nft_amiss(tables):
@@ -340,9 +303,7 @@ class Agent:
             await self._adopt(network)
         if self._refused:
             return
-        if self._publish_timer is not None:
-            self._publish_timer.cancel()
-            self._publish_timer = None
+        self._publication.begin()
         try:
             write_atomically(self._config.subnet_file, subnet_env(network))
             await self._publish(own, network)
@@ -351,11 +312,7 @@ class Agent:
             log.error("not published", extra=fields(error=error))
             if self._not_ready is not None:
                 self._say_not_ready(str(error))
-            loop = asyncio.get_running_loop()
-            self._publish_timer = loop.call_later(self._publish_again_s, self._look_at_own)
-            self._publish_again_s = min(self._publish_again_s * 2, _PUBLISH_AGAIN_MAX_S)
-        else:
-            self._publish_again_s = _PUBLISH_AGAIN_S
+            self._publication.put_off()
 
     async def _adopt(self, network: NetworkConfig) -> None:
         """Use a new configuration: everything is planned and compared."""
@@ -379,27 +336,12 @@ class Agent:
         await self._reconcile("start")
 
     async def _publish(self, own: NodeObject, network: NetworkConfig) -> None:
-        """Tell peers the lease, then the runtime that pods can be wired, then the scheduler."""
-        name = network.node
-        wanted = differs(own, lease_annotations(network.lease))
-        if wanted:
-            if self._publications.too_many():
-                raise PodwireError(
-                    f"somebody else keeps changing the lease of node {name}",
-                    remedy="is an agent or a flanneld of that node's name running elsewhere?",
-                )
-            await self._client.merge_patch(NODES, name, {"metadata": {"annotations": wanted}})
-            log.info("lease published", extra=fields(node=name))
-        elif self._not_ready is None:
-            return
-        # Also when ready, where annotations were missing: the object may be a new one.
-        await self._pods.announce()
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        condition = {"status": {"conditions": [network_available(now)]}}
-        await self._client.strategic_patch(NODES, name, condition, subresource="status")
+        """Have the lease known; once it is, pods can be wired."""
+        again = self._not_ready is not None
+        await self._publication.publish(self._client, own, network, again=again)
         if self._not_ready is not None and self._nodes.own is not None and not self._refused:
             self._say_not_ready(None)
-            log.info("ready", extra=fields(node=name, peers=self._nodes.leased_peers))
+            log.info("ready", extra=fields(node=network.node, peers=self._nodes.leased_peers))
 
     async def _reconcile(self, reason: str) -> None:
         if not self._held:

@@ -86,3 +86,17 @@ class KernelWatch:
 def _tables(found: list[Message]) -> set[str]:
     names = (nft.notified_table(one.type, one.payload) for one in found)
     return {name for name in names if name is not None}
+
+
+def may_concern_underlay(notified: Message, dev: str | None) -> bool:
+    """Whether an rtnetlink notification may be about the underlay link `dev`, or, where there is
+    none yet, about what might become it."""
+    match notified.type:
+        case messages.RTM_NEWADDR | messages.RTM_DELADDR:
+            # Links of pods have link-local ones, which are no concern.
+            return messages.parse_address(notified.payload)[1] == messages.RT_SCOPE_UNIVERSE
+        case messages.RTM_NEWLINK | messages.RTM_DELLINK:
+            return dev is None or messages.parse_link(notified.payload).name == dev
+        case messages.RTM_NEWROUTE:
+            return dev is None
+    return False
