@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from podwire.cli import findings
+from podwire.cli import doctor, findings
 from podwire.cli.examination import NodeReport, Reading, clocks_apart, explained
+from podwire.errors import PodwireError
 from podwire.model.state import Why
 from podwire.trace.wire import Checked
 
@@ -101,6 +104,21 @@ def test_a_here_document_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> No
     assert lines[3:7] == ["nft -f - <<'END'", "table inet podwire {", "}", "END"]
 
 
+def test_what_others_chose_is_not_obeyed_by_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b[2J\x1b]0;owned\x07"
+    told = Checked(
+        check="forwarding",
+        level="fail",
+        text=f"a rule: drop comment {evil}",
+        remedy=evil,
+        lines=(f"\tnft {evil}",),
+        why=Why("Node/node1", evil),
+    )
+    lines = text_of(capsys, NodeReport(f"node1{evil}", (told,)))
+    assert lines[3].endswith("\tnft \\x1b[2J\\x1b]0;owned\\x07")
+    assert not set("".join(lines)) & {"\x1b", "\x07"}
+
+
 def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     findings.print_json([NodeReport("node1", (MISSING, FINE))])
     document = json.loads(capsys.readouterr().out)
@@ -125,6 +143,20 @@ def test_a_peer_that_is_itself_ill_is_the_reason() -> None:
     assert explained([ill, well])[1].findings[0].remedy == "first mend node1, see `desired` there"
     mended = NodeReport("node1", (MENDED,))
     assert explained([mended, well])[1].findings[0].remedy == "firewall"
+
+
+def test_where_there_is_no_node_nothing_is_healthy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def none(_: object) -> list[str | None]:
+        return []
+
+    monkeypatch.setattr(doctor, "_all_nodes", none)
+    (tmp_path / "config").touch()
+    command = ["--kubeconfig", str(tmp_path / "config")]
+    done = CliRunner().invoke(doctor.doctor, command, catch_exceptions=True)
+    assert isinstance(done.exception, PodwireError)
+    assert done.exception.message == "there is no node to examine"
 
 
 # --- clocks -----------------------------------------------------------------------------------

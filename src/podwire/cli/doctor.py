@@ -74,6 +74,8 @@ async def _examine(
 
     async with agents() as them:
         chosen: list[str | None] = list(dict.fromkeys(nodes)) or await _all_nodes(them)
+        if not chosen:
+            raise PodwireError("there is no node to examine", remedy="podwire get nodes lists them")
         waiting = {node or "this host" for node in chosen}
         async with _progress(waiting):
             return await examine(them, chosen, checks, fix=fix, waiting=waiting)

@@ -2,7 +2,8 @@
 
 A mark says how each stands (✓ ! ✗), so that colour never carries meaning on its own. Below a
 finding are the lines that mend it, as they are typed, each group under its reason; then the
-remedy. What is fine is one line.
+remedy. What is fine is one line. Findings quote what others chose (comments of rules, names of
+files): none of it is obeyed by a terminal.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import click
 from podwire.agent.doctor.names import CHECKS
 from podwire.cli import printing
 from podwire.cli.examination import NodeReport
+from podwire.trace.render.ink import clean
 from podwire.trace.wire import Checked
 
 _MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
@@ -88,7 +90,7 @@ class _Painter:
 
     def node(self, report: NodeReport, in_detail: bool) -> Iterator[str]:
         verdict, colour = _verdict(report)
-        yield f"{self._style(report.node, bold=True)}: {self._style(verdict, fg=colour)}"
+        yield f"{self._style(clean(report.node), bold=True)}: {self._style(verdict, fg=colour)}"
         shown = [one for one in report.findings if in_detail or one.level != "ok"]
         for _, of_check in groupby(shown, key=lambda one: one.check):
             findings = list(of_check)
@@ -112,10 +114,11 @@ class _Painter:
         if one.why is None:
             yield from self._remedy(remedy)
         elif one.lines:
-            yield _INDENT + self._style(f"# {str(one.why).strip()}", dim=True)
+            yield _INDENT + self._style(f"# {clean(str(one.why).strip())}", dim=True)
         # The end of a here-document is found at the start of a line only.
         indent = "" if any("<<" in line for line in one.lines) else _INDENT
-        yield from (indent + line for line in one.lines)
+        # Tabs stay: a table is indented by them, and they do nothing but that.
+        yield from (indent + "\t".join(map(clean, line.split("\t"))) for line in one.lines)
         if one.why is not None:
             yield from self._remedy(remedy)
 
@@ -126,13 +129,14 @@ class _Painter:
             yield from (f"{_INDENT}  {self._style(line, fg='cyan')}" for line in rest)
 
     def summary(self, reports: Sequence[NodeReport]) -> str:
-        ill = [report.node for report in reports if not report.healthy]
+        ill = [clean(report.node) for report in reports if not report.healthy]
         nodes = f"{len(reports)} node" + ("s" if len(reports) != 1 else "")
         if not ill:
             return self._style(f"{nodes} examined: healthy", fg="green")
         return self._style(f"{nodes} examined: not healthy: {', '.join(ill)}", fg="red")
 
     def _wrapped(self, text: str) -> list[str]:
+        text = clean(text)
         if self._width is None:
             return [text]
         width = self._width - len(_INDENT) - 2

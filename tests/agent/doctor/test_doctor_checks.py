@@ -50,7 +50,7 @@ async def findings(examination: AsyncIterator[Checked]) -> list[Checked]:
 
 async def examined(*checks: str) -> list[Checked]:
     found: list[Checked] = []
-    agent = SimpleNamespace(network=None)
+    agent = SimpleNamespace(network=None, not_ready="it has no lease yet")
     await run.check(agent, Check(id=1, checks=checks), found.append)  # type: ignore[arg-type]
     return found
 
@@ -103,6 +103,13 @@ async def test_a_check_that_hangs_is_given_up(
     monkeypatch.setattr(run, "_LIMIT_S", 0.01)
     (finding,) = await examined("clock")
     assert finding.text == "the check took longer than 0.01 s and was given up"
+
+
+@pytest.mark.parametrize("check", ["forwarding", "tunnel", "mtu", "offload", "overlap"])
+async def test_where_there_is_no_network_yet_nothing_is_fine(check: str) -> None:
+    (finding,) = await examined(check)
+    assert (finding.check, finding.level) == (check, "fail")
+    assert "it has no lease yet" in finding.text
 
 
 async def test_a_check_that_there_is_not() -> None:

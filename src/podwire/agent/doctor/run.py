@@ -73,12 +73,16 @@ async def check(agent: Agent, request: Check, emit: Callable[[Checked], None]) -
 
 
 async def _examine(name: str, subject: Subject, emit: Callable[[Checked], None]) -> None:
-    find = Findings(name)
+    find, told = Findings(name), False
     try:
         async with asyncio.timeout(_LIMIT_S):
             findings: AsyncIterator[Checked] = _EXAMINATIONS[name](subject)
             async for one in findings:
+                told = True
                 emit(one)
+        if not told:
+            # Where there is no network yet; silence would be taken for health.
+            emit(find.fail(f"there is nothing to examine yet: {subject.agent.not_ready}"))
     except TimeoutError:
         emit(find.fail(f"the check took longer than {_LIMIT_S:g} s and was given up"))
     except PodwireError as error:
