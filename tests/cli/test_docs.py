@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import click
 import pytest
@@ -20,6 +21,7 @@ from podwire.agent import metrics
 from podwire.cli.context import Target
 from podwire.cli.main import COMMANDS, podwire
 from podwire.cni.types import Code
+from podwire.trace.model import Cause
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -193,6 +195,26 @@ def test_reference_has_every_command_and_option(name: str, command: click.Comman
 def test_reference_has_every_cni_error_code() -> None:
     rows = re.findall(r"^\| (\d+) \|", (REFERENCE / "podwire-cni.md").read_text(), re.MULTILINE)
     assert [int(row) for row in rows] == [int(code) for code in Code]
+
+
+def test_troubleshooting_has_a_section_for_every_cause() -> None:
+    text = (DOCS / "guide/troubleshooting.md").read_text()
+    assert [cause for cause in Cause if f"\n### {cause}\n" not in text] == []
+
+
+def test_pictures_are_used_and_have_nothing_from_outside() -> None:
+    used = {
+        (page.parent / link).resolve()
+        for page in PAGES
+        for link in _LINK.findall(page.read_text())
+        if link.endswith(".svg")
+    }
+    pictures = set((DOCS / "images").glob("*.svg"))
+    assert pictures == used
+    for picture in pictures:
+        text = picture.read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")
+        assert ElementTree.fromstring(text) is not None
+        assert "http" not in text
 
 
 def test_reference_has_every_metric() -> None:
