@@ -114,7 +114,7 @@ def _interfaces() -> st.SearchStrategy[Interface]:
 @st.composite
 def traces(draw: st.DrawFn) -> Trace:
     """Any trace whose hops name places that it has."""
-    nodes = draw(st.lists(texts, min_size=1, max_size=3))
+    nodes = draw(st.lists(texts.filter(bool), min_size=1, max_size=3))
     places = draw(
         st.lists(
             st.builds(
@@ -171,17 +171,21 @@ def traces(draw: st.DrawFn) -> Trace:
         )
         for at in range(draw(st.integers(0, 2)))
     )
-    ends = st.builds(
-        Endpoint,
-        kind=st.sampled_from(["pod", "node", "address"]),
-        ip=_ips,
-        name=texts,
-        node=st.sampled_from([*nodes, ""]),
+    kinds, everywhere = ["pod", "node", "address"], [*nodes, ""]
+    source, target = (
+        st.builds(
+            Endpoint,
+            kind=st.sampled_from(kinds[:kinds_of]),
+            ip=_ips,
+            name=texts,
+            node=st.sampled_from(everywhere[: len(nodes) + (kinds_of == 3)]),
+        )
+        for kinds_of in (2, 3)
     )
     return Trace(
         started="2026-11-21T03:37:33Z",
-        source=draw(ends),
-        target=draw(ends),
+        source=draw(source),
+        target=draw(target),
         probe=Probe(target="10.244.2.2", protocol=draw(st.sampled_from(("icmp", "tcp")))),
         places=tuple(places),
         rounds=rounds,

@@ -24,7 +24,7 @@ from podwire.trace.render.svg.layout import (
 from podwire.trace.render.svg.scene import Column, Device
 
 #: Words keep this far from a lane: a hop's circle and a little.
-_CLEAR = 20.0
+_CLEAR = 24.0
 _RADIUS = 11.0
 
 
@@ -292,7 +292,9 @@ def _numbers(canvas: Canvas, at: Layout, lane: Lane) -> None:
         if point is not None:
             spots.setdefault((point.x, point.y), []).append(hop.number)
     for (x, y), numbers in spots.items():
-        text = " ".join(str(one) for one in numbers[:3]) + (" …" if len(numbers) > 3 else "")
+        text = " ".join(str(one) for one in numbers)
+        if width(text, "num") > 2 * (_CLEAR - 5):
+            text = f"{numbers[0]} …"
         half = max(_RADIUS, width(text, "num") / 2 + 3)
         canvas.rect(x - half, y - _RADIUS, 2 * half, 2 * _RADIUS, _dot(lane), _RADIUS)
         canvas.text(x, y + 4, text, "num", "n", anchor="middle")

@@ -166,8 +166,11 @@ class Layout:
         return self._row_of.get((hop.place, hop.interface))
 
     def _gaps(self) -> list[Gap]:
-        """The words of one path: the one that was lost, else the request."""
-        gaps = []
+        """The words of one path: the one that was lost, else the request.
+
+        A packet that goes in circles comes by again: then the first time is told, and the end.
+        """
+        gaps: dict[tuple[int, int], Gap] = {}
         told = self.scene.lost or (self.scene.round and self.scene.round.request)
         for lane in (lane for lane in self.lanes if lane.path is told):
             hops = lane.path.hops
@@ -177,12 +180,14 @@ class Layout:
                     continue
                 below = max(row for row in rows if row is not None)
                 if rows[0] != rows[1] and not self._attached(below):
-                    gaps.append(Gap(column, below, lane.name, self.scene.notes(a, b)))
+                    notes = self.scene.notes(a, b)
+                    gaps.setdefault((column, below), Gap(column, below, lane.name, notes))
         ending = self.ending
         if ending is not None and ending.where == "gap":
             name = "request" if self.scene.lost is self.lanes[0].path else "reply"
-            gaps.append(Gap(ending.column, ending.row, name, self.scene.failure()))
-        return gaps
+            place = (ending.column, ending.row)
+            gaps[place] = Gap(*place, name, self.scene.failure())
+        return list(gaps.values())
 
     def _attached(self, row: int) -> bool:
         """Ports sit on their bridge without space between the two."""

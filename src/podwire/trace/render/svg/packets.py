@@ -35,6 +35,8 @@ _HEADING = 20.0
 _MOST = 4
 #: The last header gets so much more room, if there is any.
 _SPARE = 160.0
+#: No header gets more, whatever is in it.
+_WIDEST = 240.0
 _FORMS = frozenset({"encapsulated", "source-nat", "target-nat", "fragmented", "size"})
 
 
@@ -51,7 +53,7 @@ class Cell:
     def room(self) -> float:
         """What it takes to show everything."""
         heading = width(self.name, "smallb") + width(f"{self.size}", "small") + 26
-        return max([heading, *(width(value, "code") + 16 for value in self.values)])
+        return max([heading, *(min(width(value, "code") + 16, _WIDEST) for value in self.values)])
 
 
 def draw_packets(canvas: Canvas, trace: Trace, shown: Round | None, y: float, wide: float) -> float:
@@ -79,7 +81,8 @@ def draw_packets(canvas: Canvas, trace: Trace, shown: Round | None, y: float, wi
         if previous is not None:
             for guide in (left, right):
                 canvas.path(f"M{number(guide)} {number(previous)}V{number(y + _HEADING)}", "guide")
-        _heading(canvas, trace, hop, x, y, "pdot" if _is_reply(shown, hop) else "qdot")
+        dot = "pdot" if _is_reply(shown, hop) else "qdot"
+        _heading(canvas, trace, hop, min(x, wide / 2), y, wide - MARGIN, dot)
         y += _HEADING
         for cells, sizes, at in ((out, outer[len(outer) - len(out) :], x), (ins, inner, left)):
             for index, (cell, size) in enumerate(zip(cells, sizes, strict=False)):
@@ -111,7 +114,9 @@ def _is_reply(shown: Round | None, hop: Hop) -> bool:
     return shown is not None and shown.reply is not None and hop in shown.reply.hops
 
 
-def _heading(canvas: Canvas, trace: Trace, hop: Hop, x: float, y: float, dot: str) -> None:
+def _heading(
+    canvas: Canvas, trace: Trace, hop: Hop, x: float, y: float, end: float, dot: str
+) -> None:
     place = trace.places[hop.place]
     text = f"{hop.number}"
     half = max(8.0, width(text, "num") / 2 + 5)
@@ -119,7 +124,8 @@ def _heading(canvas: Canvas, trace: Trace, hop: Hop, x: float, y: float, dot: st
     canvas.text(x + half, y + 10, text, "num", "n", anchor="middle")
     used = canvas.text(x + 2 * half + 8, y + 10, f"{hop.packet.size} bytes", "smallb", "t")
     where = f"at {place.pod or place.node}, {hop.interface}"
-    canvas.text(x + 2 * half + 8 + used + 8, y + 10, where, "small", "m", room=260)
+    x += 2 * half + used + 16
+    canvas.text(x, y + 10, where, "small", "m", room=end - x)
 
 
 def _cell(canvas: Canvas, cell: Cell, x: float, y: float, wide: float, before: Cell | None) -> None:
