@@ -49,6 +49,9 @@ def test_what_is_no_namespace_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(KernelError, match="is not a network namespace"):
         netns.open_netns(tmp_path / "file")
+    for path in (tmp_path, "/dev/null", "/proc/self/ns/mnt"):
+        with pytest.raises(KernelError, match="is not a network namespace"):
+            netns.open_netns(path)
 
 
 def test_entering_ends_with_the_block(namespace: Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from ipaddress import ip_address
 from typing import Literal
 
@@ -14,6 +15,7 @@ from podwire.kernel.observe import nft_messages
 from podwire.kernel.observe.nft_trace import NftTap
 from podwire.kernel.ruleset import list_chains, read_ruleset
 from podwire.kernel.ruling import Ruling, rulings
+from podwire.kernel.xtables import legacy_chains
 from podwire.model.probe import ProbeMatch
 
 from ..conftest import Namespace
@@ -118,6 +120,8 @@ IPTABLES = [
     "-A INPUT -m conntrack --ctstate NEW -j DROP",
     "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j DROP",
     "-A INPUT -m comment --comment because -j DROP",
+    "-A INPUT -m mark --mark 0x4000/0x4000 -j DROP",
+    "-A INPUT -m mark ! --mark 0x4000/0x4000 -j DROP",
     "-P INPUT DROP",
     "-P INPUT DROP; -A INPUT -p udp --dport 8472 -j ACCEPT",
     "-N ZONE; -A INPUT -j ZONE; -A ZONE -p udp -j DROP",
@@ -182,6 +186,29 @@ def test_rules_of_iptables_do_what_the_kernel_does(
         undo = [f"{program} -P INPUT ACCEPT"]
         undo += [f"{program} -t {table} -F" for table in ("filter", "raw", "mangle")]
         inside.run("; ".join([*undo, f"{program} -X"]))
+
+
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_a_rule_about_fragments_is_not_about_whole_packets(inside: Namespace, variant: str) -> None:
+    inside.run(f"iptables-{variant} -A INPUT -f -j DROP")
+    check("-f")
+    inside.run(f"iptables-{variant} -F; iptables-{variant} -A INPUT ! -f -j DROP")
+    check("! -f")
+
+
+def test_rules_that_change_while_they_are_read(inside: Namespace) -> None:
+    """What is read is one of the states that there were."""
+    inside.run("iptables-legacy -P INPUT ACCEPT")
+    changing = "while :; do iptables-legacy -A INPUT -j DROP; iptables-legacy -F INPUT; done"
+    with subprocess.Popen(["sh", "-c", changing]) as busy:
+        try:
+            changes, before = 0, 0
+            while changes < 10:
+                (rules,) = (len(one.rules) for one in legacy_chains(4) if one.name == "INPUT")
+                assert rules in (0, 1)
+                changes, before = changes + (rules != before), rules
+        finally:
+            busy.kill()
 
 
 def test_what_cannot_be_told_is_named(inside: Namespace) -> None:

@@ -23,7 +23,8 @@ Truth = bool | None
 
 
 class Flow(msgspec.Struct, frozen=True, kw_only=True):
-    """A kind of packets, the first ones of their connections. What is None may be anything."""
+    """A kind of whole packets, the first ones of their connections, and not marked. What is None
+    may be anything."""
 
     version: Literal[4, 6]
     iifname: str | None = None
@@ -111,7 +112,7 @@ class Matcher:
         if protocol in ("ip", "ip6"):
             if (protocol == "ip") != (flow.version == 4):
                 return _ABSENT
-            values = {"saddr": flow.source, "daddr": flow.target}
+            values = {"saddr": flow.source, "daddr": flow.target, "frag-off": 0}
             return values.get(field, flow.protocol if field in ("protocol", "nexthdr") else None)
         if protocol in _TRANSPORTS:
             if protocol != "th" and flow.protocol not in (None, protocol):

@@ -7,8 +7,10 @@ way into a pod is to enter for as long as it takes to make a socket.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +20,8 @@ from podwire.errors import KernelError
 
 CLONE_NEWNET = 0x40000000
 
-#: statfs(2) type of a namespace file (include/uapi/linux/magic.h, NSFS_MAGIC).
-_NSFS_MAGIC = 0x6E736673
+#: Which kind of namespace a file is of, as its CLONE_ flag (ioctl_ns(2)).
+_NS_GET_NSTYPE = 0xB703
 #: Nothing tells when an abstract address becomes free.
 _CLAIM_AGAIN_S = 0.05
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -43,11 +45,14 @@ def open_netns(path: str | Path) -> int:
 
 
 def is_netns(fd: int) -> bool:
-    """Whether `fd` is of a namespace file (and not of the empty file under a gone mount)."""
-    buffer = ctypes.create_string_buffer(256)
-    if _libc.fstatfs(fd, buffer) != 0:
+    """Whether `fd` is of a network namespace (and not of the empty file under a gone mount, nor of
+    another kind of namespace)."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
         return False
-    return int.from_bytes(buffer.raw[:4], "little") == _NSFS_MAGIC
+    try:
+        return fcntl.ioctl(fd, _NS_GET_NSTYPE) == CLONE_NEWNET
+    except OSError:
+        return False
 
 
 def netns_inode(fd: int) -> int:

@@ -1,7 +1,7 @@
 """The rules of iptables-legacy, which nft does not show: read from the kernel, in nft's terms.
 
 What lives here: the layouts of include/uapi/linux/netfilter_ipv4/ip_tables.h, its IPv6 sibling and
-the few extensions that decide over whole networks (udp, tcp, multiport, conntrack, comment).
+the few extensions that decide over whole networks (udp, tcp, multiport, conntrack, mark, comment).
 What does not: what the rules do, which is `podwire.kernel.ruling`.
 
 A table is asked for only where it is there already: to ask for one makes it.
@@ -10,9 +10,11 @@ A table is asked for only where it is there already: to ask for one makes it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -34,8 +36,11 @@ _HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 _PRIORITIES = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
 _DROP, _ACCEPT, _QUEUE, _RETURN = -1, -2, -4, -5
 
+_ATTEMPTS = 10
+
 # ipt_ip.invflags and .flags
 _INV_IIF, _INV_OIF, _INV_SOURCE, _INV_TARGET, _INV_PROTOCOL = 0x01, 0x02, 0x08, 0x10, 0x40
+_FRAGMENTS, _INV_FRAGMENTS = 0x01, 0x20
 _GOTO = {4: 0x02, 6: 0x04}
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp"}
 
@@ -83,11 +88,15 @@ def legacy_chains(version: Literal[4, 6]) -> list[Chain]:
 
 def _table(version: int, layout: _Layout, name: str) -> Iterator[Chain]:
     with socket.socket(layout.domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 255) as sock:
-        head = name.encode().ljust(_NAME_SIZE, b"\0")
-        info = _INFO.unpack(_ask(sock, layout, _SO_GET_INFO, head.ljust(_INFO.size, b"\0")))
-        valid, entry_points, underflows, size = info[1], info[2:7], info[7:12], info[13]
-        question = head + struct.pack("=I4x", size) + bytes(size)
-        data = _ask(sock, layout, _SO_GET_ENTRIES, question)[_ENTRIES_HEAD:]
+        for attempt in range(_ATTEMPTS):
+            try:
+                info, data = _entries(sock, layout, name)
+                break
+            except KernelError as error:
+                # Somebody has changed the table between the two questions.
+                if error.errno != errno.EAGAIN or attempt == _ATTEMPTS - 1:
+                    raise
+    valid, entry_points, underflows = info[1], info[2:7], info[7:12]
     starts = {
         entry_points[hook]: (name_, hook)
         for hook, name_ in enumerate(one.upper() for one in _HOOKS)
@@ -95,6 +104,15 @@ def _table(version: int, layout: _Layout, name: str) -> Iterator[Chain]:
     }
     policies = {underflows[hook] for hook in range(5) if valid >> hook & 1}
     yield from _Reader(version, layout, name, data).chains(starts, policies)
+
+
+def _entries(sock: socket.socket, layout: _Layout, name: str) -> tuple[tuple[Any, ...], bytes]:
+    """struct ipt_getinfo of a table, and its entries."""
+    head = name.encode().ljust(_NAME_SIZE, b"\0")
+    info = _INFO.unpack(_ask(sock, layout, _SO_GET_INFO, head.ljust(_INFO.size, b"\0")))
+    size = info[13]
+    question = head + struct.pack("=I4x", size) + bytes(size)
+    return info, _ask(sock, layout, _SO_GET_ENTRIES, question)[_ENTRIES_HEAD:]
 
 
 def _ask(sock: socket.socket, layout: _Layout, option: int, question: bytes) -> bytes:
@@ -179,7 +197,7 @@ class _Reader:
         return _text(data) if name == "ERROR" else None
 
     def _verdict(self, offset: int) -> int:
-        return int.from_bytes(self._target(offset)[1][:4], "little", signed=True)
+        return int.from_bytes(self._target(offset)[1][:4], sys.byteorder, signed=True)
 
     def _rule(self, offset: int, names: Mapping[int, str], number: int) -> Rule:
         expr = [*self._addresses(offset), *self._matches(offset)]
@@ -224,6 +242,10 @@ class _Reader:
                 if sum(map(bool, mask)) < len(device) + 1:
                     device = device.rstrip("+") + "*"
                 yield _match({"meta": {"key": key}}, device, inverted & bit)
+        if self._version == 4 and data[offset + layout.flags] & _FRAGMENTS:
+            # What is judged here are whole packets.
+            whole = {"meta": {"key": "nfproto"}}
+            yield _match(whole, "ipv4", not inverted & _INV_FRAGMENTS)
         (protocol,) = struct.unpack_from("=H", data, at + 64)
         if protocol:
             name = _PROTOCOLS.get(protocol, str(protocol))
@@ -269,6 +291,9 @@ def _extension(name: str, revision: int, data: bytes) -> Iterator[dict[str, Any]
                     elements.append(port)
             left = {"payload": {"protocol": "th", "field": ("sport", "dport")[flags]}}
             yield _match(left, {"set": elements}, inverted)
+        case "mark" if revision == 1:  # struct xt_mark_mtinfo1
+            mark, mask, inverted = struct.unpack_from("=IIB", data)
+            yield _match({"&": [{"meta": {"key": "mark"}}, mask]}, mark, inverted)
         case "conntrack" if revision in (2, 3):
             flags, inverted_flags, states = struct.unpack_from("=HHH", data, _CT_FLAGS)
             if flags != _CT_MATCH_STATE:

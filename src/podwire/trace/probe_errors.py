@@ -14,6 +14,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 
 import msgspec
 
@@ -136,7 +137,7 @@ def parse_error(body: bytes, quoted: bytes) -> QueuedError:
 
 def _address(sockaddr: bytes) -> str | None:
     """The address in a `struct sockaddr_in` or `sockaddr_in6`."""
-    family = int.from_bytes(sockaddr[:2], "little")
+    family = int.from_bytes(sockaddr[:2], sys.byteorder)
     if family == socket.AF_INET and len(sockaddr) >= 8:
         return socket.inet_ntop(family, sockaddr[4:8])
     if family == socket.AF_INET6 and len(sockaddr) >= 24:
