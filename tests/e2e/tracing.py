@@ -93,14 +93,18 @@ _LEFT = {
     "raw sockets": "ss -Hwan",
     "nft tables": "nft list tables | grep podwire_trace",
 }
+_NEXT = "----"
 
 
 def left(*places: Place) -> dict[str, str]:
     """What there is at these places that only a trace makes, by what it is."""
     found = {}
+    script = f"; echo {_NEXT}; ".join(_LEFT.values())
     for place in places:
-        for what, line in _LEFT.items():
-            if text := place.exec(["sh", "-c", line]).stdout.strip():
+        texts = place.exec(["sh", "-c", script]).stdout.split(f"{_NEXT}\n")
+        assert len(texts) == len(_LEFT), texts
+        for what, text in zip(_LEFT, texts, strict=True):
+            if text.strip():
                 found[f"{what} at {place!r}"] = text
     return found
 
