@@ -203,7 +203,7 @@ def test_rules_that_change_while_they_are_read(inside: Namespace) -> None:
     with subprocess.Popen(["sh", "-c", changing]) as busy:
         try:
             changes, before = 0, 0
-            while changes < 10:
+            while changes < 20:
                 (rules,) = (len(one.rules) for one in legacy_chains(4) if one.name == "INPUT")
                 assert rules in (0, 1)
                 changes, before = changes + (rules != before), rules

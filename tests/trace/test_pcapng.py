@@ -198,6 +198,14 @@ def tshark(file: Path, *options: str) -> list[list[str]]:
     return [line.split("\t") for line in done.stdout.splitlines()]
 
 
+def test_the_address_of_a_device_that_is_no_mac_is_left_out() -> None:
+    for mac, there in (("02:00:00:00:00:01", True), ("0a:00:00:01", False), ("", False)):
+        writer = PcapngWriter()
+        _, data = writer.interface("tunl0", 768, mac=mac)
+        (block,) = blocks(data)
+        assert (6 in dict(fields(block.body[8:]))) == there
+
+
 @pytest.mark.slow
 def test_tshark_shows_all_names(tmp_path: Path) -> None:
     file = tmp_path / "a.pcapng"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import struct
 
@@ -55,6 +56,8 @@ def test_a_udp_payload_tells_of_another_probe_only_if_it_is_ours() -> None:
         (Probe(target="10.0.0.1", protocol="udp", port=70000), "port"),
         (Probe(target="10.0.0.1", count=0), "count"),
         (Probe(target="10.0.0.1", timeout_s=0), "timeout"),
+        (Probe(target="10.0.0.1", timeout_s=math.nan), "timeout"),
+        (Probe(target="10.0.0.1", timeout_s=1e9), "timeout"),  # more than poll(2) takes
         (Probe(target="10.0.0.1", size=35), "size"),
         (Probe(target="fd00::1", size=55), "size"),
         (Probe(target="10.0.0.1", size=65536), "size"),

@@ -11,6 +11,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from ipaddress import ip_address
 from typing import TypeVar
@@ -19,16 +20,16 @@ import msgspec
 
 from podwire.errors import KernelError, PodwireError
 from podwire.kernel import messages, netns, nft
-from podwire.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
+from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe.drops import DropTap
 from podwire.kernel.observe.frames import FrameTap
+from podwire.kernel.observe.nft_trace import NftTap
 from podwire.kernel.observe.probe_filter import probe_filter
 from podwire.model.probe import ProbeMatch
 from podwire.model.state import Bridge, Link, Veth, Vxlan, Why
 
 T = TypeVar("T")
 
-_NFNLGRP_NFTRACE = 9
 _WHY = Why("Feature", "is tried out")
 _PORT = 8472
 _KINDS = (
@@ -54,7 +55,6 @@ _TABLES = {
 }
 #: Packets that there are none of.
 _MATCH = ProbeMatch(protocol="icmp", source="192.0.2.1", target="192.0.2.2", ident=1)
-_TRACE = "chain c { type filter hook prerouting priority -350; meta nftrace set 1\n }"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -144,12 +144,10 @@ def _tap_drops() -> None:
 
 
 def _trace_rules() -> None:
-    NetlinkSocket(NETLINK_NETFILTER, groups=(_NFNLGRP_NFTRACE,)).close()
-    context = nft.Nft()
-    try:
-        context.run(f"table inet t {{\n{_TRACE}\n}}\n")
-    finally:
-        context.close()
+    # Where there are no tables, the tap has nothing to do.
+    with closing(nft.Nft()) as context:
+        context.run("add table inet t")
+    NftTap(None, _MATCH).close()
 
 
 def _attempt(name: str, work: Callable[[], object], without: str = "") -> Feature:

@@ -32,6 +32,7 @@ _NAME_IPV4, _NAME_IPV6 = 1, 2
 
 _INBOUND, _OUTBOUND = 1, 2
 _NANOSECONDS = bytes([9])
+_MAC_BYTES = 6
 _FILTER_IS_TEXT = b"\0"
 _MOST_TEXT = 0xFFF0  # an option's length has 16 bits
 
@@ -95,11 +96,13 @@ class PcapngWriter:
         bytes, 0 where packets are whole."""
         number = self._interfaces
         self._interfaces += 1
+        hardware = bytes.fromhex(mac.replace(":", ""))
         body = struct.pack("<HHI", _LINK_TYPES.get(link_type, _NOT_DECODED), 0, snaplen)
         options = (
             _texts(_IF_NAME, name),
             _texts(_IF_DESCRIPTION, description),
-            _field(_IF_MAC, bytes.fromhex(mac.replace(":", ""))) if mac else b"",
+            # Some devices have addresses of another length (a tunnel's are IP addresses).
+            _field(_IF_MAC, hardware) if len(hardware) == _MAC_BYTES else b"",
             _field(_IF_TSRESOL, _NANOSECONDS),
             _field(_IF_FILTER, _FILTER_IS_TEXT + _text(filter_text)) if filter_text else b"",
             _texts(_COMMENT, comment),

@@ -7,7 +7,6 @@ sequence are the same two. TCP's SYN carries nothing.
 
 from __future__ import annotations
 
-import math
 import struct
 from ipaddress import ip_address
 
@@ -27,6 +26,7 @@ _UPPER_HEADER = 8  # bytes, of ICMP's echo and of UDP
 _USUAL_PAYLOAD = 56  # bytes, as ping(8): 84 with IPv4's header
 _MAX_PACKET = 65535
 _MAX_COUNT = 65535  # the number's two bytes
+_MAX_TIMEOUT_S = 3600
 
 
 def check(probe: Probe) -> None:
@@ -53,8 +53,9 @@ def check(probe: Probe) -> None:
         raise InputError(f"{probe.protocol} needs a port, 1 to 65535", field="port")
     if not 1 <= probe.count <= _MAX_COUNT:
         raise InputError(f"1 to {_MAX_COUNT}, not {probe.count}", field="count")
-    if not 0 < probe.timeout_s < math.inf:
-        raise InputError(f"more than 0 seconds, not {probe.timeout_s:g}", field="timeout")
+    if not 0 < probe.timeout_s <= _MAX_TIMEOUT_S:
+        text = f"more than 0 and at most {_MAX_TIMEOUT_S} seconds, not {probe.timeout_s:g}"
+        raise InputError(text, field="timeout")
     if probe.size is not None:
         _check_size(probe, probe.size, target.version)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from podwire.errors import UnsupportedError
+from podwire.errors import KernelError, UnsupportedError
 from podwire.kernel.observe import bpf, btf
 from podwire.kernel.observe.drops import DropTap
 from podwire.kernel.observe.ebpf import Program, Reg
@@ -78,6 +78,13 @@ def test_closing_twice_is_fine_and_leaves_no_descriptor() -> None:
         assert tap.read() == []
         tap.close()
         assert tap.read() == []
+    assert _open_descriptors() == before
+
+
+def test_a_ring_that_cannot_be_mapped_leaves_no_descriptor() -> None:
+    before = _open_descriptors()
+    with pytest.raises(KernelError, match="ring buffer"):
+        bpf.RingBuffer(os.open("/dev/null", os.O_RDWR), 4096)
     assert _open_descriptors() == before
 
 

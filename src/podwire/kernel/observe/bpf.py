@@ -8,15 +8,16 @@ goes with the process, however that ends. Needs CAP_BPF and CAP_PERFMON, or root
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
 import platform
 import struct
+import sys
 from errno import E2BIG, EACCES, EINVAL, ENOENT, ENOSYS, EOPNOTSUPP, EPERM
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 
 from podwire.errors import KernelError, PodwireError, UnsupportedError
 
@@ -115,7 +116,7 @@ def attach_raw_tracepoint(program: int, tracepoint: str) -> int:
 
 
 class RingBuffer:
-    """The reading end of a ring buffer map, whose descriptor it takes over.
+    """The reading end of a ring buffer map, whose descriptor it takes over. Raises KernelError.
 
     (Documentation/bpf/ringbuf.rst.) The first page holds how far was read, the second how far was
     written; then come the data, mapped twice in a row, so that a record that wraps can be read as
@@ -128,12 +129,23 @@ class RingBuffer:
         self._fd = fd
         self._mask = size - 1
         page = mmap.PAGESIZE
-        self._read_page = mmap.mmap(fd, page)
-        self._written = mmap.mmap(fd, page + 2 * size, prot=mmap.PROT_READ, offset=page)
-        self._consumer = memoryview(self._read_page).cast("Q")
-        self._producer = memoryview(self._written)[:page].cast("Q")
-        self._headers = memoryview(self._written)[page:].cast("I")
-        self._data = memoryview(self._written)[page:]
+        with contextlib.ExitStack() as opened:
+            opened.callback(os.close, fd)
+            try:
+                read_page = opened.enter_context(mmap.mmap(fd, page))
+                written = mmap.mmap(fd, page + 2 * size, prot=mmap.PROT_READ, offset=page)
+            except OSError as error:
+                number = error.errno or 0
+                text = f"eBPF ring buffer: {os.strerror(number)}"
+                raise KernelError(text, errno=number) from error
+            opened.enter_context(written)
+            # The views hold the maps: they go before them.
+            whole = opened.enter_context(memoryview(written))
+            self._consumer = opened.enter_context(memoryview(read_page).cast("Q"))
+            self._producer = opened.enter_context(whole[:page].cast("Q"))
+            self._headers = opened.enter_context(whole[page:].cast("I"))
+            self._data = opened.enter_context(whole[page:])
+            self._opened = opened.pop_all()
         # Two readers would tear the position apart; besides, taking a lock keeps the processor
         # from reading data before the position that says they are there.
         self._lock = Lock()
@@ -164,31 +176,20 @@ class RingBuffer:
 
     def close(self) -> None:
         """Twice is fine."""
-        if self._fd < 0:
-            return
-        for view in (self._consumer, self._producer, self._headers, self._data):
-            view.release()
-        self._read_page.close()
-        self._written.close()
-        os.close(self._fd)
         self._fd = -1
+        self._opened.close()
 
     def __enter__(self) -> RingBuffer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def call(command: int, attributes: bytes, what: str) -> int:
     """bpf(2) with those attributes (union bpf_attr); `what` it is about is told in errors."""
     number = _CALL_NUMBER.get(platform.machine())
-    if number is None:
+    if number is None or sys.maxsize < 1 << 32:  # A program of 32 bits has other numbers.
         raise UnsupportedError(f"eBPF is not used on {platform.machine()} machines")
     attr = ctypes.create_string_buffer(attributes, len(attributes))
     done: int = _libc.syscall(

@@ -20,7 +20,6 @@ from __future__ import annotations
 import os
 import time
 from functools import cache
-from types import TracebackType
 from typing import NamedTuple
 
 from podwire.kernel.observe import bpf, btf, drop_layout, drop_program
@@ -66,7 +65,8 @@ class RawDrop(NamedTuple):
 
 
 class DropTap:
-    """Open from when it is made. Raises UnsupportedError saying what this machine lacks."""
+    """Open from when it is made. Raises UnsupportedError saying what this machine lacks, and
+    KernelError."""
 
     def __init__(self, match: ProbeMatch) -> None:
         where = _layout()
@@ -114,12 +114,7 @@ class DropTap:
     def __enter__(self) -> DropTap:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _drop(self, record: bytes, offset_ns: int) -> RawDrop:

@@ -37,7 +37,13 @@ from typing import NamedTuple
 
 from podwire.errors import KernelError, UnsupportedError
 from podwire.kernel import netns
-from podwire.kernel.netlink import NETLINK_NETFILTER, Failure, NetlinkSocket, kernel_error
+from podwire.kernel.netlink import (
+    NETLINK_NETFILTER,
+    Failure,
+    Message,
+    NetlinkSocket,
+    kernel_error,
+)
 from podwire.kernel.observe import nft_match
 from podwire.kernel.observe import nft_messages as nft
 from podwire.kernel.observe.nft_rules import RuleTexts
@@ -145,13 +151,7 @@ class NftTap:
 
     def read(self) -> list[RawNftStep]:
         """What has been told since the last time, in order. Never waits for more."""
-        try:
-            notified = self._socket.notifications()
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-            self.lost += 1
-            notified = self._socket.notifications()
+        notified = self._notified()
         if not notified or self._texts is None:
             return []
         now = time.time_ns()
@@ -159,6 +159,15 @@ class NftTap:
         told = (nft.parse_trace(one.type, one.payload) for one in notified)
         steps = (self._step(one, now, self._texts) for one in told if one is not None)
         return [step for step in steps if step is not None]
+
+    def _notified(self) -> list[Message]:
+        while True:
+            try:
+                return self._socket.notifications()
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.lost += 1
 
     def _step(self, told: nft.TraceMessage, now: int, texts: RuleTexts) -> RawNftStep | None:
         packet = self._packet(told)
