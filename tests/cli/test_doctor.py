@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from podwire.cli import doctor, findings
+from podwire.cli import doctor, examination, findings
 from podwire.cli.examination import NodeReport, Reading, clocks_apart, explained
 from podwire.errors import PodwireError
 from podwire.model.state import Why
-from podwire.trace.wire import Checked
+from podwire.trace.wire import VERSION, Check, Checked, Welcome
 
 FINE = Checked(check="overlap", level="ok", text="nothing overlaps")
 WARNING = Checked(
@@ -157,6 +161,71 @@ def test_where_there_is_no_node_nothing_is_healthy(
     done = CliRunner().invoke(doctor.doctor, command, catch_exceptions=True)
     assert isinstance(done.exception, PodwireError)
     assert done.exception.message == "there is no node to examine"
+
+
+# --- asking -----------------------------------------------------------------------------------
+
+
+class Stub:
+    """Agents that answer, hang, or are said not to be askable; and a connection to each."""
+
+    def __init__(self, **agents: PodwireError | tuple[Checked, ...] | None) -> None:
+        self._agents = agents
+        self.open: set[str] = set()
+
+    async def dial(self, node: str) -> Any:
+        told = self._agents[node]
+        if isinstance(told, PodwireError):
+            raise told
+        self.open.add(node)
+        events: asyncio.Queue[Checked] = asyncio.Queue()
+        for one in told or ():
+            events.put_nowait(one)
+
+        async def call(_: Check) -> None:
+            if told is None:
+                await asyncio.Event().wait()
+
+        async def close() -> None:
+            self.open.remove(node)
+
+        welcome = Welcome(version=VERSION, node=node, clock="1", time_ns=time.time_ns())
+        return SimpleNamespace(welcome=welcome, events=events, call=call, close=close)
+
+    async def examined(self) -> list[NodeReport]:
+        waiting = set(self._agents)
+        reports = await examination.examine(
+            self,  # type: ignore[arg-type]
+            list(self._agents),
+            ("overlap",),
+            fix=False,
+            waiting=waiting,
+        )
+        assert not waiting
+        assert not self.open
+        return reports
+
+
+async def test_an_agent_that_hangs_while_it_examines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "_EXAMINATION_S", 0.01)
+    well, ill = await Stub(node1=(FINE,), node2=None).examined()
+    assert (well.healthy, ill.healthy) == (True, False)
+    assert ill.findings[0].text == "the examination has not ended within 0.01 s"
+
+
+async def test_an_agent_of_another_version_is_a_finding_of_its_own() -> None:
+    refusal = PodwireError("the agent of node2 speaks version 7, this podwire 8", remedy="upgrade")
+    well, ill = await Stub(node1=(FINE,), node2=refusal).examined()
+    assert well.healthy
+    assert [(one.level, one.text, one.remedy) for one in ill.findings] == [
+        ("fail", refusal.message, "upgrade")
+    ]
+
+
+async def test_where_none_may_be_asked_the_reason_is_said() -> None:
+    refusal = PodwireError("lab belongs to root", remedy="use sudo")
+    with pytest.raises(PodwireError, match="belongs to root"):
+        await Stub(node1=refusal, node2=refusal).examined()
 
 
 # --- clocks -----------------------------------------------------------------------------------

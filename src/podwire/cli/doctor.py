@@ -70,13 +70,13 @@ async def _examine(
     nodes: tuple[str, ...], checks: tuple[str, ...], *, fix: bool
 ) -> list[NodeReport]:
     from podwire.cli.agents import agents
-    from podwire.cli.examination import examine
+    from podwire.cli.examination import HERE, examine
 
     async with agents() as them:
         chosen: list[str | None] = list(dict.fromkeys(nodes)) or await _all_nodes(them)
         if not chosen:
             raise PodwireError("there is no node to examine", remedy="podwire get nodes lists them")
-        waiting = {node or "this host" for node in chosen}
+        waiting = {node or HERE for node in chosen}
         async with _progress(waiting):
             return await examine(them, chosen, checks, fix=fix, waiting=waiting)
 

@@ -23,7 +23,7 @@ from podwire.cli.agents import Agents
 from podwire.cli.context import target
 from podwire.cluster.kube import NODES
 from podwire.cluster.nodes import MANAGED
-from podwire.errors import AgentAwayError, NotFoundError, PodwireError
+from podwire.errors import AgentAwayError, InputError, NotFoundError, PodwireError
 from podwire.trace.connection import Connection
 from podwire.trace.wire import Check, Checked
 
@@ -32,8 +32,12 @@ if TYPE_CHECKING:
 
 #: Agents that are asked at once; on a cluster each is a stream through the API server.
 _AT_ONCE = 32
+#: An agent bounds each of its checks; longer than all of them together take, it hangs.
+_EXAMINATION_S = 90.0
 #: The API is asked only for what else is known of a node.
 _API_S = 3.0
+#: How the node is called that was not named.
+HERE = "this host"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _agent = Findings("agent")
@@ -72,19 +76,26 @@ async def examine(
 ) -> list[NodeReport]:
     """Examine `nodes` (None: this host), each of which is taken out of `waiting` when it is done.
 
-    Raises PodwireError where no agent may be asked at all, InputError for a node that there is
-    not.
+    Raises PodwireError where none may be asked, InputError for a node that there is not.
     """
     limit = asyncio.Semaphore(_AT_ONCE)
+    refusals: list[PodwireError] = []
 
     async def one(node: str | None) -> NodeReport:
         async with limit:
             try:
                 return await _examine_one(them, node, Check(id=0, checks=checks, fix=fix))
+            except InputError:
+                raise
+            except PodwireError as error:
+                refusals.append(error)
+                return NodeReport(node or HERE, (_agent.fail(error.message, error.remedy or ""),))
             finally:
-                waiting.discard(node or "this host")
+                waiting.discard(node or HERE)
 
     reports = explained(await asyncio.gather(*map(one, nodes)))
+    if len(refusals) == len(nodes):
+        raise refusals[0]
     if checks and "clock" not in checks:
         return reports
     apart = clocks_apart({report.node: report.reading for report in reports if report.reading})
@@ -99,17 +110,24 @@ async def _examine_one(them: Agents, node: str | None, request: Check) -> NodeRe
     try:
         connection = await them.dial(node)
     except AgentAwayError as error:
-        name = node or "this host"
-        return NodeReport(name, (await _away(them, node, error),))
+        return NodeReport(node or HERE, (await _away(them, node, error),))
     welcome, after = connection.welcome, time.time()
     theirs = welcome.time_ns / 1e9
     reading = Reading(welcome.clock, theirs - after, theirs - before)
+    broken: tuple[Checked, ...] = ()
     try:
-        await connection.call(request)
+        async with asyncio.timeout(_EXAMINATION_S):
+            await connection.call(request)
+    except TimeoutError:
+        text = f"the examination has not ended within {_EXAMINATION_S:g} s"
+        broken = (_agent.fail(text, "is the agent stopped or stuck?"),)
     except PodwireError as error:
-        broken = _agent.fail(f"the examination ended early: {error.message}", error.remedy or "")
-        return NodeReport(welcome.node, (*_told(connection), broken), reading)
-    return NodeReport(welcome.node, _told(connection), reading)
+        text = f"the examination ended early: {error.message}"
+        broken = (_agent.fail(text, error.remedy or ""),)
+    finally:
+        # On a large cluster, streams that have nothing to say any more are a burden to the API.
+        await connection.close()
+    return NodeReport(welcome.node, (*_told(connection), *broken), reading)
 
 
 def _told(connection: Connection) -> tuple[Checked, ...]:
