@@ -93,6 +93,11 @@ def is_complete(tracer: Tracer, source: str, target: str) -> bool:
     return (len(only.request.hops), len(only.reply.hops)) == (10, 10)
 
 
+def test_an_agent_that_nobody_asks_watches_nothing(lab: Lab, places: list[Place]) -> None:
+    assert left(*places) == {}
+    assert [programs(pid_of(lab, node.name)) for node in lab.nodes] == [set(), set()]
+
+
 # --- interrupted --------------------------------------------------------------------------------
 
 
