@@ -15,7 +15,7 @@ from podwire.trace.model import Trace
 from podwire.trace.render.svg import render_svg
 from podwire.trace.render.svg.canvas import FONTS, width
 
-from .samples import SAMPLES, across, no_route, outside, same_node, wrong_fdb
+from .samples import SAMPLES, across, no_route, not_in_use, outside, same_node, wrong_fdb
 from .strategies import traces
 
 _SVG = "{http://www.w3.org/2000/svg}"
@@ -175,3 +175,13 @@ def test_a_name_cannot_become_markup() -> None:
     assert "<script" not in svg
     assert "\x1b" not in svg
     assert "\u202e" not in svg
+
+
+def test_an_address_that_nobody_has_stands_where_it_would_be() -> None:
+    trace = not_in_use()
+    target = msgspec.structs.replace(trace.target, node="")
+    texts = check(msgspec.structs.replace(trace, target=target))
+    assert "outside of the cluster" not in [one.text for one in texts]
+    nobody = next(one for one in texts if one.text == "nobody has")
+    node2 = next(one for one in texts if one.text == "node2")
+    assert abs(nobody.left - node2.left) < 60

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from podwire.trace.model import Hop, Outcome, Udp
+from podwire.trace.model import Cause, Hop, Outcome, Udp
 from podwire.trace.render import words
+from podwire.trace.render.svg import notes
 from podwire.trace.render.svg.canvas import Canvas, clip, number, width
 from podwire.trace.render.svg.layout import (
     INSET,
@@ -83,7 +84,10 @@ def _cloud(canvas: Canvas, at: Layout, index: int, box: Box) -> None:
         d += ("C" if d else "M") + " ".join(scaled)
     canvas.path(d + "Z", "cloud")
     middle = box.x + box.w / 2
-    canvas.text(middle, y + h * 0.62, "outside of the cluster", "name", anchor="middle")
+    one = at.scene.round
+    unleased = one is not None and one.finding is not None and one.finding.cause is Cause.NO_LEASE
+    what = "no node leases this" if unleased else "outside of the cluster"
+    canvas.text(middle, y + h * 0.62, what, "name", anchor="middle")
     canvas.text(
         middle, y + h * 0.62 + 20, column.end_ip, "code", "m", anchor="middle", room=w * 0.6
     )
@@ -255,7 +259,7 @@ def _to_cross(canvas: Canvas, at: Layout, lane: Lane, last: Point) -> str:
     sign = 1 if last.column == 0 else -1
     x = last.x + sign * 150
     _cross(canvas, x, y)
-    told = "   ".join(one.text for one in at.scene.failure())
+    told = "   ".join(one.text for one in notes.failure(at.scene.round))
     anchor = "start" if sign > 0 else "end"
     canvas.text(x + sign * 16, y + 4, told, "smallb", "x", anchor=anchor, room=400)
     if abs(last.y - y) < 10:

@@ -21,7 +21,9 @@ from itertools import pairwise
 from typing import Literal
 
 from podwire.trace.model import Hop, Path
-from podwire.trace.render.svg.scene import Note, Scene, Slot, paths
+from podwire.trace.render.svg import notes
+from podwire.trace.render.svg.notes import Note
+from podwire.trace.render.svg.scene import Scene, Slot, paths
 
 Key = tuple[int, str]
 
@@ -180,13 +182,13 @@ class Layout:
                     continue
                 below = max(row for row in rows if row is not None)
                 if rows[0] != rows[1] and not self._attached(below):
-                    notes = self.scene.notes(a, b)
-                    gaps.setdefault((column, below), Gap(column, below, lane.name, notes))
+                    told_here = notes.between(a, b)
+                    gaps.setdefault((column, below), Gap(column, below, lane.name, told_here))
         ending = self.ending
         if ending is not None and ending.where == "gap":
             name = "request" if self.scene.lost is self.lanes[0].path else "reply"
             place = (ending.column, ending.row)
-            gaps[place] = Gap(*place, name, self.scene.failure())
+            gaps[place] = Gap(*place, name, notes.failure(self.scene.round))
         return list(gaps.values())
 
     def _attached(self, row: int) -> bool:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from podwire.trace.model import (
     Arp,
     Ethernet,
@@ -131,7 +133,7 @@ def _heading(
 def _cell(canvas: Canvas, cell: Cell, x: float, y: float, wide: float, before: Cell | None) -> None:
     canvas.rect(x, y, wide, _HEIGHT, cell.look, 4)
     used = canvas.text(x + 8, y + 17, cell.name, "smallb", "t", room=wide - 12)
-    if cell.size and wide - used > 24 + width(f"{cell.size}", "small"):
+    if cell.size and wide - used > 18 + width(f"{cell.size}", "small"):
         canvas.text(x + wide - 8, y + 17, f"{cell.size}", "small", "m", anchor="end")
     for at, value in enumerate(cell.values):
         changed = before is not None and value not in before.values
@@ -174,11 +176,7 @@ def _describe(
             ports = (f"{header.source_port}", f"→ {header.target_port}")
             return Cell("TCP", _upper_size(ip, after), (*ports, flags), look)
         case Icmp():
-            text = words.summary((*((ip,) if ip else ()), header)).split(" ", 1)
-            rest = text[1] if len(text) > 1 else ""
-            head, mark, tail = rest.partition(" id ")
-            values = (head, f"id {tail}") if mark else (head,)
-            return Cell(text[0], 8, values, look)
+            return _describe_icmp(header, ip, look)
         case Arp():
             return Cell("ARP", 28, (header.source_ip, f"→ {header.target_ip}"), look)
         case Vxlan():
@@ -187,8 +185,20 @@ def _describe(
             return Cell("data", header.length, (), look)
 
 
+def _describe_icmp(header: Icmp, ip: Ip | None, look: str) -> Cell:
+    about = words.ip_of(header.quoted)
+    bare = msgspec.structs.replace(header, quoted=(), id=None, sequence=None, mtu=None)
+    name, _, kind = words.summary((*((ip,) if ip else ()), bare)).partition(" ")
+    if about is None:
+        echo = f"id {header.id} seq {header.sequence}" if header.id is not None else ""
+        return Cell(name, 8, tuple(value for value in (kind, echo) if value), look)
+    mtu = f", MTU {header.mtu}" if header.mtu is not None else ""
+    quoted = (f"{kind}{mtu}", f"about {about.source}", f"→ {about.target}")
+    return Cell(name, _upper_size(ip, ()), quoted, look)
+
+
 def _upper_size(ip: Ip | None, after: tuple[Header, ...]) -> int:
-    """A TCP header's length: what is left of the packet."""
+    """The length of what is left of the packet between IP and its data."""
     if ip is None:
         return 0
     carried = sum(one.length for one in after if isinstance(one, Payload))

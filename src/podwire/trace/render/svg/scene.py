@@ -1,7 +1,7 @@
 """What is in the picture, without any coordinates.
 
-What lives here: which nodes, pods and devices are drawn, in which row, and which words stand
-between them. What does not: geometry (`layout.py`) and shapes.
+What lives here: which nodes, pods and devices are drawn, and in which row. What does not: the words
+between them (`notes.py`), geometry (`layout.py`) and shapes.
 
 A picture is columns: what the packet leaves on the left, what it goes to on the right, in between
 whatever else it came by. Down a column it goes from the pod to the underlay, up another one to
@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_interface
+
+import msgspec
 
 from podwire.trace.model import (
-    Change,
-    Decision,
     Endpoint,
     Hop,
     Interface,
@@ -29,10 +30,6 @@ from podwire.trace.model import (
     Round,
     Trace,
 )
-from podwire.trace.render import words
-
-#: Of what stands between two devices, the first so many lines.
-_NOTES = 4
 
 
 class Slot(enum.IntEnum):
@@ -83,14 +80,6 @@ class Column:
         return any(device.slot is Slot.INSIDE for device in self.devices)
 
 
-@dataclass(frozen=True)
-class Note:
-    """Words at the way between two hops; `ink` is the colour's class."""
-
-    text: str
-    ink: str
-
-
 @dataclass
 class Scene:
     """`local`: all on one node, whose bridge (`medium`) is between the two columns."""
@@ -100,24 +89,6 @@ class Scene:
     columns: list[Column]
     local: bool
     medium: Device | None = None
-
-    def notes(self, a: Hop, b: Hop) -> list[Note]:
-        """What changed between two hops and what decided it, the least telling last."""
-        macs = [one for one in b.changes if one.kind == "mac"]
-        changes = [Note(_changed(one, a, b), "q") for one in b.changes if one.kind != "mac"]
-        decisions = [Note(short(one), "m") for one in _telling(a)]
-        neighbours = [Note(short(one), "m") for one in a.decisions if one.kind == "neigh"]
-        ethernet = words.ethernet_of(b.packet.inner)
-        to = [Note(f"to MAC {ethernet.target}", "q")] if macs and ethernet is not None else []
-        return [*changes, *decisions, *(to or neighbours)][:_NOTES]
-
-    def failure(self) -> list[Note]:
-        """What stands at the cross: the cause, and the kernel's word for it."""
-        finding = self.round.finding if self.round is not None else None
-        if finding is None:
-            return [Note("lost", "x")]
-        kernel = [Note(finding.kernel_reason, "m")] if finding.kernel_reason else []
-        return [Note(words.cause_words(finding.cause), "x"), *kernel]
 
     @property
     def lost(self) -> Path | None:
@@ -130,48 +101,10 @@ class Scene:
         return one.request
 
 
-def _changed(change: Change, a: Hop, b: Hop) -> str:
-    """A change; of a translation only the addresses, where those changed."""
-    before, after = words.ip_of(a.packet.inner), words.ip_of(b.packet.inner)
-    if before is not None and after is not None:
-        if change.kind == "source-nat" and before.source != after.source:
-            return f"source {before.source} → {after.source}"
-        if change.kind == "target-nat" and before.target != after.target:
-            return f"target {before.target} → {after.target}"
-    return change.text
-
-
-def _telling(hop: Hop) -> list[Decision]:
-    kinds = ("route", "fdb", "nft", "tunnel")
-    return [one for one in hop.decisions if one.kind in kinds and one.problem is None]
-
-
-#: What the picture shows anyway, or what only a table needs: these words with the one after them,
-#: and these alone.
-_PAIRS = frozenset({"dev", "proto", "scope", "src", "metric", "nud"})
-_ALONE = frozenset({"onlink", "self", "permanent", "PERMANENT", "REACHABLE", "STALE", "DELAY"})
-
-
-def short(decision: Decision) -> str:
-    """A decision in as few words as the picture needs."""
-    if decision.kind == "nft":
-        return decision.text
-    if decision.kind == "tunnel":
-        return decision.text.partition(", ")[0]
-    parts = iter(decision.text.split())
-    shown = [decision.kind]
-    for word in parts:
-        if word in _PAIRS:
-            next(parts, None)
-        elif word not in _ALONE:
-            shown.append(word)
-    return " ".join(shown)
-
-
 def scene(trace: Trace, shown: Round | None) -> Scene:
     """What there is to draw of one round of a trace."""
     hops = [hop for path in paths(shown) for hop in path.hops]
-    source, target = trace.source, trace.target
+    source, target = trace.source, _at_home(trace)
     nodes = list(dict.fromkeys(trace.places[hop.place].node for hop in hops))
     local = bool(source.node) and target.node == source.node and set(nodes) <= {source.node}
     columns = [_column(trace, source)]
@@ -199,6 +132,23 @@ def paths(shown: Round | None) -> list[Path]:
     if shown is None:
         return []
     return [shown.request, *([shown.reply] if shown.reply is not None else [])]
+
+
+def _at_home(trace: Trace) -> Endpoint:
+    """The target; an address that nobody has stands at the node whose pods could have it."""
+    target = trace.target
+    if target.kind != "address" or target.node:
+        return target
+    for place in trace.places:
+        for one in place.interfaces:
+            near = not place.pod and not one.underlay and one.kind != "loopback"
+            if near and any(_has(address, target.ip) for address in one.addresses):
+                return msgspec.structs.replace(target, node=place.node)
+    return target
+
+
+def _has(network: str, ip: str) -> bool:
+    return ip_address(ip) in ip_interface(network).network
 
 
 def _column(trace: Trace, end: Endpoint) -> Column:
