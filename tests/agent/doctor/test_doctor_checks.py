@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -164,13 +165,16 @@ class Network(_Scout):
     def __init__(self, executor: ThreadPoolExecutor, carries: int) -> None:
         super().__init__(NETWORK, executor)
         self._carries = carries
-        self.rounds = 0
+        self.rounds = self.sent = 0
 
     async def _narrow(self, *arguments: Any) -> tuple[int, int]:
-        self.rounds += 1
-        return await super()._narrow(*arguments)
+        before = self.sent
+        found = await super()._narrow(*arguments)
+        self.rounds += self.sent > before
+        return found
 
     async def _shoot(self, probe: Probe, attempts: int = 2) -> ProbeResult:
+        self.sent += 1
         passes = (probe.size or 84) <= self._carries
         return ProbeResult(number=1, outcome="replied" if passes else "timeout")
 
@@ -201,6 +205,21 @@ async def test_what_one_peer_has_shown_is_tried_first_with_the_next() -> None:
         target = await scout._target(ip_address("172.18.0.12"), 1500)
         assert (await scout._searched(target, known)).largest == 1400
         assert scout.rounds == 1
+
+
+async def test_a_peer_that_is_dead_is_not_waited_for_more_than_once() -> None:
+    with network(0) as scout:
+        target = await scout._target(ip_address("172.18.0.12"), 1500)
+        assert (target.lost, target.answers, target.carries) == (True, False, False)
+        assert await scout._searched(target, set()) == target
+        assert scout.sent == 1
+
+
+async def test_a_full_packet_that_is_lost_by_bad_luck_is_none_too_large() -> None:
+    with network(1500) as scout:
+        target = await scout._target(ip_address("172.18.0.12"), 1500)
+        unlucky = msgspec.structs.replace(target, full=ProbeResult(number=1, outcome="timeout"))
+        assert await scout._searched(unlucky, set()) == target
 
 
 # --- leftovers --------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def _all_well(network: NetworkConfig, paths: tuple[Path, ...]) -> str:
     if not paths:
         return "there is no other node to reach"
     peers = f"{len(paths)} peers answer" if len(paths) > 1 else f"{paths[0].peer.name} answers"
-    slowest = max(path.vtep.small.rtt_us or path.vtep.full.rtt_us or 0 for path in paths)
+    slowest = max(path.vtep.small.rtt_us or 0 for path in paths)
     return (
         f"{peers} through {network.vxlan_dev}, UDP {network.vxlan_port} (≤ {slowest / 1000:.1f} ms)"
     )
