@@ -31,8 +31,8 @@ from podwire.trace.wire import ProbeResult
 if TYPE_CHECKING:
     from podwire.agent.daemon import Agent
 
-#: So many probes are under way at once; each is a thread that waits. Five hundred peers that are all
-#: dead take 7 s so, and all with too small an MTU twice that.
+#: So many probes are under way at once; each is a thread that waits. Five hundred peers that are
+#: all dead take 7 s so, and all with too small an MTU twice that.
 _AT_ONCE = 128
 #: A probe gets this long, and a second chance: a single loss is nobody's fault.
 _TIMEOUT_S, _ATTEMPTS = 0.4, 2
