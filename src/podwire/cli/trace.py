@@ -35,7 +35,7 @@ _MAX_WIDTH = 120
     Examples:
       podwire trace pod1 pod2
       podwire trace shop/web node/node2 --proto tcp --port 22
-      podwire trace pod1 192.0.2.7 --count 3
+      podwire trace pod1 192.0.2.7 --count 3 --full
       podwire trace pod1 pod2 --size 1450 -o svg > packet.svg
     """,
 )
@@ -64,6 +64,7 @@ _MAX_WIDTH = 120
     show_default=True,
     help="How long each probe may remain unanswered.",
 )
+@click.option("--full", is_flag=True, help="Show the answer's hops one by one, too.")
 @click.option("-o", "output", type=click.Choice(["text", "json", "svg", "pcapng"]), default="text")
 @options.namespace_option
 @target_options
@@ -78,6 +79,7 @@ def trace(
     count: int,
     family: str | None,
     timeout: float,
+    full: bool,
     output: str,
     namespace: str | None,
 ) -> None:
@@ -108,7 +110,7 @@ def trace(
         timeout_s=timeout,
     )
     traced = asyncio.run(_trace(src, dst, namespace, int(family) if family else None, probe))
-    _show(traced, output)
+    _show(traced, output, full)
     ctx.exit(0 if traced.trace.ok else 1)
 
 
@@ -171,14 +173,14 @@ async def _between(
         raise
 
 
-def _show(traced: Traced, output: str) -> None:
+def _show(traced: Traced, output: str, full: bool) -> None:
     match output:
         case "text":
             from podwire.cli.printing import colour_enabled
             from podwire.trace.render.text import render_text
 
             width = min(shutil.get_terminal_size((100, 24)).columns, _MAX_WIDTH)
-            text = render_text(traced.trace, colour=colour_enabled(), width=width)
+            text = render_text(traced.trace, colour=colour_enabled(), width=width, full=full)
             click.echo(text, nl=False)
         case "json":
             from podwire.trace.render.json import render_json

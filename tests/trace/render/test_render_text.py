@@ -111,6 +111,23 @@ def test_a_failure_ends_with_cause_evidence_and_the_command_that_mends_it() -> N
 """)
 
 
+def test_a_command_is_a_line_without_its_comment() -> None:
+    trace = no_route()
+    (one,) = trace.rounds
+    assert one.finding is not None
+    finding = msgspec.structs.replace(one.finding, remedy=f"ip link set {'x' * 70} up  # on node1")
+    rounds = (msgspec.structs.replace(one, finding=finding),)
+    text = render_text(msgspec.structs.replace(trace, rounds=rounds), colour=False)
+    assert f"┃ remedy  ip link set {'x' * 70} up\n┃         # on node1\n" in text
+
+
+def test_the_reply_is_shown_in_full_where_that_is_asked_for() -> None:
+    text = render_text(across(), colour=False, full=True)
+    _, reply = text.split("\nReply ")
+    assert reply.count("\n│  1") == 9
+    assert "\n│  20 in  eth0" in reply
+
+
 def test_an_address_translated_is_marked_both_ways() -> None:
     text = render_text(outside(), colour=False)
     assert "Δ source 10.244.1.2 → 172.18.0.11, TTL 64 → 63," in text

@@ -5,7 +5,7 @@ hops (`text_path.py`), and widths, escaping and colour (`ink.py`).
 
     who to whom, with what
     Request, full: places as groups, in them the hops, below each what changed and what decided
-    Reply, a line a place; full where it was lost
+    Reply, a line a place; full where it was lost or that is asked for
     the other rounds, a line each, and ping's statistics
     notes
     the verdict, before it what is known of a failure and the command that mends it
@@ -34,9 +34,10 @@ _MARKS = {
 }
 
 
-def render_text(trace: Trace, *, colour: bool, width: int = 100) -> str:
+def render_text(trace: Trace, *, colour: bool, width: int = 100, full: bool = False) -> str:
     """The trace for a person, in lines of at most `width` columns (not fewer than 60).
 
+    `full` shows the reply's hops as the request's, one by one.
     With `colour`, ANSI escape sequences highlight what the marks say too. Whatever a terminal
     would obey in names from outside is shown escaped.
     """
@@ -44,7 +45,7 @@ def render_text(trace: Trace, *, colour: bool, width: int = 100) -> str:
     shown = _most_telling(trace)
     parts = [_header(trace, width)]
     if shown is not None:
-        parts += _round(trace, shown, width)
+        parts += _round(trace, shown, width, full)
     if len(trace.rounds) > 1:
         parts.append(_rounds(trace, shown, width))
     if trace.notes:
@@ -76,7 +77,7 @@ def _header(trace: Trace, width: int) -> list[Line]:
     return [*lines, *fill(split(clean(f"{about}, {trace.started}"), "dim"), width)]
 
 
-def _round(trace: Trace, one: Round, width: int) -> list[list[Line]]:
+def _round(trace: Trace, one: Round, width: int, full: bool) -> list[list[Line]]:
     path = PathText(trace, width)
     which = f" of probe {one.number}" if len(trace.rounds) > 1 else ""
     parts = []
@@ -84,7 +85,7 @@ def _round(trace: Trace, one: Round, width: int) -> list[list[Line]]:
         parts.append(path.full(f"Request{which}", one, one.request))
     if one.reply is not None and one.reply.hops:
         lost = not one.reply.arrived and one.outcome is Outcome.DROPPED
-        draw = path.full if lost else path.compact
+        draw = path.full if lost or full else path.compact
         parts.append(draw(f"Reply{which}", one, one.reply))
     return parts
 
@@ -137,9 +138,18 @@ def _finding(finding: Finding, style: str, width: int) -> list[Line]:
         lines += _labelled("" if at else "seen", one, width - 2)
     if finding.why is not None:
         lines += _labelled("wanted", f"because {finding.why}", width - 2)
-    for at, one in enumerate(finding.remedy.splitlines()):
+    for at, one in enumerate(_commands(finding.remedy)):
         lines += _labelled("" if at else "remedy", one, width - 2, "command")
     return [[bar, *line] for line in lines]
+
+
+def _commands(remedy: str) -> list[str]:
+    """Its lines; the comment behind a command on one of its own, for the command to stay whole."""
+    return [
+        f"{mark}{part}"
+        for line in remedy.splitlines()
+        for mark, part in zip(("", "# "), line.split("  # ", 1), strict=False)
+    ]
 
 
 def _labelled(label: str, text: str, width: int, style: str = "") -> list[Line]:
