@@ -22,7 +22,8 @@ _LINES = """
     tail -n +2 /proc/net/packet
     nft -s list ruleset
     ss -Hnauw | awk '{print $1, $4, $5}'
-    ip -o link; ip rule; bridge fdb; ip route show table all
+    tail -n +2 /proc/net/netlink | awk '{print $2, $3}'
+    ip -br link; ip rule; ip route
     ss -Hxn | grep operator.sock
 """
 
@@ -53,16 +54,20 @@ def agent(pid: int) -> Agent:
     return Agent(tuple(sorted(kinds.items())), len(list(Path(f"/proc/{pid}/task").iterdir())))
 
 
-def held(lab: Lab, places: Sequence[Place]) -> dict[str, object]:
-    """Everything that somebody else than the kernel itself has put there."""
-    found: dict[str, object] = {
-        repr(place): place.exec(["sh", "-c", _LINES]).stdout.splitlines() for place in places
-    }
+def held(lab: Lab, places: Sequence[Place]) -> Counter[tuple[str, str]]:
+    """Everything that somebody else than the kernel itself has put there: where, what, and how
+    many of it."""
+    found = Counter(
+        (repr(place), line)
+        for place in places
+        for line in place.exec(["sh", "-c", _LINES]).stdout.splitlines()
+    )
     record = lab.info.record()
     assert record is not None
-    found["processes"] = sorted(processes.marked(record.id).values())
+    found.update(("processes", name) for name in processes.marked(record.id).values())
     for node in lab.nodes:
-        found[f"descriptors of {node.name}'s agent"] = agent(pid_of(lab, node.name)).descriptors
+        for kind, count in agent(pid_of(lab, node.name)).descriptors:
+            found[f"the agent of {node.name}", kind] = count
     return found
 
 

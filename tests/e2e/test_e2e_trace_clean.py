@@ -64,25 +64,17 @@ def unused(lab: Lab) -> str:
 
 
 @contextmanager
-def unchanged(lab: Lab, places: list[Place]) -> Iterator[None]:
-    """What is held before is what is held after, as soon as all has been given back."""
+def nothing_more(lab: Lab, places: list[Place]) -> Iterator[None]:
+    """Nothing is held that was not held before, as soon as all has been given back."""
     until(lambda: not is_asked(lab), "nobody traces")
     nothing_left(*places)
     before = held(lab, places)
 
-    def difference() -> dict[str, tuple[object, object]]:
-        after = held(lab, places)
-        return {
-            what: (before.get(what), after.get(what))
-            for what in before.keys() | after.keys()
-            if before.get(what) != after.get(what)
-        }
-
     yield
     try:
-        until(lambda: not difference(), "all is as it was before")
+        until(lambda: held(lab, places) <= before, "all is as it was before")
     except AssertionError:
-        pytest.fail(f"before and after: {difference()}")
+        pytest.fail(f"left behind: {held(lab, places) - before}")
 
 
 def is_complete(tracer: Tracer, source: str, target: str) -> bool:
@@ -116,7 +108,7 @@ def test_ended_at_any_moment_it_leaves_nothing(
     life_s = time.monotonic() - started
     arguments = ["pod1", "pod2"] if answered else ["pod1", unused, "--timeout", "5s"]
     chance = random.Random(f"{number.name} {answered}")
-    with unchanged(lab, places):
+    with nothing_more(lab, places):
         for moment in range(MOMENTS):
             with tracer.start(*arguments) as process:
                 try:
@@ -169,7 +161,7 @@ def test_traces_at_the_same_time_do_not_disturb_each_other(
     lab: Lab, tracer: Tracer, places: list[Place]
 ) -> None:
     ways = [("pod1", "pod2"), ("pod1", "pod2"), ("pod2", "pod1"), ("pod1", "pod2")]
-    with unchanged(lab, places), ThreadPoolExecutor(len(ways)) as operators:
+    with nothing_more(lab, places), ThreadPoolExecutor(len(ways)) as operators:
         assert all(operators.map(lambda way: is_complete(tracer, *way), ways))
 
 
@@ -186,7 +178,7 @@ def test_many_traces_take_nothing_for_good(
     nothing_left(*places)
     threads = [agent(pid).threads for pid in agents]
     memory = [resident_kb(pid) for pid in agents]
-    with unchanged(lab, places):
+    with nothing_more(lab, places):
         traces(50)
     until(lambda: [agent(pid).threads for pid in agents] <= threads, "no thread is left")
     grown = [resident_kb(pid) - before for pid, before in zip(agents, memory, strict=True)]
