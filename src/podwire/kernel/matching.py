@@ -86,6 +86,9 @@ class Matcher:
                 return {"state": flow.state, "status": "confirmed"}.get(what["key"])
             case "fib" if what.get("result") == "type" and what.get("flags") == ["daddr"]:
                 return flow.target_type
+            case "fib" if what.get("result") == "oif" and "saddr" in what.get("flags", ()):
+                # A reverse-path filter: whether there is a way back is no question of rules.
+                return True
             case "&":
                 return 0 if self._value(what[0]) == 0 else None
             case "concat":
@@ -120,6 +123,8 @@ class Matcher:
             if flow.protocol is None and protocol != "th":
                 return None
             return {"sport": flow.sport, "dport": flow.dport}.get(field)
+        if protocol in _OTHERS and flow.protocol in _TRANSPORTS:
+            return _ABSENT
         return None
 
     def _contains(self, chain: Chain, right: Any, value: Any) -> Truth:
@@ -178,6 +183,8 @@ class Matcher:
 
 _ABSENT: Any = object()
 _TRANSPORTS = frozenset({"udp", "tcp", "th", "sctp", "udplite", "dccp"})
+#: What a packet of a transport is not.
+_OTHERS = frozenset({"icmp", "icmpv6", "igmp", "esp", "arp"})
 #: Where nft gives a protocol's number.
 _PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "ipv6-icmp": 58}
 _CT_STATE = re.compile(r"\bct state (\w[\w,]*)")

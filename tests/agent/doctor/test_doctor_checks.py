@@ -1,4 +1,4 @@
-"""Parts of the doctor's checks that need neither a lab nor root."""
+"""Parts of the doctor's checks that need no lab."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from podwire.agent.doctor import clock, leftovers, run
+from podwire.agent.doctor import clock, firewall, leftovers, run
 from podwire.agent.doctor.measure import Target, _Scout
 from podwire.agent.doctor.names import CHECKS
 from podwire.agent.doctor.subject import Findings, Subject, named
 from podwire.agent.files import subnet_env
 from podwire.errors import InputError, PodwireError
-from podwire.model.cluster import Lease, NetworkConfig, Underlay
+from podwire.kernel.ruleset import read_ruleset
+from podwire.model.cluster import Lease, NetworkConfig, Node, Underlay
 from podwire.model.probe import Probe
 from podwire.trace.wire import Check, Checked, ProbeResult
+from tests.conftest import Namespace
 
 NETWORK = NetworkConfig(
     node="node1",
@@ -220,6 +222,75 @@ async def test_a_full_packet_that_is_lost_by_bad_luck_is_none_too_large() -> Non
         target = await scout._target(ip_address("172.18.0.12"), 1500)
         unlucky = msgspec.structs.replace(target, full=ProbeResult(number=1, outcome="timeout"))
         assert await scout._searched(unlucky, set()) == target
+
+
+# --- firewalls of ordinary hosts --------------------------------------------------------------
+
+#: What stops pods' packets, by who made the rules: all, for sure, or nothing.
+HOSTS = {
+    "firewalld": (
+        """nft 'table inet firewalld {
+          chain filter_FORWARD { type filter hook forward priority 10;
+            ct state { established, related } accept; ct status dnat accept; iifname "lo" accept
+            ct state invalid drop; jump zones; reject with icmpx admin-prohibited; }
+          chain zones { iifname "eth0" goto public; goto public; }
+          chain public { meta l4proto { icmp, ipv6-icmp } accept; tcp dport 22 accept; }
+          chain rpfilter { type filter hook prerouting priority -140;
+            meta nfproto ipv4 fib saddr . mark . iif oif missing drop; }; }'""",
+        "a rule in inet firewalld filter_FORWARD: reject with icmpx admin-prohibited",
+    ),
+    "ufw": (
+        "iptables -P FORWARD DROP; iptables -N ufw-before-forward;"
+        " iptables -A FORWARD -j ufw-before-forward; iptables -A ufw-before-forward"
+        " -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT;"
+        " iptables -A ufw-before-forward -p icmp --icmp-type echo-request -j ACCEPT;"
+        " iptables -A FORWARD -m limit --limit 3/min -j LOG",
+        "the policy of iptables FORWARD",
+    ),
+    "docker and kube-proxy": (
+        "iptables -P FORWARD DROP; iptables -N KUBE-FORWARD; iptables -A FORWARD -j KUBE-FORWARD;"
+        " iptables -A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP;"
+        " iptables -A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT;"
+        " iptables -N DOCKER-USER; iptables -A FORWARD -j DOCKER-USER;"
+        " iptables -A DOCKER-USER -j RETURN; iptables -A FORWARD -o docker0 -j ACCEPT;"
+        " iptables -A FORWARD -i docker0 ! -o docker0 -j ACCEPT",
+        "the policy of iptables FORWARD",
+    ),
+    "kube-proxy": (
+        "iptables -N KUBE-FORWARD; iptables -A FORWARD -j KUBE-FORWARD;"
+        " iptables -A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP;"
+        " iptables -N KUBE-FIREWALL; iptables -A INPUT -j KUBE-FIREWALL;"
+        " iptables -A FORWARD -d 10.96.0.1/32 -p tcp --dport 443 -j REJECT;"
+        " iptables -A FORWARD -p tcp -m addrtype --dst-type LOCAL --dport 30000 -j REJECT;"
+        " iptables -A KUBE-FIREWALL -m mark --mark 0x8000/0x8000 -j DROP",
+        "",
+    ),
+    "a reverse-path filter in nft": (
+        """nft 'table inet fw { chain rpfilter { type filter hook prerouting priority -160;
+          policy drop; udp sport . udp dport { 67 . 68 } accept
+          fib saddr . mark . iif oif exists accept; }; }'""",
+        "",
+    ),
+}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("host", HOSTS)
+def test_what_an_ordinary_host_does_to_pods_packets(host: str, inside: Namespace) -> None:
+    rules, stops = HOSTS[host]
+    inside.run(rules)
+    peer = Node(
+        "node2",
+        lease=Lease(
+            (ip_network("10.244.2.0/24"),), "vxlan", ip_address("172.18.0.12"), 1, bytes(6)
+        ),
+    )
+    found = firewall.forwarded_and_stopped(NETWORK, read_ruleset(firewall.FORWARD_HOOKS), (peer,))
+    assert [firewall.culprit(ruling).text for ruling, _ in found] == [stops] * bool(stops)
+    for ruling, packets in found:
+        assert ruling.unless is None
+        ways = [way for way, _ in packets]
+        assert ways[:3] == ["to other nodes", "from other nodes", "to outside"]
 
 
 # --- leftovers --------------------------------------------------------------------------------

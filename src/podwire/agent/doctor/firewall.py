@@ -25,6 +25,9 @@ _IN, _OUT = ("ingress", "prerouting", "input"), ("output", "postrouting", "egres
 TUNNEL_HOOKS = (*_IN, *_OUT)
 
 _BRIDGED = {4: "net/bridge/bridge-nf-call-iptables", 6: "net/bridge/bridge-nf-call-ip6tables"}
+#: Of a connection between pods. Any other would do: with none, a rule about a single port or about
+#: ICMP would leave it open whether all else is stopped.
+_PORTS = 45678, 34567
 #: Documentation addresses (RFC 5737, RFC 3849): somewhere outside.
 _OUTSIDE = {4: "192.0.2.1", 6: "2001:db8::1"}
 
@@ -131,6 +134,9 @@ def _flow(
         oifname=oifname,
         source=source,
         target=target,
+        protocol="tcp",
+        sport=_PORTS[0],
+        dport=_PORTS[1],
         target_type="unicast",
     )
 
