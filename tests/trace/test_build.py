@@ -148,11 +148,6 @@ def test_each_question_is_asked_once_and_its_answer_shown_each_time() -> None:
             assert decision.text.endswith(hop.direction)
 
 
-def test_the_next_interface_is_told_where_it_is_in_the_same_place() -> None:
-    asked = questions(pings(Cluster()))[:10]
-    assert [one.next_ifindex for one in asked] == [0, 3, 4, 2, 0, 4, 3, 13, 0, 0]
-
-
 def test_what_was_never_sent_is_asked_about_at_its_place() -> None:
     evidence = Cluster().evidence(POD1, POD2, [])
     (question,) = questions(evidence)

@@ -43,7 +43,7 @@ def asked(
     Of a request that was not seen at all there is one, about what its place was to send.
     """
     ground = Ground(evidence.places)
-    source, target = ground.of(evidence.source), ground.of(evidence.target)
+    source, target = ground.ends(evidence)
     answer, answered = answer_of(journey, evidence)
     # What has been answered has arrived, wherever it was seen last.
     request = _questions(journey.request, source, ended=not answer)
@@ -88,7 +88,6 @@ def _questions(
                 ifindex=one.interface.index,
                 direction="out" if one.outgoing else "in",
                 packet=one.packet,
-                next_ifindex=after.interface.index if after and after.place == one.place else 0,
                 ended=ended and after is None,
                 origin=at == 0 and one.outgoing and one.place == origin,
             )

@@ -123,9 +123,8 @@ class Hold(_Tagged, frozen=True, kw_only=True):
 class Question(msgspec.Struct, frozen=True, kw_only=True):
     """A packet that was at an interface of a place, on the way in or out of it: what next?
 
-    `place` and `ifindex` are those of `Observing`. `next_ifindex`, where it was seen next in the
-    same place, is 0 where it was not. `ended`: it was not seen anywhere after this, so look for
-    what stopped it; at a packet that has reached its target, for what keeps it from being
+    `place` and `ifindex` are those of `Observing`. `ended`: it was not seen anywhere after this, so
+    look for what stopped it; at a packet that has reached its target, for what keeps it from being
     answered.
 
     `origin`: this place sent it (its first sighting, `out`), so the answer begins with the route
@@ -139,7 +138,6 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     ifindex: int
     direction: Literal["in", "out"]
     packet: Packet
-    next_ifindex: int = 0
     ended: bool = False
     origin: bool = False
     mark: int = 0
