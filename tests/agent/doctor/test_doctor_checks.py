@@ -315,6 +315,13 @@ def test_a_configuration_that_is_none_is_told_too(tmp_path: Path) -> None:
     assert "00-broken.conf (can't be read)" in finding.text
 
 
+def test_a_file_s_name_is_never_a_command(tmp_path: Path) -> None:
+    name = "00; reboot .conf"
+    (tmp_path / name).touch()
+    (finding,) = leftovers._confs(tmp_path)
+    assert finding.lines == (f"mv '{tmp_path / name}' '{tmp_path / name}.off'",)
+
+
 # --- words ------------------------------------------------------------------------------------
 
 

@@ -112,14 +112,22 @@ def site(request: pytest.FixtureRequest, make_namespace: Callable[[], Namespace]
     fds = [netns.open_netns(one.path) for one in (a, router)]
     made = Site(version, router, a, b, *fds)
     length = 24 if version == 4 else "64 nodad"
-    for one, port, net, host in ((a, "pa", 1, 2), (c, "pc", 1, 3), (b, "eth2", 2, 2)):
-        router.run(f"ip link add {port} type veth peer name eth0 netns {one.name}")
-        router.run(f"ip link set {port} up")
-        one.run(f"ip link set eth0 up; ip addr add {made.ip(net, host)}/{length} dev eth0")
-        one.run(f"ip -{version} route add default via {made.ip(net, 1)}")
-    router.run("ip link set pa master br0; ip link set pc master br0")
-    router.run(f"ip addr add {made.ip(1, 1)}/{length} dev br0")
-    router.run(f"ip addr add {made.ip(2, 1)}/{length} dev eth2")
+    wires = ((a, "pa", 1, 2), (c, "pc", 1, 3), (b, "eth2", 2, 2))
+    router.run(
+        "set -e;"
+        + "".join(
+            f"ip link add {port} type veth peer name eth0 netns {one.name}; ip link set {port} up;"
+            for one, port, _, _ in wires
+        )
+        + "ip link set pa master br0; ip link set pc master br0;"
+        f"ip addr add {made.ip(1, 1)}/{length} dev br0;"
+        f"ip addr add {made.ip(2, 1)}/{length} dev eth2"
+    )
+    for one, _, net, host in wires:
+        one.run(
+            f"set -e; ip link set eth0 up; ip addr add {made.ip(net, host)}/{length} dev eth0;"
+            f"ip -{version} route add default via {made.ip(net, 1)}"
+        )
     yield made
     for fd in fds:
         os.close(fd)

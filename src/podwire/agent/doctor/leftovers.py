@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -93,7 +94,7 @@ def _confs(directory: Path) -> Iterator[Checked]:
             f"runtimes take {directory / name} ({plugin}), which sorts before"
             f" {install.CONFLIST_NAME}: pods get another network",
             "remove that plugin, or move its configuration away",
-            f"mv {directory / name} {directory / name}.off",
+            shlex.join(["mv", str(directory / name), f"{directory / name}.off"]),
         )
 
 
@@ -129,7 +130,7 @@ def _links(by_name: Mapping[str, LinkState], network: NetworkConfig | None) -> I
         yield _find.warn(
             f"{plugin} has left links: {named(names)}",
             f"if {plugin} is uninstalled, delete what it has left, or restart the node",
-            *(f"ip link del {name}" for name in names),
+            *(shlex.join(["ip", "link", "del", name]) for name in names),
         )
 
 
