@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from podwire.model.probe import Probe, ProbeMatch
 from podwire.trace.evidence import Evidence
-from podwire.trace.model import Endpoint
+from podwire.trace.model import Endpoint, Interface
 from podwire.trace.order import Journey, journeys
 from podwire.trace.sightings import Sighting
 from podwire.trace.wire import Frame
@@ -35,6 +35,8 @@ from .scene import (
 )
 
 OUTSIDE = Endpoint(kind="address", ip="203.0.113.9")
+LOCAL = "127.0.0.1"
+LOOPBACK = Interface(index=9, name="lo", kind="loopback", addresses=("127.0.0.1/8",))
 
 
 def seen(cluster: Cluster, path: Sequence[Sighting]) -> list[str]:
@@ -208,6 +210,33 @@ def test_a_flooded_frame_is_followed_to_whom_it_is_for() -> None:
     ]
     journey = only(cluster.evidence(POD2, POD1, frames([*request[:-2], *copies, *request[-2:]])))
     assert seen(cluster, journey.request) == spots(cluster, request)
+
+
+def test_a_bridge_takes_frames_for_its_ports_macs() -> None:
+    """A pod that asked while its cable was out of the bridge knows the gateway by that MAC."""
+    cluster = Cluster()
+    request, _ = there_and_back(cluster, POD1, POD2)
+    ends = bytes.fromhex((cluster.mac("port", POD1) + cluster.mac("pod", POD1)).replace(":", ""))
+    first = [step._replace(frame=ends + step.frame[12:]) for step in request[:3]]
+    journey = only(cluster.evidence(POD1, POD2, frames([*first, *request[3:]])))
+    assert seen(cluster, journey.request) == spots(cluster, request)
+
+
+def test_a_loopback_address_is_the_source_itself() -> None:
+    cluster = Cluster()
+    places = tuple(
+        msgspec.structs.replace(place, interfaces=(*place.interfaces, LOOPBACK))
+        for place in cluster.places
+    )
+    nowhere = "00:00:00:00:00:00"
+    frame = packets.ethernet(nowhere, nowhere, packets.echo(LOCAL, LOCAL, IDENT, 1))
+    steps = [Step(POD1, LOOPBACK.index, outgoing, frame) for outgoing in (True, False)]
+    match = ProbeMatch(protocol="icmp", source=LOCAL, target=LOCAL, ident=IDENT)
+    target = Endpoint(kind="address", ip=LOCAL)
+    evidence = cluster.evidence(POD1, target, frames(steps), places=places, match=match)
+    journey = only(evidence)
+    assert len(journey.request) == 2
+    assert journey.arrived
 
 
 def test_a_loop_of_routes_goes_round_and_round() -> None:

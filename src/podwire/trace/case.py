@@ -71,6 +71,7 @@ class Case(NamedTuple):
 def cases(evidence: Evidence) -> tuple[Case, ...]:
     """One for each probe."""
     ground, seen = Ground(evidence.places), look(evidence)
+    source, target = ground.ends(evidence)
     drops = _sorted_out(evidence.drops, seen, evidence)
     steps = _sorted_out(evidence.steps, seen, evidence)
     results = {result.number: result for result in evidence.results}
@@ -104,8 +105,8 @@ def cases(evidence: Evidence) -> tuple[Case, ...]:
                 request=legs["request"],
                 answer=legs["reply"],
                 result=results.get(journey.number),
-                source=ground.of(evidence.source),
-                target=ground.of(evidence.target),
+                source=source,
+                target=target,
             )
         )
     return tuple(found)

@@ -70,7 +70,7 @@ def journeys(evidence: Evidence, seen: Seen | None = None) -> tuple[Journey, ...
     `seen` is what `look` made of this evidence, if that has been done.
     """
     seen, ground = seen or look(evidence), Ground(evidence.places)
-    source, target = ground.of(evidence.source), ground.of(evidence.target)
+    source, target = ground.ends(evidence)
     found = []
     for number in range(1, evidence.probe.count + 1):
         request = order(seen.packets.get((number, "request"), ()), ground, source)
@@ -111,7 +111,7 @@ def order(
     """The sightings of one packet in the order of its path, which begins at the place `origin`
     if it was seen there. Some may be left out (see above)."""
     by_node: dict[str, list[Sighting]] = defaultdict(list)
-    for one in _steps(list(sightings)):
+    for one in _steps(list(sightings), ground):
         by_node[ground.places[one.place].node].append(one)
     visits = [
         visit for node in sorted(by_node) for visit in _visits(_within_node(by_node[node], ground))
@@ -122,8 +122,8 @@ def order(
 # --- 1. what is a step of the path ----------------------------------------------------------------
 
 
-def _steps(sightings: list[Sighting]) -> list[Sighting]:
-    taken = [one for one in sightings if not _for_another(one)]
+def _steps(sightings: list[Sighting], ground: Ground) -> list[Sighting]:
+    taken = [one for one in sightings if not _for_another(one, ground)]
     flooded: dict[tuple[int, int, int], list[Sighting]] = defaultdict(list)
     for one in taken:
         if one.outgoing and one.interface.master:
@@ -134,16 +134,16 @@ def _steps(sightings: list[Sighting]) -> list[Sighting]:
     return [one for one in taken if _key(one) not in aside]
 
 
-def _for_another(one: Sighting) -> bool:
+def _for_another(one: Sighting, ground: Ground) -> bool:
     """Received only by who listens to everything. A bridge's port does so by profession, and that
-    a tunnel delivered it at the wrong node is worth seeing."""
+    a tunnel delivered it at the wrong node is worth seeing. A bridge has its ports' MACs, too."""
     if one.outgoing or one.interface.master or one.interface.kind == "vxlan":
         return False
     first = one.packet.headers[0] if one.packet.headers else None
     if not isinstance(first, Ethernet) or not one.interface.mac:
         return False
     is_group = int(first.target[:2], 16) & 1
-    return not is_group and first.target != one.interface.mac
+    return not is_group and first.target not in ground.macs(one.place, one.interface)
 
 
 def _led_on(copies: Sequence[Sighting], taken: Sequence[Sighting]) -> Sequence[Sighting]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from typing import NamedTuple
 
 import msgspec
@@ -93,6 +94,11 @@ class Ground:
         found = self._interfaces.get((place, ifindex))
         return found or Interface(index=ifindex, name=f"if{ifindex}", kind="device")
 
+    def macs(self, place: int, interface: Interface) -> set[str]:
+        """The MACs that an interface takes frames for: its own, and a bridge those of its ports."""
+        ports = self.places[place].interfaces if interface.kind == "bridge" else ()
+        return {interface.mac, *(one.mac for one in ports if one.master == interface.index)}
+
     def addresses(self, place: int) -> set[IPText]:
         """All addresses of a place, without their prefix lengths."""
         interfaces = self.places[place].interfaces
@@ -115,6 +121,13 @@ class Ground:
                 if (place.node, place.pod) == (node, pod):
                     return number
         return self.with_address(end.ip)
+
+    def ends(self, evidence: Evidence) -> tuple[int | None, int | None]:
+        """The places of source and target. A loopback address is the source itself."""
+        source = self.of(evidence.source)
+        if ip_address(evidence.target.ip).is_loopback:
+            return source, source
+        return source, self.of(evidence.target)
 
     def comparable(self, one: int, other: int) -> bool:
         """Whether times of the two places are of one clock."""
