@@ -259,13 +259,15 @@ class Cluster:
         """Of an ICMP probe; `more` replaces what it is made of."""
         start = self.endpoint(source)
         end = self.endpoint(target) if isinstance(target, int) else target
+        nodes = [(self.node_ip(n), self.ip(n, 0), self.ip(n, 1)) for n in (NODE1, NODE2)]
+        neighbors = (start.ip, end.ip, *(ip for ips in nodes for ip in ips))
         fields: dict[str, object] = {
             "started": "2026-01-01T00:00:00Z",
             "source": start,
             "target": end,
             "probe": Probe(target=end.ip),
             "match": ProbeMatch(
-                protocol="icmp", source=start.ip, target=end.ip, ident=IDENT, neighbors=(end.ip,)
+                protocol="icmp", source=start.ip, target=end.ip, ident=IDENT, neighbors=neighbors
             ),
             "places": self.places,
             "frames": tuple(frames),

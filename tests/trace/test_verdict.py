@@ -531,6 +531,27 @@ def test_an_address_that_nobody_has_on_the_same_node(cluster: Cluster) -> None:
     assert (found.cause, found.where) == (Cause.NOT_IN_USE, "pod:default/pod1, eth0")
 
 
+def test_whom_others_packets_are_for_is_no_cause(cluster: Cluster) -> None:
+    """A node asks for dead pods all the time, whatever becomes of the probe."""
+    scene, other = Scene(cluster), "10.244.2.77"
+    steps = [*scene.there[:7], _ask(cluster, NODE2, CNI, other)]
+    found = dropped(cluster.evidence(POD1, POD2, frames(steps), results=(TIMEOUT,)))
+    assert found.cause is Cause.UNKNOWN
+    assert not any(other in line for line in found.evidence)
+
+
+def test_who_is_asked_for_elsewhere_is_no_cause_once_it_has_left(cluster: Cluster) -> None:
+    request = cluster.request(cluster.pod_ip(POD1), OUTSIDE.ip)
+    out = cluster.underlay(NODE1, True, request(63))
+    for ifindex, asked in ((CNI, "10.244.1.3"), (FLANNEL, "10.244.2.0")):
+        steps = [*cluster.leave_pod(POD1, request), out, _ask(cluster, NODE1, ifindex, asked)]
+        one = only(cluster.evidence(POD1, OUTSIDE, frames(steps), results=(TIMEOUT,)))
+        assert (one.outcome, one.finding and one.finding.cause) == (
+            Outcome.UNANSWERED,
+            Cause.NO_ANSWER,
+        )
+
+
 def test_a_neighbour_that_the_tunnel_asks_for(cluster: Cluster) -> None:
     scene = Scene(cluster)
     steps = [*scene.there[:3], _ask(cluster, NODE1, FLANNEL, "10.244.2.0")]

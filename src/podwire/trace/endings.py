@@ -12,7 +12,7 @@ have no other, and is told as evidence always.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import msgspec
 
@@ -77,7 +77,7 @@ def _explanations(case: Case, leg: Leg) -> Iterator[Finding | None]:
     )
     if problem is not None and (not reason.causes or problem.cause in reason.causes):
         yield _by_problem(case, leg, problem, known)
-    silent = _silent(case, leg)
+    silent = seen.unanswered(case, leg)
     unresolved = bool(silent) and Cause.NOT_IN_USE in reason.causes
     if known is not None and reason.causes and not unresolved:
         yield _by_drop(case, leg, known, reason)
@@ -236,15 +236,6 @@ def _by_error(case: Case, leg: Leg, error: ErrorPath, *, silent: bool) -> Findin
 
 
 # --- silence --------------------------------------------------------------------------------------
-
-
-def _silent(case: Case, leg: Leg) -> Sequence[NeighborAsk]:
-    """Whose MACs were asked for in vain where the leg ended, before it could be sent on."""
-    last = leg.last
-    asks = seen.unanswered(case, seen.end_of(case, leg))
-    if last is None or not last.outgoing:
-        return asks
-    return [one for one in asks if one.interface.index != last.interface.index]
 
 
 def _by_silence(case: Case, leg: Leg, ask: NeighborAsk, known: KnownDrop | None) -> Finding:

@@ -79,10 +79,33 @@ def rule_name(step: NftStep) -> str:
     return f"nft rule {text} of {chain}"
 
 
-def unanswered(case: Case, place: int | None) -> Sequence[NeighborAsk]:
-    """Whose MACs a place asked for in vain."""
-    asks = case.journey.neighbor_asks
-    return [one for one in asks if not one.answered and one.place == place]
+def unanswered(case: Case, leg: Leg) -> Sequence[NeighborAsk]:
+    """Whose MACs the place at a leg's end asked for in vain, and may have needed for that packet.
+
+    For other pods a node asks on behalf of others; and once a packet has left, but for a tunnel
+    that has still to send it, nobody needs to be asked for.
+    """
+    match, facts, last, place = (
+        case.evidence.match,
+        case.evidence.facts,
+        leg.last,
+        end_of(case, leg),
+    )
+    if place is None:
+        return []
+    aims = {match.source if leg.role == "reply" else match.target, *match.neighbors}
+    is_pod = bool(case.evidence.places[place].pod)
+    asks = [
+        one
+        for one in case.journey.neighbor_asks
+        if not one.answered
+        and one.place == place
+        and (is_pod or one.target in aims or not facts.in_network(one.target))
+    ]
+    if last is None or not last.outgoing:
+        return asks
+    tunnel = last.interface.kind == "vxlan"
+    return [one for one in asks if tunnel and one.interface.index != last.interface.index]
 
 
 def end_of(case: Case, leg: Leg) -> int | None:
@@ -123,7 +146,7 @@ def _lines(case: Case, leg: Leg) -> Iterator[str]:
     for error in case.journey.errors:
         if not is_refusal(error, case.evidence):
             yield error_words(case, error)
-    for ask in unanswered(case, end_of(case, leg)):
+    for ask in unanswered(case, leg):
         times = f", {ask.count} times" if ask.count > 1 else ""
         at = where(case, ask.place, ask.interface.name)
         yield f"{asking(ask)} from {ask.asker} at {at}{times}: no answer seen"
