@@ -545,6 +545,8 @@ TROUBLES = [
         lines={"node2": "ip link set vethb down"},
         cause=Cause.LINK_DOWN,
         at="node2 flannel.1 in",
+        # Or, before the bridge has lost its carrier with its last port:
+        or_at="node2 cni0 out",
         place="node2",
         interface="vethb",
         remedy="ip link set vethb up",
@@ -565,6 +567,7 @@ TROUBLES = [
         lines={"node2": "ip link set vethb nomaster"},
         cause=Cause.LINK_MISSING,
         at="node2 flannel.1 in",
+        or_at="node2 cni0 out",
         place="node2",
         interface="vethb",
         remedy="ip link set vethb master cni0",
@@ -621,6 +624,48 @@ TROUBLES = [
         place=A,
         interface="eth0",
         says=("{arp} for {unused_near} on eth0", "pod default/a asked", "not in use"),
+    ),
+    Trouble(
+        name="broadcast address of the far subnet",
+        target="10.244.2.255",
+        cause=Cause.NOT_IN_USE,
+        at="node2 flannel.1 in",
+        place="node2",
+        interface="cni0",
+        says=("10.244.2.255 is the broadcast address of node2's cni0",),
+        versions=(4,),
+    ),
+    Trouble(
+        name="broadcast address of the own subnet",
+        target="10.244.1.255",
+        cause=Cause.NOT_IN_USE,
+        at="",
+        place=A,
+        interface="eth0",
+        says=("broadcast address",),
+        versions=(4,),
+    ),
+    Trouble(
+        name="address on the underlay that nobody has",
+        target="172.18.0.99",
+        cause=Cause.NOT_IN_USE,
+        at="node1 cni0 in",
+        interface="eth0",
+        remedy="is a host of that address up",
+        versions=(4,),
+    ),
+    Trouble(
+        # The frame is flooded to the other pod, and hairpin brings it back.
+        name="bridge without an entry for its own MAC",
+        lines={"node1": "bridge fdb del {gw_mac} dev cni0 self"},
+        undo={"node1": "bridge fdb add {gw_mac} dev cni0 self permanent"},
+        cause=Cause.NO_FDB,
+        at=f"{C} eth0 in",
+        ignored=f"{A} eth0 in",
+        interface="cni0",
+        says=("its own MAC {gw_mac}",),
+        remedy="bridge fdb add {gw_mac} dev cni0 self permanent",
+        why="Node/node1 leases",
     ),
     Trouble(
         name="source's cable down",
@@ -705,7 +750,7 @@ def words(version: int) -> dict[str, str]:
     }
     found = four if version == 4 else six
     found |= {name: pod_ip(name, version) for name in "abc"}
-    return found | {"mac": MAC2}
+    return found | {"mac": MAC2, "gw_mac": "0a:58:0a:f4:01:01"}
 
 
 def say(text: str, version: int) -> str:
@@ -778,6 +823,58 @@ def test_what_stopped_it_is_found(site: Network, trouble: Trouble, version: int)
     assert say(trouble.remedy, version) in problem.remedy
     assert problem.remedy
     assert str(problem.why or "").startswith(say(trouble.why, version))
+
+
+def test_a_bridge_takes_frames_for_its_ports_macs(site: Network) -> None:
+    port = "02:00:00:00:0a:0a"
+    site.run("node1", f"ip link set vetha address {port}")
+    site.run(A, f"ip neigh replace 10.244.1.1 lladdr {port} dev eth0")
+    seen, _ = site.probe(A, pod_ip("b"))
+    assert seen[-1].at == f"{B} eth0 in"
+    bridge = next(one for one in seen if one.at == "node1 cni0 in")
+    assert kinds(site.ask(bridge, ended=True)) == ["route", "neigh"]
+
+
+@pytest.mark.parametrize(
+    ("line", "cause", "interface"),
+    [
+        ("ip link set vethc down", Cause.LINK_DOWN, "vethc"),
+        ("ip link set vethc nomaster", Cause.LINK_MISSING, "vethc"),
+        (
+            "ip neigh replace {c} lladdr 0a:58:0a:f4:01:02 dev cni0 nud permanent",
+            Cause.WRONG_NEIGHBOR,
+            "cni0",
+        ),
+    ],
+)
+def test_why_it_went_into_another_pods_cable(
+    site: Network, line: str, cause: Cause, interface: str
+) -> None:
+    """A bridge floods what it has no port for, and another pod may be all that is left."""
+    known = "ip neigh replace {c} lladdr 0a:58:0a:f4:01:03 dev cni0 nud permanent; "
+    break_with(site, {"node1": known + line}, 4)
+    try:
+        seen, _ = site.probe(B, pod_ip("c"))
+        cable = next(one for one in seen if one.at == "node1 vetha out")
+        problem = problem_of(site.ask(cable, ended=True))
+    finally:
+        break_with(site, {"node1": "ip neigh del {c} dev cni0"}, 4)
+    assert problem is not None
+    assert (problem.cause, problem.interface) == (cause, interface)
+
+
+def test_a_pod_that_is_gone_is_not_in_use(site: Network) -> None:
+    gone = "10.244.1.77"
+    site.run("node1", f"ip neigh replace {gone} lladdr 0a:58:0a:f4:01:4d dev cni0 nud permanent")
+    try:
+        seen, _ = site.probe(B, gone)
+        out = next(one for one in seen if one.at == "node1 cni0 out")
+        problem = problem_of(site.ask(out, ended=True))
+    finally:
+        site.run("node1", f"ip neigh del {gone} dev cni0")
+    assert problem is not None
+    assert problem.cause is Cause.NOT_IN_USE
+    assert f"no pod of node1 has {gone}" in problem.text
 
 
 # --- over an IPv6 underlay --------------------------------------------------------------------

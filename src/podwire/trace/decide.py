@@ -29,6 +29,7 @@ import msgspec
 
 from podwire.errors import InputError
 from podwire.kernel.netlink import NetlinkSocket
+from podwire.kernel.observe import lookup
 from podwire.kernel.observe.interfaces import InterfaceState
 from podwire.model.state import format_mac
 from podwire.trace import iproute
@@ -189,6 +190,8 @@ def _not_for_us(v: Vantage, state: InterfaceState, flow: Flow, *, ended: bool) -
     mac = flow.target_mac
     if not any(mac) or mac == state.mac or mac[0] & 1 or state.kind == "loopback":
         return None
+    if state.kind == "bridge" and lookup.bridge_port(v.sock, state.index, mac) == state.index:
+        return None  # The MACs of its ports are its own, too.
     problem = None
     if ended and state.kind == "vxlan":
         problem = straying.misdelivered(v, state, flow)

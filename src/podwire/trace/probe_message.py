@@ -8,7 +8,7 @@ sequence are the same two. TCP's SYN carries nothing.
 from __future__ import annotations
 
 import struct
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 
 from podwire.errors import InputError
 from podwire.kernel.observe import cbpf
@@ -25,6 +25,7 @@ IP_HEADER = {4: 20, 6: 40}
 _UPPER_HEADER = 8  # bytes, of ICMP's echo and of UDP
 _USUAL_PAYLOAD = 56  # bytes, as ping(8): 84 with IPv4's header
 _MAX_PACKET = 65535
+_BROADCAST = IPv4Address(0xFFFFFFFF)
 _MAX_COUNT = 65535  # the number's two bytes
 _MAX_TIMEOUT_S = 3600
 
@@ -35,7 +36,7 @@ def check(probe: Probe) -> None:
         target = ip_address(probe.target)
     except ValueError:
         raise InputError(f"{probe.target!r} is not an IP address", field="target") from None
-    if target.is_multicast or target.is_unspecified:
+    if target.is_multicast or target.is_unspecified or target == _BROADCAST:
         raise InputError(f"{target} is not the address of one host", field="target")
     if target.version == 6 and target.is_link_local:
         raise InputError(f"{target} means something on one link only", field="target")

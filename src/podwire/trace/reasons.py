@@ -73,6 +73,9 @@ _AT = {
     ("IP_INNOROUTES", "ip6_pkt_prohibit"): Reason("a route says prohibit", (Cause.BLACKHOLE,)),
     ("IP_INHDR", "ip_forward"): Reason("its TTL has run out", (Cause.TTL,)),
     ("IP_INHDR", "ip6_forward"): Reason("its hop limit has run out", (Cause.TTL,)),
+    ("INVALID_PROTO", "icmp_rcv"): Reason(
+        "an echo request to a broadcast address", (Cause.NOT_IN_USE,)
+    ),
     ("NO_TX_TARGET", "vxlan_xmit"): Reason(
         "the VXLAN device knows no tunnel end for its MAC",
         (Cause.NO_FDB, Cause.WRONG_NEIGHBOR, Cause.NO_NEIGHBOR),
@@ -135,7 +138,7 @@ _REASONS = {
     "SKB_CSUM": Reason("its checksum can't be computed"),
 }
 
-_NO_LISTENER = Reason("nothing listens there", (Cause.REFUSED,))
+_NO_LISTENER = Reason("nothing listens there", (Cause.REFUSED, Cause.NOT_IN_USE))
 _NO_TUNNEL = Reason("no VXLAN device takes it", (Cause.LINK_DOWN, Cause.LINK_MISSING))
 
 

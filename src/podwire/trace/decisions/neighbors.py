@@ -75,6 +75,8 @@ def unanswered(v: Vantage, out: InterfaceState, ip: IPAddress) -> Problem:
     asked = f"{'ARP' if ip.version == 4 else 'NDP'} for {ip} on {out.name} was not answered"
     who, why = f"{ip} is not in use", None
     remedy = f"is a pod of that address running? podwire explain ip {ip}"
+    if home.config is not None and not any(ip in one for one in home.config.network):
+        remedy = f"is a host of that address up, and on the same network as {out.name}?"
     if (pod := home.pod_at(ip)) is not None:
         who = f"pod {pod.pod} is wired to {pod.host_ifname} and does not answer"
         remedy = v.remedies.by_hand(f"ip address show {pod.ifname}", f"in pod {pod.pod}")

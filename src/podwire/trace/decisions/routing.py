@@ -19,6 +19,7 @@ from podwire.kernel.observe import lookup
 from podwire.kernel.observe.interfaces import InterfaceState
 from podwire.kernel.observe.lookup_messages import (
     ROUTE_TYPES,
+    RTN_BROADCAST,
     RTN_LOCAL,
     RTN_UNICAST,
     FibEntry,
@@ -83,6 +84,14 @@ def _refusal(
     entry: FibEntry | None,
 ) -> Problem | None:
     """What of routing itself stops it."""
+    if entry is not None and entry.kind == RTN_BROADCAST:
+        dev = v.dev(entry.ifindex)
+        return v.problem(
+            Cause.NOT_IN_USE,
+            f"{flow.dst} is the broadcast address of {v.name}'s {dev}: no host has it",
+            interface=dev,
+            remedy="trace to an address of one host",
+        )
     own, wanted = v.intent.address(flow.dst), v.intent.way(flow.dst)
     is_local = entry is not None and entry.kind == RTN_LOCAL
     if own is not None:

@@ -98,23 +98,51 @@ def flooded(pod: Vantage, flow: Flow) -> Problem | None:
 
 
 def _unknown(v: Vantage, bridge: str, flow: Flow) -> Problem | None:
-    """No port has the MAC: the pod's cable is gone, or the sender believes a wrong MAC."""
-    pod = v.intent.pod_at(flow.dst)
+    """No port has the MAC: the bridge has forgotten its own, the pod or its cable is gone, or the
+    sender believes a wrong MAC."""
+    own = v.interface(bridge)
+    if own is not None and own.mac == flow.target_mac:
+        mac = format_mac(flow.target_mac)
+        return v.problem(
+            Cause.NO_FDB,
+            f"{bridge} of {v.name} has no FDB entry for its own MAC {mac}: what is for the node"
+            " goes to all ports",
+            interface=bridge,
+            remedy=v.remedies.by_hand(f"bridge fdb add {mac} dev {bridge} self permanent", v.where),
+            why=v.why_of_link(bridge),
+        )
+    pod, config = v.intent.pod_at(flow.dst), v.intent.config
     if pod is None:
-        return None
+        if config is None or not any(flow.dst in one for one in config.lease.subnets):
+            return None
+        return v.problem(
+            Cause.NOT_IN_USE,
+            f"no pod of {v.name} has {flow.dst} now: what is for it goes to all ports",
+            interface=bridge,
+            remedy=f"is a pod of that address running? podwire explain ip {flow.dst}",
+        )
     if (cable := cable_problem(v, pod)) is not None:
         return cable
     if pod.mac == flow.target_mac:
         return None
     return v.problem(
         Cause.WRONG_NEIGHBOR,
-        f"{format_mac(flow.target_mac)} is nobody's on {bridge}: pod {pod.pod} at {flow.dst} has"
+        f"the frame is for {format_mac(flow.target_mac)}: pod {pod.pod} at {flow.dst} has"
         f" {format_mac(pod.mac)}",
         interface=bridge,
         remedy=v.remedies.by_hand(
             f"ip neigh flush to {flow.dst}", "where it was sent from, or was routed last"
         ),
     )
+
+
+def _into_another(v: Vantage, cable: InterfaceState, flow: Flow) -> Problem | None:
+    """What a bridge sent into the cable of a pod, and is for another one of the node."""
+    pod = v.intent.pod_at_port(cable.name)
+    group = bool(flow.target_mac[:1]) and flow.target_mac[0] & 1
+    if pod is None or not cable.master or group or flow.dst in [one.ip for one in pod.ips]:
+        return None
+    return _unknown(v, v.dev(cable.master), flow)
 
 
 def paired(
@@ -139,7 +167,7 @@ def paired(
     else:
         to = "its other end"
     if ended and problem is None:
-        problem = device_problem(v, cable.name)
+        problem = device_problem(v, cable.name) or _into_another(v, cable, flow)
     return Decision(
         kind="pair",
         text=f"{cable.name} is a cable to {to}",
