@@ -79,11 +79,11 @@ def test_errors_are_printed_with_their_remedy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise PodwireError("it broke", remedy="mend it")
+        raise PodwireError("it broke\x1b[2J", remedy="mend\nit")
 
     monkeypatch.setattr(podwire, "main", fail)
     assert run([]) == 1
-    assert capsys.readouterr().err == "error: it broke\nhint: mend it\n"
+    assert capsys.readouterr().err == "error: it broke\\x1b[2J\nhint: mend\nit\n"
 
 
 def test_no_server_is_1_with_a_hint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from podwire.trace.wire import (
     Fired,
     Frame,
     Frames,
+    NftSteps,
     Observe,
     Observing,
     Prepare,
@@ -302,10 +303,12 @@ async def test_a_drop_that_every_agent_of_a_machine_tells_of_counts_once(agents:
     ]
 
 
-async def test_lost_frames_and_held_agents_are_told(agents: Agents) -> None:
+async def test_what_was_lost_and_held_agents_are_told(agents: Agents) -> None:
     seen = frames(walk())
-    await agents.add("node1", agent("node1", seen, REPLIED, Frames(frames=(), lost=7)))
+    lost = Frames(frames=(), lost=7), NftSteps(steps=(), lost=1)
+    await agents.add("node1", agent("node1", seen, REPLIED, *lost))
     await agents.add("node2", agent("node2", seen), held=True)
     trace, evidence = await agents.trace()
     assert evidence.lost == {"node1": 7}
     assert any("the agent of node2 is held" in note for note in trace.notes)
+    assert "nft steps of node1 found no room: rules there may be missing" in trace.notes

@@ -116,7 +116,13 @@ def report(error: PodwireError) -> None:
     coloured = colour_enabled(sys.stderr)
     for label, colour, text in (("error:", "red", error.message), ("hint:", "cyan", error.remedy)):
         if text:
-            print(click.style(label, fg=colour) if coloured else label, text, file=sys.stderr)
+            shown = click.style(label, fg=colour) if coloured else label
+            print(shown, "".join(map(_harmless, text)), file=sys.stderr)
+
+
+def _harmless(char: str) -> str:
+    """A character that a terminal does not obey: messages may quote what others wrote."""
+    return char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1]
 
 
 def main() -> None:

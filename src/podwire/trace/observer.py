@@ -140,7 +140,10 @@ class Observer:
         self._add(tap, read)
 
     def _add_steps(self, place: int, tap: NftTap, why: WhyOfRule) -> None:
+        known = 0
+
         def read() -> None:
+            nonlocal known
             steps = tuple(
                 NftStep(
                     place=place,
@@ -149,8 +152,9 @@ class Observer:
                 )
                 for raw in tap.read()
             )
-            if steps:
-                self._send(NftSteps(steps=steps))
+            lost, known = tap.lost - known, tap.lost
+            if steps or lost:
+                self._send(NftSteps(steps=steps, lost=lost))
 
         self._add(tap, read)
 

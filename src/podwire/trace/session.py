@@ -241,6 +241,8 @@ def _seen(watchers: Sequence[Watcher], said: Sequence[str]) -> _Seen:
         drops += [
             drop if drop.place is None else _at(drop, drop.place + offset) for drop in one.drops
         ]
+        if one.steps_lost:
+            notes.append(f"nft steps of {one.node} found no room: rules there may be missing")
         if one.welcome is not None and one.welcome.held:
             notes.append(
                 f"the agent of {one.node} is held: it mends nothing until"

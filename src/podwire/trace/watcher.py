@@ -38,6 +38,7 @@ class Watcher:
         self.drops: list[Drop] = []
         self.steps: list[NftStep] = []
         self.lost = 0
+        self.steps_lost = False
         self._needed = needed
         self._connection: Connection | None = None
 
@@ -77,8 +78,9 @@ class Watcher:
                     self.lost += lost
                 case Drops(drops=drops):
                     self.drops += drops
-                case NftSteps(steps=steps):
+                case NftSteps(steps=steps, lost=lost):
                     self.steps += steps
+                    self.steps_lost |= lost > 0
 
     def _note(self, error: PodwireError) -> None:
         if self._needed:

@@ -271,7 +271,10 @@ class NftStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NftSteps(_Tagged, frozen=True, kw_only=True):
+    """`lost`: so often since the last message there were more, and no room for them."""
+
     steps: tuple[NftStep, ...]
+    lost: int = 0
 
 
 class Stopped(_Tagged, frozen=True, kw_only=True):
