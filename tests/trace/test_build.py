@@ -80,7 +80,7 @@ def test_several_probes_in_one_line() -> None:
     cut = [one for one in evidence.frames if one.time_ns < START_NS + 2 * 10**9 + 45_000]
     trace = build(msgspec.structs.replace(evidence, frames=tuple(cut)))
     assert trace.verdict == (
-        "delivered 1 of 3, number 2 dropped between node1, eth0 and node2, eth0:"
+        "answered 1 of 3, number 2 dropped between node1, eth0 and node2, eth0:"
         " left node1 in UDP to 172.18.0.12:8472 and never reached node2"
     )
     assert not trace.ok

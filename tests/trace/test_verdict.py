@@ -225,6 +225,7 @@ def test_silence_at_the_target_is_delivered(cluster: Cluster) -> None:
     assert one.finding is not None
     assert one.finding.cause is Cause.NO_ANSWER
     assert one.finding.where == "pod:default/pod2, eth0"
+    assert build(Scene(cluster).seen()).verdict.startswith("delivered, not answered: pod ")
 
 
 @pytest.mark.parametrize(
@@ -328,6 +329,13 @@ def test_a_rule_that_keeps_the_request_from_leaving(cluster: Cluster) -> None:
     told = ProbeResult(number=1, outcome="error", errno=errno.EPERM, text="Operation not permitted")
     found = dropped(scene.seen(0, steps=(rule,), results=(told,)))
     assert (found.cause, found.where) == (Cause.NFT, "pod:default/pod1, eth0")
+
+
+def test_names_in_a_remedy_can_be_pasted(cluster: Cluster) -> None:
+    """Whoever may make chains and links in a pod may give them any name."""
+    dropping = step(POD2, "drop", iif=2, chain="x; reboot", data=Scene(cluster).request(62))
+    found = dropped(Scene(cluster).seen(steps=(dropping,)))
+    assert "nft delete rule inet theirs 'x; reboot' handle 4 " in found.remedy
 
 
 def test_a_filter_whose_rules_can_not_be_seen(cluster: Cluster) -> None:

@@ -204,20 +204,24 @@ def _as_json(answer: Answer) -> dict[str, Any]:
 
 
 def _lines(answer: Answer) -> Iterator[str]:
+    """Names and rules are whoever's who made them: what a terminal would obey is shown escaped."""
+    from podwire.trace.render.ink import clean
+
     one = answer.explained
     coloured = printing.colour_enabled()
 
     def style(text: str, **how: Any) -> str:
         return click.style(text, **how) if coloured else text
 
-    title = f"{answer.kind} {answer.thing} on {answer.node}"
+    title = clean(f"{answer.kind} {answer.thing} on {answer.node}")
     yield style(title, bold=True) + ("" if one.found else style(": not found", fg="yellow"))
-    yield from _wrapped(one.text, "  ", "  ")
+    yield from _wrapped(clean(one.text), "  ", "  ")
     rows = [("because", str(one.why) if one.why else ""), ("without", one.without), *one.details]
     before = ""
-    for label, text in rows:
-        if not text:
+    for label, told in rows:
+        if not told:
             continue
+        text = clean(told)
         shown = "" if label == before else label
         before = label
         head = style(f"  {shown:<{_LABEL_WIDTH}}", **_LOOKS.get(label, {"dim": True}))

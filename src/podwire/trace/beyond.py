@@ -10,6 +10,8 @@ outside, and of pods that could not be looked into, nothing is claimed.
 
 from __future__ import annotations
 
+from shlex import quote
+
 import msgspec
 
 from podwire.trace import observations as seen
@@ -127,7 +129,7 @@ def _lost(case: Case, leg: Leg, last: Sighting, ip: Ip, node: NodeFacts) -> tupl
     if link is not None and not link.up:
         cause, between = Cause.LINK_DOWN, seen.where(case, number, link.name)
         text = f"{link.name} of {node.name} is down"
-        remedy = f"ip link set {link.name} up  # on {node.name}"
+        remedy = f"ip link set {quote(link.name)} up  # on {node.name}"
     elif link is not None and 0 < link.mtu < ip.length:
         cause, between = Cause.TOO_BIG, seen.where(case, number, link.name)
         text = f"{ip.length} bytes left {here}, and {link.name} of {node.name} takes {link.mtu}"

@@ -11,6 +11,7 @@ words of the whole. What does not: any finding out. Pure: the same evidence make
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from shlex import quote
 
 from podwire.trace.case import Case, Leg, PlacedStep, cases
 from podwire.trace.changes import changes
@@ -119,7 +120,7 @@ def _decision(step: NftStep) -> Decision:
     return Decision(
         kind="nft",
         text=f"{chain}: {what}",
-        command=f"nft -a list chain {chain}",
+        command=f"nft -a list chain {step.family} {quote(step.table)} {quote(step.chain)}",
         why=step.why,
         problem=problem,
     )
@@ -137,14 +138,16 @@ def _verdict(evidence: Evidence, rounds: Sequence[Round]) -> str:
     if failed is None:
         delivered = f"delivered {len(rounds)} of {len(rounds)}" if many else "delivered"
         return f"{delivered}: {ends}{_hop_count(replied)}{_round_trips(replied)}"
-    lead = f"delivered {len(replied)} of {len(rounds)}, number {failed.number} " if many else ""
+    lead = f"answered {len(replied)} of {len(rounds)}, number {failed.number} " if many else ""
     finding = failed.finding
     if finding is None:
         return f"{lead}{failed.outcome}: {ends}"
     if failed.outcome is Outcome.DROPPED:
         at = "" if finding.where.startswith("between ") else "at "
         return f"{lead}dropped {at}{finding.where}: {finding.text}"
-    return f"{lead}{failed.outcome}: {ends}: {finding.text}"
+    silent = failed.outcome is Outcome.DELIVERED
+    outcome = "delivered, not answered" if silent else failed.outcome
+    return f"{lead}{outcome}: {ends}: {finding.text}"
 
 
 def _end(end: Endpoint) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from shlex import quote
 
 import msgspec
 
@@ -246,10 +247,11 @@ def _by_silence(case: Case, leg: Leg, ask: NeighborAsk, known: KnownDrop | None)
     remedy = f"who has it? podwire explain ip {ask.target}"
     if (down := _down(case, ask.target)) is not None:
         cause, text, where = Cause.LINK_DOWN, f"{down[1]} is down: {asked}", f"{down[0]}, {down[1]}"
-        remedy = f"ip link set {down[1]} up  # on {down[0]}"
+        remedy = f"ip link set {quote(down[1])} up  # on {down[0]}"
     elif ask.interface.kind == "vxlan":
         cause, text = Cause.NO_NEIGHBOR, f"no neighbour entry for {ask.target}: {asked}"
-        remedy = f"ip neigh show dev {ask.interface.name}  # on {place.node}; its agent keeps these"
+        dev = quote(ask.interface.name)
+        remedy = f"ip neigh show dev {dev}  # on {place.node}; its agent keeps these"
     elif node is not None and place.node != node.name:
         cause, text = Cause.UNDERLAY, f"{asked}: {node.name} is off, or not on that network"
         remedy = f"is {node.name} on? ping {ask.target}  # on {place.node}"

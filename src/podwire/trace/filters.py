@@ -9,6 +9,8 @@ reason is all there is.
 
 from __future__ import annotations
 
+from shlex import quote
+
 from podwire.trace import observations as seen
 from podwire.trace.case import Case, Leg
 from podwire.trace.model import Cause, Finding
@@ -50,7 +52,7 @@ def _by_rule(case: Case, leg: Leg, step: NftStep, reason: str | None) -> Finding
         text += ", which no rule of it accepts"
     text += f", because {step.why}" if step.why is not None else "; it is not Podwire's"
     at = seen.inside(case, step.place)
-    chain = f"{step.family} {step.table} {step.chain}"
+    chain = f"{step.family} {quote(step.table)} {quote(step.chain)}"
     if step.why is not None:
         remedy = f"change what asks for it: {step.why.object}"
     elif step.kind == "policy":

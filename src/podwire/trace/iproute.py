@@ -1,13 +1,15 @@
 """What the kernel answers, in the words of `ip` and `bridge`, and the commands that show the same.
 
 What lives here: text only. What does not: questions and conclusions. Names of interfaces come from
-whoever asked, since the kernel's answers have but their indexes.
+whoever asked, since the kernel's answers have but their indexes. They may hold anything but blanks
+and `/`, and commands are pasted: there they are quoted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from ipaddress import ip_address
+from shlex import quote
 
 from podwire.kernel.observe.lookup_messages import (
     ROUTE_TYPES,
@@ -118,22 +120,22 @@ def route_command(
 ) -> str:
     words = [f"ip route get {dst}"]
     words += [f"from {src}"] if src is not None else []
-    words += [f"iif {iif}"] if iif else []
+    words += [f"iif {quote(iif)}"] if iif else []
     words += [f"mark {mark:#x}"] if mark else []
     return " ".join(words)
 
 
 def neighbor_command(ip: IPAddress, dev: str) -> str:
-    return f"ip neigh show {ip} dev {dev}"
+    return f"ip neigh show {ip} dev {quote(dev)}"
 
 
 def tunnel_fdb_command(mac: bytes, dev: str) -> str:
-    return f"bridge fdb get {format_mac(mac)} dev {dev} self"
+    return f"bridge fdb get {format_mac(mac)} dev {quote(dev)} self"
 
 
 def bridge_fdb_command(mac: bytes, bridge: str) -> str:
-    return f"bridge fdb get {format_mac(mac)} br {bridge}"
+    return f"bridge fdb get {format_mac(mac)} br {quote(bridge)}"
 
 
 def link_command(dev: str) -> str:
-    return f"ip -d link show {dev}"
+    return f"ip -d link show {quote(dev)}"

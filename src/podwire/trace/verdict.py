@@ -151,14 +151,18 @@ def _unanswered(case: Case) -> Verdict:
     hint, command = {
         "icmp": ("may ignore echo requests", "sysctl net.ipv4.icmp_echo_ignore_all"),
         "udp": ("may listen and keep silent, as UDP services do", f"ss -uln sport = {probe.port}"),
-        "tcp": ("did not answer the SYN", f"ss -ltn sport = {probe.port}"),
+        "tcp": (
+            "did not answer the SYN, as with a full backlog (Recv-Q over Send-Q)",
+            f"ss -ltn sport = {probe.port}",
+        ),
     }[probe.protocol]
     end = case.evidence.target
     found = finding(
         case,
         case.request,
         Cause.NO_ANSWER,
-        f"it arrived, and no answer was seen to leave: {end.name or end.ip} {hint}",
+        f"it arrived, and no answer was seen to leave within {probe.timeout_s:g} s:"
+        f" {end.name or end.ip} {hint}",
         where=seen.where_seen(case, last) if last is not None else str(end),
         remedy=f"look there: {command}",
     )

@@ -6,6 +6,8 @@ a packet needs it.
 
 from __future__ import annotations
 
+from shlex import quote
+
 from podwire.kernel.observe.interfaces import InterfaceState
 from podwire.model.cluster import Attachment
 from podwire.trace.decisions import mend
@@ -31,7 +33,7 @@ def device_problem(v: Vantage, name: str) -> Problem | None:
             Cause.LINK_DOWN,
             f"{name} is down {v.where}",
             interface=name,
-            line=_line(v, name) or f"ip link set {name} up",
+            line=_line(v, name) or f"ip link set {quote(name)} up",
             why=why,
         )
     if state.carrier or state.kind == "bridge":
@@ -84,7 +86,7 @@ def cable_problem(node: Vantage, pod: Attachment) -> Problem | None:
                 Cause.LINK_MISSING,
                 f"{name}, the cable of pod {pod.pod}, is no port of {master}",
                 interface=name,
-                line=f"ip link set {name} master {master}",
+                line=f"ip link set {quote(name)} master {quote(master)}",
                 why=why,
             )
     if not state.carrier:
@@ -103,11 +105,12 @@ def port_problem(node: Vantage, port: InterfaceState) -> Problem | None:
     if not port.up:
         return device_problem(node, port.name)
     if not port.forwarding:
+        line = f"bridge link set dev {quote(port.name)} state 3"
         return node.problem(
             Cause.LINK_DOWN,
             f"port {port.name} of its bridge is disabled or blocking",
             interface=port.name,
-            remedy=node.remedies.by_hand(f"bridge link set dev {port.name} state 3", node.where),
+            remedy=node.remedies.by_hand(line, node.where),
             why=node.why_of_link(port.name),
         )
     return None if port.carrier else _unplugged(node, port)

@@ -7,6 +7,7 @@ is wrong. Text only; nothing is applied.
 from __future__ import annotations
 
 from ipaddress import ip_address
+from shlex import quote
 
 from podwire.kernel import links, sysctl
 from podwire.kernel.attach import find_link
@@ -39,7 +40,8 @@ def link_line(sock: NetlinkSocket, link: Link) -> str:
 
 def sysctl_line(key: str, value: str) -> str:
     """A device's name may have dots (`flannel.1`), which would be slashes in the usual spelling."""
-    return f"sysctl -w {key}={value}" if "." in key else sysctl.line(key, value)
+    plain = "." not in key and quote(key) == key
+    return sysctl.line(key, value) if plain else f"sysctl -w {quote(key)}={value}"
 
 
 def removal_line(entry: FibEntry, dev: str) -> str:
@@ -48,7 +50,7 @@ def removal_line(entry: FibEntry, dev: str) -> str:
     words += [ROUTE_TYPES[entry.kind]] if entry.kind != RTN_UNICAST else []
     words.append(prefix_text(entry.dst))
     words += [f"via {ip_address(entry.via)}"] if entry.via else []
-    words += [f"dev {dev}"] if entry.kind == RTN_UNICAST else []
+    words += [f"dev {quote(dev)}"] if entry.kind == RTN_UNICAST else []
     words += [f"table {entry.table}"] if entry.table != 254 else []
     words.append(f"proto {protocol_name(entry.protocol)}")
     return " ".join(words)

@@ -12,6 +12,7 @@ first objection is told:
 from __future__ import annotations
 
 from ipaddress import ip_address
+from shlex import quote
 
 import msgspec
 
@@ -138,7 +139,7 @@ def too_big(v: Vantage, length: int, mtu: int, dev: str) -> Problem:
     drifted = link is not None and link.mtu is not None and link.mtu > mtu
     line = mend.link_line(v.sock, link) if link is not None and drifted and not v.is_pod else ""
     if link is not None and drifted and not line:
-        line = f"ip link set {dev} mtu {link.mtu}"
+        line = f"ip link set {quote(dev)} mtu {link.mtu}"
     return v.problem(
         Cause.TOO_BIG,
         f"the packet has {length} bytes and DF, and {dev} of {v.name} takes {mtu} (its MTU)",

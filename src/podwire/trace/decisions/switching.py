@@ -9,6 +9,8 @@ What lives here: those decisions. What does not: routing, above the bridge.
 
 from __future__ import annotations
 
+from shlex import quote
+
 from podwire.kernel.observe import lookup
 from podwire.kernel.observe.interfaces import InterfaceState
 from podwire.model.state import format_mac
@@ -108,7 +110,9 @@ def _unknown(v: Vantage, bridge: str, flow: Flow) -> Problem | None:
             f"{bridge} of {v.name} has no FDB entry for its own MAC {mac}: what is for the node"
             " goes to all ports",
             interface=bridge,
-            remedy=v.remedies.by_hand(f"bridge fdb add {mac} dev {bridge} self permanent", v.where),
+            remedy=v.remedies.by_hand(
+                f"bridge fdb add {mac} dev {quote(bridge)} self permanent", v.where
+            ),
             why=v.why_of_link(bridge),
         )
     pod, config = v.intent.pod_at(flow.dst), v.intent.config
@@ -183,7 +187,7 @@ def _too_long(v: Vantage, dev: str, mtu: int, flow: Flow) -> Problem | None:
         return None
     link = v.intent.link(dev)
     wanted = link.mtu if link is not None else None
-    line = f"ip link set {dev} mtu {wanted}" if wanted is not None and wanted > mtu else ""
+    line = f"ip link set {quote(dev)} mtu {wanted}" if wanted is not None and wanted > mtu else ""
     return v.problem(
         Cause.TOO_BIG,
         f"the packet has {flow.length} bytes, and {dev} of {v.name} takes {mtu} (its MTU)",

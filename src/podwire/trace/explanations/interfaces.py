@@ -6,6 +6,7 @@ from ipaddress import ip_address
 
 from podwire.kernel.observe.interfaces import InterfaceState, read_interfaces
 from podwire.model.state import Bridge, Link, Veth, Vxlan
+from podwire.trace import iproute
 from podwire.trace.decisions import mend
 from podwire.trace.explanations.knowledge import Explanation, Knowledge
 
@@ -38,7 +39,7 @@ def explain_link(about: Knowledge, name: str = "", mac: bytes = b"") -> Explanat
             answer.details.append(("mend", about.remedies.attach_again(pod.pod if pod else "")))
     elif state is not None:
         _theirs(about, answer, state)
-    answer.details.append(("show", f"ip -d link show {state.name if state else name}"))
+    answer.details.append(("show", iproute.link_command(state.name if state else name)))
     return answer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from shlex import quote
 
 from podwire.kernel import nft
 from podwire.kernel.observe.rule_listing import ListedRule, list_rules
@@ -50,7 +51,9 @@ def explain_rule(about: Knowledge, thing: str) -> Explanation:
     else:
         answer.text = f"not made by Podwire: {_maker(only)}"
         answer.without = "nothing of the pod network needs it, as far as this node knows"
-    answer.details.append(("show", f"nft -a list chain {only.family} {only.table} {only.chain}"))
+    answer.details.append(
+        ("show", f"nft -a list chain {only.family} {quote(only.table)} {quote(only.chain)}")
+    )
     return answer
 
 
