@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 
 from podwire.trace.model import Trace
 from podwire.trace.render.svg import render_svg
-from podwire.trace.render.svg.canvas import FONTS, width
+from podwire.trace.render.svg.canvas import FONTS, Canvas, width
+from podwire.trace.render.svg.notes import shorter_rule, without_middle
 
 from .samples import SAMPLES, across, no_route, not_in_use, outside, same_node, wrong_fdb
 from .strategies import traces
@@ -146,6 +147,81 @@ def test_outside_is_a_cloud_and_the_translation_is_told() -> None:
     texts = [one.text for one in check(outside())]
     assert "outside of the cluster" in texts
     assert "source 10.244.1.2 → 172.18.0.11" in texts
+
+
+def test_a_rule_that_is_too_long_keeps_what_it_does() -> None:
+    assert "nft inet podwire postrouting: … masquerade" in [one.text for one in check(outside())]
+    svg = render_svg(outside())
+    assert "224.0.0.0/4 masquerade fully-random</title>nft inet" in svg
+
+
+@pytest.mark.parametrize(
+    ("rule", "shorter"),
+    [
+        (
+            "inet podwire postrouting: ip saddr @c ip daddr != @c masquerade fully-random",
+            (
+                "nft inet podwire postrouting: … masquerade fully-random",
+                "nft inet podwire postrouting: … masquerade",
+                "nft … masquerade",
+            ),
+        ),
+        (
+            "ip filter FORWARD: iifname cni0 counter jump KUBE",
+            ("nft ip filter FORWARD: … jump KUBE", "nft … jump KUBE"),
+        ),
+        (
+            'inet f c: tcp dport 80 log prefix "drop " accept comment "no drop"',
+            ("nft inet f c: … accept", "nft … accept"),
+        ),
+        ("inet f c: drop", ("nft inet f c: drop", "nft … drop")),
+        (
+            "ip saddr 10.0.0.1 reject with tcp reset",
+            ("nft … reject with tcp reset", "nft … reject"),
+        ),
+        ("inet f c: meta mark set 0x1", ()),
+        ("", ()),
+    ],
+)
+def test_a_rule_without_what_it_matches(rule: str, shorter: tuple[str, ...]) -> None:
+    assert shorter_rule(rule) == shorter
+
+
+@pytest.mark.parametrize(
+    ("text", "shorter"),
+    [
+        ("neigh fe80::1 lladdr 0a:58:00:00:00:01", ("neigh … lladdr 0a:58:00:00:00:01",
+                                                    "neigh … 0a:58:00:00:00:01")),
+        ("source fd00::1 → fd00::2", ("source … → fd00::2", "source … fd00::2")),
+        ("route fd00::/64", ()),
+        ("", ()),
+    ],
+)  # fmt: skip
+def test_what_came_of_it_is_kept(text: str, shorter: tuple[str, ...]) -> None:
+    assert without_middle(text) == shorter
+
+
+def test_the_first_shorter_text_that_fits_is_drawn() -> None:
+    canvas = Canvas()
+    used = canvas.text(
+        0, 0, "x" * 50, "code", room=width("123456", "code"), shorter=("x" * 9, "<x>")
+    )
+    assert used == width("<x>", "code")
+    assert f"<title>{'x' * 50}</title>&lt;x&gt;</text>" in canvas.document(1, 1, "", "")
+
+
+def test_what_is_lost_before_it_leaves_is_not_on_the_underlay() -> None:
+    trace = outside()
+    (one,) = trace.rounds
+    lost = msgspec.structs.replace(one.request, hops=one.request.hops[:3])
+    (failed,) = no_route().rounds
+    one = msgspec.structs.replace(failed, request=lost)
+    texts = check(msgspec.structs.replace(trace, rounds=(one,)))
+    cause = next(text for text in texts if text.text == "no route")
+    bridge = next(text for text in texts if text.text == "cni0")
+    nic = next(text for text in texts if text.text == "eth0" and text.top > bridge.bottom)
+    assert bridge.bottom < cause.top < nic.top
+    assert "flannel.1" not in [text.text for text in texts]
 
 
 def test_a_drop_is_crossed_out_where_it_happened_and_explained() -> None:

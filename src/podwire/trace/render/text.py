@@ -138,18 +138,9 @@ def _finding(finding: Finding, style: str, width: int) -> list[Line]:
         lines += _labelled("" if at else "seen", one, width - 2)
     if finding.why is not None:
         lines += _labelled("wanted", f"because {finding.why}", width - 2)
-    for at, one in enumerate(_commands(finding.remedy)):
+    for at, one in enumerate(words.remedy_lines(finding.remedy)):
         lines += _labelled("" if at else "remedy", one, width - 2, "command")
     return [[bar, *line] for line in lines]
-
-
-def _commands(remedy: str) -> list[str]:
-    """Its lines; the comment behind a command on one of its own, for the command to stay whole."""
-    return [
-        f"{mark}{part}"
-        for line in remedy.splitlines()
-        for mark, part in zip(("", "# "), line.split("  # ", 1), strict=False)
-    ]
 
 
 def _labelled(label: str, text: str, width: int, style: str = "") -> list[Line]:

@@ -211,6 +211,15 @@ def endpoint_words(end: Endpoint) -> str:
     return f"{end.kind} {end.name} {end.ip}{on}"
 
 
+def remedy_lines(remedy: str) -> list[str]:
+    """Its lines; the comment behind a command on one of its own, for the command to stay whole."""
+    return [
+        f"{mark}{part}"
+        for line in remedy.splitlines()
+        for mark, part in zip(("", "# "), line.split("  # ", 1), strict=False)
+    ]
+
+
 def probe_words(probe: Probe) -> str:
     """`ICMP echo`, `TCP to port 80`, with the size where it was asked for."""
     what = "ICMP echo" if probe.protocol == "icmp" else probe.protocol.upper()

@@ -98,7 +98,7 @@ def _failure(canvas: Canvas, shown: Round | None, y: float, wide: float) -> floa
         lines.append((f"the kernel dropped it for {finding.kernel_reason}", "small", "m"))
     if finding.why is not None:
         lines.append((f"wanted because {finding.why}", "small", "m"))
-    for remedy in finding.remedy.splitlines():
+    for remedy in words.remedy_lines(finding.remedy):
         lines += [(line, "codeb", "t") for line in wrap(remedy, "codeb", room, 3)]
     high = 20 * len(lines) + 18
     canvas.rect(MARGIN, y, wide - 2 * MARGIN, high, "panel" if ink == "x" else "remark", 8)

@@ -10,6 +10,7 @@ starts with the picture's own class, so that the style stays inside when a page 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -191,13 +192,18 @@ class Canvas:
         *,
         anchor: str = "start",
         room: float | None = None,
+        shorter: Sequence[str] = (),
     ) -> float:
-        """Draws a text, clipped to `room`; what is left out can be seen by pointing at it.
+        """Draws a text; where it does not fit into `room`, the first of `shorter` that does.
 
-        Returns its width.
+        Where none does, it is clipped. What is left out can be seen by pointing at it. Returns the
+        width of what is drawn.
         """
         whole = clean(content)
-        shown = whole if room is None else clip(whole, font, room)
+        shown = whole
+        if room is not None:
+            fitting = (text for text in (whole, *map(clean, shorter)) if width(text, font) <= room)
+            shown = next(fitting, None) or clip(whole, font, room)
         if not shown:
             return 0
         at = f'x="{number(x)}" y="{number(y)}"'

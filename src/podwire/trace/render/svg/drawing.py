@@ -11,7 +11,7 @@ from itertools import pairwise
 from podwire.trace.model import Cause, Hop, Outcome, Udp
 from podwire.trace.render import words
 from podwire.trace.render.svg import notes
-from podwire.trace.render.svg.canvas import Canvas, clip, number, width
+from podwire.trace.render.svg.canvas import Canvas, number, width
 from podwire.trace.render.svg.layout import (
     INSET,
     LANE,
@@ -317,10 +317,11 @@ def _words(canvas: Canvas, at: Layout, gap: Gap) -> None:
         canvas.text(
             x,
             y,
-            clip(note.text, font, room) and note.text,
+            note.text,
             font,
             note.ink,
             anchor="end" if right else "start",
             room=room,
+            shorter=note.shorter,
         )
         y += LINE

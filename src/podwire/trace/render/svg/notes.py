@@ -6,6 +6,7 @@ the picture shows the devices and the packet itself. What does not: where they s
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from podwire.trace.model import Change, Decision, Hop, Round
@@ -18,22 +19,43 @@ _TOLD = frozenset({"route", "fdb", "nft", "tunnel"})
 #: and these alone.
 _PAIRS = frozenset({"dev", "proto", "scope", "src", "metric", "nud"})
 _ALONE = frozenset({"onlink", "self", "permanent", "PERMANENT", "REACHABLE", "STALE", "DELAY"})
+#: Statements that end a rule, of nft(8): what becomes of the packet.
+_STATEMENTS = frozenset(
+    [
+        "accept",
+        "drop",
+        "reject",
+        "return",
+        "jump",
+        "goto",
+        "queue",
+        "masquerade",
+        "snat",
+        "dnat",
+        "redirect",
+        "tproxy",
+        "notrack",
+    ]
+)
+_QUOTED = re.compile(r'"[^"]*"|\S+')
 
 
 @dataclass(frozen=True)
 class Note:
-    """One line; `ink` is the colour's class."""
+    """One line; `ink` is the colour's class, `shorter` what may stand there, the best first."""
 
     text: str
     ink: str
+    shorter: tuple[str, ...] = ()
 
 
 def between(a: Hop, b: Hop) -> list[Note]:
     """What changed between two sightings and what decided it, the least telling last."""
-    changes = [Note(_changed(one, a, b), "q") for one in b.changes if one.kind != "mac"]
+    changed = [_changed(one, a, b) for one in b.changes if one.kind != "mac"]
+    changes = [Note(text, "q", without_middle(text)) for text in changed]
     decisions = [one for one in a.decisions if one.problem is None]
-    told = [Note(_short(one), "m") for one in decisions if one.kind in _TOLD]
-    neighbours = [Note(_short(one), "m") for one in decisions if one.kind == "neigh"]
+    told = [_decided(one) for one in decisions if one.kind in _TOLD]
+    neighbours = [_decided(one) for one in decisions if one.kind == "neigh"]
     ethernet = words.ethernet_of(b.packet.inner)
     if ethernet is not None and any(one.kind == "mac" for one in b.changes):
         neighbours = [Note(f"to MAC {ethernet.target}", "q")]
@@ -60,12 +82,12 @@ def _changed(change: Change, a: Hop, b: Hop) -> str:
     return change.text
 
 
-def _short(decision: Decision) -> str:
+def _decided(decision: Decision) -> Note:
     """A decision in as few words as the picture needs."""
     if decision.kind == "nft":
-        return decision.text
+        return Note(f"nft {decision.text}", "m", shorter_rule(decision.text))
     if decision.kind == "tunnel":
-        return decision.text.partition(", ")[0]
+        return Note(decision.text.partition(", ")[0], "m")
     parts = iter(decision.text.partition(" (")[0].split())
     shown = [decision.kind]
     for word in parts:
@@ -73,4 +95,33 @@ def _short(decision: Decision) -> str:
             next(parts, None)
         elif word not in _ALONE:
             shown.append(word)
-    return " ".join(shown)
+    text = " ".join(shown)
+    return Note(text, "m", without_middle(text))
+
+
+def without_middle(text: str) -> tuple[str, ...]:
+    """`neigh … lladdr 0a:58:0a:f4:01:01` and shorter: what it is, and what came of it."""
+    first, *rest = text.split() or [""]
+    return tuple(f"{first} … {' '.join(rest[-kept:])}" for kept in (2, 1) if len(rest) > kept)
+
+
+def shorter_rule(text: str) -> tuple[str, ...]:
+    """A rule (`inet podwire postrouting: ip saddr … masquerade`) without what it matches.
+
+    First `nft inet podwire postrouting: … masquerade fully-random`, then without the statement's
+    options, then without the chain. None of a rule that says nothing of the packet's fate.
+    """
+    chain, colon, rule = text.partition(": ")
+    words = _QUOTED.findall(rule if colon else text)
+    at = next((at for at in reversed(range(len(words))) if words[at] in _STATEMENTS), None)
+    if at is None:
+        return ()
+    end = words.index("comment", at) if "comment" in words[at:] else len(words)
+    statement = words[at]
+    # Of a jump, the chain is what matters.
+    named = end if statement in ("jump", "goto") else at + 1
+    elided = "… " if at else ""
+    head = f"nft {chain}: {elided}" if colon else f"nft {elided}"
+    whole, bare = (" ".join(words[at:stop]) for stop in (end, named))
+    found = (f"{head}{whole}", f"{head}{bare}", f"nft … {bare}")
+    return tuple(dict.fromkeys(found))

@@ -242,7 +242,7 @@ def _side(found: Scene, place: Place, hop: Hop) -> int:
 
 def _add_idle(found: Scene, drawn: set[tuple[int, str]]) -> None:
     """Where the packet would have gone on: devices of a failed trace that it never reached."""
-    if found.lost is None or found.columns[-1].end == "cloud":
+    if found.lost is None:
         return
     for index, place in enumerate(found.trace.places):
         for one in place.interfaces:
@@ -262,7 +262,8 @@ def _idle_column(found: Scene, place: Place, one: Interface) -> Column | None:
     if pod:
         mine = [column for column in columns if column.end == "pod" and column.end_name == pod]
         return mine[0] if mine and one.kind != "loopback" else None
-    on_the_way = one.kind in ("bridge", "vxlan", "tun") or one.underlay
+    to_outside = found.columns[-1].end == "cloud"
+    on_the_way = one.underlay or (one.kind in ("bridge", "vxlan", "tun") and not to_outside)
     return columns[0] if columns and on_the_way and not found.local else None
 
 
