@@ -21,7 +21,7 @@ _PAIRS = frozenset({"dev", "proto", "scope", "src", "metric", "nud"})
 _ALONE = frozenset({"onlink", "self", "permanent", "PERMANENT", "REACHABLE", "STALE", "DELAY"})
 #: Statements that end a rule, of nft(8): what becomes of the packet.
 _STATEMENTS = frozenset(
-    [
+    {
         "accept",
         "drop",
         "reject",
@@ -35,7 +35,7 @@ _STATEMENTS = frozenset(
         "redirect",
         "tproxy",
         "notrack",
-    ]
+    }
 )
 _QUOTED = re.compile(r'"[^"]*"|\S+')
 
