@@ -80,6 +80,26 @@ def test_what_is_not_there_ends_with_1(explain: Explain) -> None:
     assert result.output.startswith("link wlan0 on node1: not found\n")
 
 
+def test_a_thing_without_its_kind_is_what_it_looks_like(
+    explain: Explain, lab: Lab, pods: dict[str, LabPod]
+) -> None:
+    node = lab.node("node1")
+    tunnel = node.exec(["bridge", "fdb", "show", "dev", "flannel.1"]).stdout.split()[0]
+    underlay = node.exec(["cat", "/sys/class/net/eth0/address"]).stdout.strip()
+    for thing, kind in (
+        (pods["b"].ip, "ip"),
+        (lab.node_object("node2")["spec"]["podCIDR"], "route"),
+        (tunnel, "fdb"),
+        (underlay, "link"),
+        ("flannel.1", "link"),
+    ):
+        told = document(explain(thing, "--node", "node1", "-o", "json"))
+        assert (told["kind"], told["found"]) == (kind, True), told
+    result = explain("wlan0", "--node", "node1")
+    assert result.exit_code == 1
+    assert "name its kind first: route, neigh, fdb, link, rule or ip" in result.output
+
+
 def test_most_kinds_want_a_node(explain: Explain) -> None:
     error = explain("route", "default").exception
     assert isinstance(error, InputError)

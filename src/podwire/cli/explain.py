@@ -20,6 +20,7 @@ import msgspec
 from podwire.cli import printing
 from podwire.cli.columns import field
 from podwire.cli.context import target, target_options
+from podwire.cli.thing import LISTED, kinds_and_thing
 from podwire.errors import AgentAwayError, InputError, PodwireError
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from podwire.trace.connection import Connection
     from podwire.trace.wire import Explained
 
-_KINDS = ("route", "neigh", "fdb", "link", "rule", "ip")
 #: So many nodes are named to who has to choose one.
 _NAMED = 10
 _LABEL_WIDTH = 10
@@ -49,31 +49,46 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     short_help="Say what an entry or address is, and what for.",
     epilog="""\b
 Examples:
-  podwire explain ip 10.244.2.7                     whose it is, and the way to it
+  podwire explain 10.244.2.7                        whose it is, and the way to it
+  podwire explain flannel.1 --node node1            the same as: link flannel.1
   podwire explain route 10.244.2.0/24 --node node1
   podwire explain route 10.244.2.7 --node node1     the route that it takes
   podwire explain neigh 10.244.2.0 --node node1
   podwire explain fdb 6e:3d:4e:35:ad:0b --node node1
-  podwire explain link flannel.1 --node node1
   podwire explain rule masquerade --node node1      or a handle, or a chain's name
 """,
 )
-@click.argument("kind", type=click.Choice(_KINDS), metavar="KIND")
-@click.argument("thing", nargs=-1, required=True, metavar="THING")
+@click.argument("words", nargs=-1, required=True, metavar="[KIND] THING")
 @click.option("--node", metavar="NODE", help="The node whose network is meant.")
-@click.option("-o", "output", type=click.Choice(["text", "json"]), default="text")
+@click.option(
+    "-o",
+    "output",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="For a person, or everything as JSON.",
+)
 @target_options
 @click.pass_context
-def explain(
-    ctx: click.Context, kind: str, thing: tuple[str, ...], node: str | None, output: str
-) -> None:
+def explain(ctx: click.Context, words: tuple[str, ...], node: str | None, output: str) -> None:
     """Say what THING is on a node, which object asked for it, and what breaks without it.
 
-    KIND is route, neigh, fdb, link, rule or ip. Without --node the agent of this host is asked;
-    where that is a lab or another cluster, `ip` is asked of one of its nodes, and the others want a
-    node. Exit code 1: there is no such thing.
+    KIND is route, neigh, fdb, link, rule or ip. Without it, an IP address is an ip, a prefix a
+    route, a MAC an fdb or neigh entry, and any other name a link.
+
+    With --node, that node's agent is asked; without, the agent of this host. In a lab, or on
+    another cluster, any node can tell of an ip; for the other kinds, name the node.
+
+    Exit code 1: there is no such thing.
     """
-    answer = asyncio.run(_ask(kind, " ".join(thing), node))
+    kinds, thing = kinds_and_thing(words)
+    guessed = words[0].split()[:1] != [kinds[0]]
+    answer = asyncio.run(_ask(kinds, thing, node))
+    if guessed and not answer.explained.found:
+        hint = ("hint", f"if it is something else, name its kind first: {LISTED}")
+        details = (*answer.explained.details, hint)
+        explained = msgspec.structs.replace(answer.explained, details=details)
+        answer = msgspec.structs.replace(answer, explained=explained)
     if output == "json":
         printing.print_json(_as_json(answer))
     else:
@@ -85,15 +100,22 @@ def explain(
 # --- asking -----------------------------------------------------------------------------------
 
 
-async def _ask(kind: str, thing: str, node: str | None) -> Answer:
+async def _ask(kinds: Sequence[str], thing: str, node: str | None) -> Answer:
+    """The answer of the first of `kinds` that there is; where there is none, of the first."""
     from podwire.cli.agents import agents
     from podwire.trace.wire import Explain
 
     async with agents() as them:
-        connection = await _connect(them, kind, node)
-        explained = await connection.call(Explain(id=0, kind=kind, thing=thing))
-        answer = Answer(node=connection.welcome.node, kind=kind, thing=thing, explained=explained)
-        return await _with_pods(them, answer) if kind == "ip" else answer
+        connection = await _connect(them, kinds[0], node)
+        answers = []
+        for kind in kinds:
+            explained = await connection.call(Explain(id=0, kind=kind, thing=thing))
+            asked = connection.welcome.node
+            answers.append(Answer(node=asked, kind=kind, thing=thing, explained=explained))
+            if explained.found:
+                break
+        answer = next((one for one in answers if one.explained.found), answers[0])
+        return await _with_pods(them, answer) if answer.kind == "ip" else answer
 
 
 async def _connect(them: Agents, kind: str, node: str | None) -> Connection:
