@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 MOMENTS = int(os.environ.get("PODWIRE_TRACE_MOMENTS", "4"))
 #: What a Python process may come to have for good while it runs.
-GROWTH_KB = 2048
+GROWTH_KB = 8192
 
 
 @pytest.fixture(scope="module")

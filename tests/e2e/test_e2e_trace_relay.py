@@ -10,8 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
+import msgspec
 import pytest
+import yaml
 
+import podwire
 from podwire.cluster.kube import NAMESPACES, PODS
 from podwire.lab import Lab, LabPod
 from podwire.trace.model import Outcome
@@ -38,7 +42,23 @@ def sockets(lab: Lab) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def agent_pods(lab: Lab, sockets: Path) -> dict[str, LabPod]:
+def image(sockets: Path) -> Path:
+    """A directory with `podwire`, as an agent's image has it: pods see no checkout below /tmp."""
+    library = sockets / "lib"
+    for package in (podwire, click, msgspec, yaml):
+        source = Path(str(package.__file__)).parent
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, library / source.name, ignore=ignored)
+    command = sockets / "podwire"
+    python = Path(sys.executable).resolve()
+    call = "from podwire.cli.main import main; main()"
+    command.write_text(f'#!/bin/sh\nPYTHONPATH={library} exec {python} -c "{call}" "$@"\n')
+    command.chmod(0o755)
+    return sockets
+
+
+@pytest.fixture(scope="module")
+def agent_pods(lab: Lab, sockets: Path, image: Path) -> dict[str, LabPod]:
     """What a DaemonSet would make, by node; nothing on node3."""
     spaces = lab.call(lambda client: client.list(NAMESPACES)).items
     if SPACE not in {one["metadata"]["name"] for one in spaces}:
@@ -50,7 +70,7 @@ def agent_pods(lab: Lab, sockets: Path) -> dict[str, LabPod]:
             "image": "none",
             "command": ["sleep", "infinity"],
             "env": [
-                {"name": "PATH", "value": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
+                {"name": "PATH", "value": f"{image}:/usr/bin:/bin"},
                 {"name": "PODWIRE_OPERATOR_SOCKET", "value": str(sockets / f"{node}.sock")},
             ],
         }
