@@ -147,7 +147,11 @@ def kubectl_kubeconfig(api: ApiProcess, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def make_pod() -> Callable[..., dict[str, Any]]:
-    """A manifest of a pod with one container."""
+    """A manifest of a pod with one container, on a node that there isn't.
+
+    It is another in each test: pods on one that has been missing for 40 s are removed.
+    """
+    nowhere = f"nowhere-{secrets.token_hex(4)}"
 
     def make(name: str, **spec: Any) -> dict[str, Any]:
         container = {"name": "main", "image": "busybox", "command": ["sleep", "infinity"]}
@@ -155,7 +159,7 @@ def make_pod() -> Callable[..., dict[str, Any]]:
             "apiVersion": "v1",
             "kind": "Pod",
             "metadata": {"name": name, "labels": {"app": name}},
-            "spec": {"containers": [container], "nodeName": "nowhere", **spec},
+            "spec": {"containers": [container], "nodeName": nowhere, **spec},
         }
 
     return make

@@ -126,11 +126,11 @@ def test_apply_over_what_was_made_otherwise_warns(cluster: Cluster) -> None:
 
 
 def test_get_tables(cluster: Cluster, make_pod: Pod) -> None:
-    cluster.apply(make_pod("a"), make_pod("b"))
+    cluster.apply(a := make_pod("a"), make_pod("b"))
     lines = cluster.ok("get", "po", "-o", "wide").splitlines()
     assert lines[0].split() == ["NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP", "NODE"]
     assert lines[1].split()[:4] == ["a", "0/1", "Pending", "0"]
-    assert lines[1].split()[5:] == ["<none>", "nowhere"]
+    assert lines[1].split()[5:] == ["<none>", a["spec"]["nodeName"]]
     assert cluster.ok("get", "pods", "-l", "app=b", "--no-headers").split()[0] == "b"
     selected = cluster.ok("get", "pods", "--field-selector", "metadata.name=a", "-o", "name")
     assert selected == "pod/a\n"
