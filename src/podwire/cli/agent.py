@@ -28,19 +28,33 @@ Examples:
   podwire agent hold --node node1                        break things there and trace them
 """,
 )
-@click.option("--node-name", envvar="NODE_NAME", help="This node's name.  [default: the hostname]")
-@click.option("--kubeconfig", type=_PATH, help="How to reach the API.")
+@click.option(
+    "--node-name",
+    metavar="NODE",
+    envvar="NODE_NAME",
+    help="This node's name.  [default: the hostname]",
+)
+@click.option(
+    "--kubeconfig",
+    type=_PATH,
+    metavar="FILE",
+    help="Credentials for the API.  [default: $KUBECONFIG, else the pod's own]",
+)
 @click.option(
     "--network",
+    metavar="CIDR",
     default="10.244.0.0/16",
     show_default=True,
     help="The cluster's pod network; one CIDR, or one of each family with a comma.",
 )
-@click.option("--iface", help="Underlay link, by name or address.  [default: the node IP's]")
+@click.option(
+    "--iface", metavar="LINK", help="Underlay link, by name or address.  [default: the node IP's]"
+)
 @click.option(
     "--vni",
     # The device's name has to fit into 15 characters (IFNAMSIZ), which the largest VNIs do not.
     type=click.IntRange(1, 9_999_999),
+    metavar="VNI",
     default=1,
     show_default=True,
     help="VXLAN network identifier; the device is named after it (flannel.VNI).",
@@ -48,6 +62,7 @@ Examples:
 @click.option(
     "--vxlan-port",
     type=click.IntRange(1, 65535),
+    metavar="PORT",
     default=8472,
     show_default=True,
     help="UDP port of the tunnels; the same on all nodes.",
@@ -60,6 +75,7 @@ Examples:
 )
 @click.option(
     "--health-address",
+    metavar="ADDRESS",
     default="127.0.0.1:9910",
     show_default=True,
     help="Where /healthz, /readyz and /metrics are served; '' for nowhere.",
@@ -127,7 +143,8 @@ def agent(
     """Run this node's agent: lease its subnet, program the kernel, wire pods.
 
     Stopping it leaves the kernel as it is: pods go on talking, and the next start changes only
-    what has to be changed. With a command, tell one that runs what to do.
+    what has to be changed. With a command (below), tell an agent
+    that is running what to do.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -161,7 +178,7 @@ _node_option = click.option(
 )
 
 
-@agent.command()
+@agent.command(short_help="Have an agent leave the kernel as it is.")
 @_node_option
 @target_options
 def hold(node: str | None) -> None:
@@ -174,7 +191,7 @@ def hold(node: str | None) -> None:
     click.echo(f"{held}: held; nothing is mended until: podwire agent resume --node {held}")
 
 
-@agent.command()
+@agent.command(short_help="Have a held agent mend the kernel again.")
 @_node_option
 @target_options
 def resume(node: str | None) -> None:
@@ -198,7 +215,7 @@ def _hold(node: str | None, *, on: bool) -> str:
     return asyncio.run(work())
 
 
-@agent.command()
+@agent.command(short_help="Connect stdin and stdout to the agent (for trace).")
 @click.option(
     "--socket",
     "path",

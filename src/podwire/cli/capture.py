@@ -77,8 +77,12 @@ class Wanted(NamedTuple):
     multiple=True,
     help="This pod's interfaces (NAME or NAMESPACE/NAME); repeatable.",
 )
-@click.option("-c", "--count", type=click.IntRange(min=1), help="End after so many packets.")
-@click.option("--duration", type=options.DURATION, metavar="TIME", help="End after this time.")
+@click.option(
+    "-c", "--count", type=click.IntRange(min=1), metavar="N", help="End after so many packets."
+)
+@click.option(
+    "--duration", type=options.DURATION, metavar="TIME", help="End after this time (30s, 5m)."
+)
 @click.option(
     "--snaplen",
     type=click.IntRange(64, 262144),

@@ -42,7 +42,11 @@ _MAX_WIDTH = 120
 @click.argument("src", metavar="SRC")
 @click.argument("dst", metavar="DST")
 @click.option(
-    "--proto", type=click.Choice(["icmp", "tcp", "udp"]), default="icmp", show_default=True
+    "--proto",
+    type=click.Choice(["icmp", "tcp", "udp"]),
+    default="icmp",
+    show_default=True,
+    help="What kind of probe.",
 )
 @click.option(
     "--port", type=click.IntRange(1, 65535), metavar="PORT", help="The target's, of TCP and UDP."
@@ -53,7 +57,14 @@ _MAX_WIDTH = 120
     metavar="BYTES",
     help="Length of the IP packet, headers included.  [default: 84, as ping's]",
 )
-@click.option("--count", type=click.IntRange(1, 1000), default=1, show_default=True)
+@click.option(
+    "--count",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="How many probes are sent.",
+)
 @click.option(
     "--family", type=click.Choice(["4", "6"]), help="IPv4 or IPv6.  [default: what both have]"
 )
@@ -65,7 +76,14 @@ _MAX_WIDTH = 120
     help="How long each probe may remain unanswered.",
 )
 @click.option("--full", is_flag=True, help="Show the answer's hops one by one, too.")
-@click.option("-o", "output", type=click.Choice(["text", "json", "svg", "pcapng"]), default="text")
+@click.option(
+    "-o",
+    "output",
+    type=click.Choice(["text", "json", "svg", "pcapng"]),
+    default="text",
+    show_default=True,
+    help="For a person, as data, as a picture, or for Wireshark.",
+)
 @options.namespace_option
 @target_options
 @click.pass_context
