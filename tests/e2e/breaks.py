@@ -186,6 +186,20 @@ BREAKS = [
         reason="NETFILTER_DROP",
     ),
     Break(
+        name="route of a mark",
+        lines={
+            "node1": _rule("steer", "prerouting", "ip daddr {far} meta mark set 7")
+            + "; ip rule add fwmark 7 lookup 777; ip route add blackhole {far} table 777"
+        },
+        undo={
+            "node1": _NO_RULES
+            + "; ip rule del fwmark 7 lookup 777; ip route del blackhole {far} table 777"
+        },
+        causes=("blackhole",),
+        where=("node1",),
+        says=("{far}", "777"),
+    ),
+    Break(
         name="reverse-path filter",
         lines={
             "node2": "sysctl -qw net.ipv4.conf.all.rp_filter=1; "

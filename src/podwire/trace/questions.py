@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from podwire.trace.decode import ICMP, ICMPV6, TCP, UDP
+from podwire.trace.decode import ICMP, ICMPV6, TCP, UDP, decode_network
 from podwire.trace.evidence import Evidence
 from podwire.trace.model import Decision, Header, Icmp, Ip, Packet, Payload, Tcp, Udp
 from podwire.trace.order import ErrorPath, Journey, journeys
@@ -46,10 +46,10 @@ def asked(
     source, target = ground.ends(evidence)
     answer, answered = answer_of(journey, evidence)
     # What has been answered has arrived, wherever it was seen last.
-    request = _questions(journey.request, source, ended=not answer)
+    request = _questions(evidence, journey.request, source, ended=not answer)
     if not journey.request and not answer and source is not None:
         request = (_unsent(evidence, source),)
-    return request, _questions(answer, target, ended=not answered)
+    return request, _questions(evidence, answer, target, ended=not answered)
 
 
 def answer_of(journey: Journey, evidence: Evidence) -> tuple[tuple[Sighting, ...], bool]:
@@ -77,7 +77,7 @@ def answers(evidence: Evidence, asked_for: Sequence[Question]) -> tuple[tuple[De
 
 
 def _questions(
-    path: Sequence[Sighting], origin: int | None, *, ended: bool
+    evidence: Evidence, path: Sequence[Sighting], origin: int | None, *, ended: bool
 ) -> tuple[Question, ...]:
     found = []
     for at, one in enumerate(path):
@@ -90,9 +90,30 @@ def _questions(
                 packet=one.packet,
                 ended=ended and after is None,
                 origin=at == 0 and one.outgoing and one.place == origin,
+                mark=_mark(evidence, one),
             )
         )
     return tuple(found)
+
+
+def _mark(evidence: Evidence, seen: Sighting) -> int:
+    """The packet's mark when its route was chosen: what nft rules had made of it before.
+
+    Those have seen the interface that it came in by, and none that it leaves by yet.
+    """
+    if seen.outgoing:
+        return 0
+    source = _source(seen.packet.headers)
+    for step in reversed(evidence.steps):
+        met = (step.place, step.iif, step.oif) == (seen.place, seen.interface.index, 0)
+        if met and _source(decode_network(step.data, len(step.data)).headers) == source:
+            return step.mark
+    return 0
+
+
+def _source(headers: Sequence[Header]) -> str:
+    """The outermost IP header's."""
+    return next((header.source for header in headers if isinstance(header, Ip)), "")
 
 
 def _unsent(evidence: Evidence, source: int) -> Question:

@@ -253,7 +253,7 @@ class Drops(_Tagged, frozen=True, kw_only=True):
 class NftStep(msgspec.Struct, frozen=True, kw_only=True):
     """A rule or a policy that judged a probe's packet. `kind` is `rule` or `policy`; `verdict`
     `accept`, `drop`, `continue`, `jump …`; `rule` its text, empty for a policy. `data` is the
-    packet from the network header on, as far as the kernel told."""
+    packet from the network header on, as far as the kernel told; `mark` its mark after that."""
 
     place: int
     time_ns: int
@@ -266,6 +266,7 @@ class NftStep(msgspec.Struct, frozen=True, kw_only=True):
     verdict: str
     iif: int = 0
     oif: int = 0
+    mark: int = 0
     data: bytes = b""
     why: Why | None = None
 

@@ -28,7 +28,7 @@ def told(kind: int, *more: bytes) -> TraceMessage | None:
 def test_a_rule_comes_with_verdict_interfaces_and_headers() -> None:
     verdict = nested(5, be32(1, 0))
     handle = attr(3, struct.pack("!Q", 2**40))
-    more = (be32(10, 3), be32(12, 4), attr(8, b"network, "), attr(9, b"transport"))
+    more = (be32(10, 3), be32(12, 4), be32(14, 7), attr(8, b"network, "), attr(9, b"transport"))
     assert told(3, verdict, handle, *more) == TraceMessage(
         id=0xABCD,
         kind="rule",
@@ -39,6 +39,7 @@ def test_a_rule_comes_with_verdict_interfaces_and_headers() -> None:
         verdict="drop",
         iif=3,
         oif=4,
+        mark=7,
         data=b"network, transport",
     )
 

@@ -203,7 +203,8 @@ class TraceMessage(NamedTuple):
 
     `id` is the same for a packet as long as it is in one hook. `verdict` names the chain of a
     jump or goto. The interfaces and the headers are in the first message of each base chain only:
-    0 and empty in those after it. `transport` are its first 20 bytes at most.
+    0 and empty in those after it; `data` are the network header and at most 20 bytes of the next.
+    `mark` is the packet's by then.
     """
 
     id: int
@@ -215,6 +216,7 @@ class TraceMessage(NamedTuple):
     verdict: str
     iif: int
     oif: int
+    mark: int
     data: bytes
 
 
@@ -247,6 +249,7 @@ def parse_trace(kind: int, payload: bytes) -> TraceMessage | None:
         verdict=verdict,
         iif=number(10),
         oif=number(12),
+        mark=number(14),
         # Of an IPv6 fragment without transport header the kernel takes that to be at 0, where the
         # network header is, and leaves no room for the latter.
         data=attrs.get(8, b"") + attrs.get(9, b""),

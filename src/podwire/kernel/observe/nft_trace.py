@@ -77,7 +77,8 @@ class RawNftStep(NamedTuple):
 
     `kind` is `rule` or `policy`; `rule` is the text, empty for a policy and for a rule that is
     gone meanwhile. `time_ns` is when it was read: the kernel tells no time, only the order.
-    `data` is the network header and up to 20 bytes from the transport header on.
+    `mark` is what the packet had after it. `data` is the network header and up to 20 bytes from the
+    transport header on.
     """
 
     time_ns: int
@@ -90,6 +91,7 @@ class RawNftStep(NamedTuple):
     verdict: str
     iif: int
     oif: int
+    mark: int
     data: bytes
 
 
@@ -192,6 +194,7 @@ class NftTap:
             told.verdict,
             packet.iif,
             packet.oif,
+            told.mark,
             packet.data,
         )
 
