@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from podwire.cli.context import target
 from podwire.cluster.kube import NODES
 from podwire.cluster.nodes import MANAGED
 from podwire.errors import AgentAwayError, InputError, NotFoundError, PodwireError
+from podwire.kernel.boot import boot_id
 from podwire.trace.connection import Connection
 from podwire.trace.wire import Check, Checked
 
@@ -38,7 +38,6 @@ _EXAMINATION_S = 90.0
 _API_S = 3.0
 #: How the node is called that was not named.
 HERE = "this host"
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _agent = Findings("agent")
 _clock = Findings("clock")
@@ -225,7 +224,7 @@ def clocks_apart(readings: dict[str, Reading]) -> dict[str, tuple[Checked, ...]]
     A single one is compared with this machine's own.
     """
     with suppress(OSError):
-        own = Reading(_BOOT_ID.read_text().strip(), 0.0, 0.0)
+        own = Reading(boot_id(), 0.0, 0.0)
         if len({reading.boot for reading in readings.values()}) == 1:
             readings = {**readings, "this machine": own}
     if not readings:

@@ -113,16 +113,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def report(error: PodwireError) -> None:
     """Print an error for a person: what went wrong, and what to do about it."""
+    from podwire.trace.render.ink import clean
+
     coloured = colour_enabled(sys.stderr)
     for label, colour, text in (("error:", "red", error.message), ("hint:", "cyan", error.remedy)):
         if text:
             shown = click.style(label, fg=colour) if coloured else label
-            print(shown, "".join(map(_harmless, text)), file=sys.stderr)
-
-
-def _harmless(char: str) -> str:
-    """A character that a terminal does not obey: messages may quote what others wrote."""
-    return char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1]
+            # Messages may quote what others wrote; no terminal is to obey that.
+            print(shown, "\n".join(map(clean, text.split("\n"))), file=sys.stderr)
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ from pathlib import Path
 import msgspec
 
 from podwire.errors import KernelError, LabError
+from podwire.kernel.boot import boot_id
 from podwire.lab import namespaces as ns
 from podwire.lab.nodes import PATH, overlay
 from podwire.lab.processes import Process, all_processes, end, environment
@@ -85,8 +86,7 @@ class Sandbox(msgspec.Struct, frozen=True):
 
 def node_life() -> str:
     """Names this life of the node: this boot of the machine and this PID namespace."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    return f"{boot_id()}/{Path('/proc/self/ns/pid').stat().st_ino}"
 
 
 def create(files: Path, hostname: str, *, host_network: bool = False) -> Sandbox:

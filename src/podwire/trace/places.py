@@ -10,21 +10,20 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from podwire.errors import KernelError
 from podwire.kernel import netns
+from podwire.kernel.boot import boot_id
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe.interfaces import InterfaceState, read_interfaces
 from podwire.trace.model import Interface, Place
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SELF = "/proc/thread-self/ns/net"
 
 
 def clock() -> str:
     """What times of this machine may be compared with: this boot's id."""
-    return _BOOT_ID.read_text().strip()
+    return boot_id()
 
 
 class OpenPlace:

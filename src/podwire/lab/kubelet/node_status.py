@@ -17,6 +17,7 @@ from typing import Any
 
 from podwire.cluster.kube import LEASES, NAMESPACES, NODES
 from podwire.errors import AlreadyExistsError, NotFoundError, PodwireError
+from podwire.kernel.boot import boot_id
 from podwire.lab.kubelet.node import Node
 from podwire.lab.kubelet.records import now
 
@@ -193,7 +194,7 @@ def _memory_kib() -> int:
 
 
 def _node_info() -> Json:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    boot = boot_id()
     return {
         "machineID": boot.replace("-", ""),
         "systemUUID": boot,
