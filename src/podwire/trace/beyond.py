@@ -75,7 +75,7 @@ def _outside(case: Case, leg: Leg, last: Sighting, ip: Ip) -> tuple[Outcome, Fin
         return Outcome.DROPPED, finding(
             case,
             leg,
-            reason.causes[0] if reason.causes else Cause.UNKNOWN,
+            reason.likeliest,
             f"left {node} for {ip.target}, and the kernel dropped it in another namespace of the"
             f" same machine: {reason.words}",
             where=seen.where_dropped(case, drop),

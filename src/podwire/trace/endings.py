@@ -147,7 +147,7 @@ def _by_drop(case: Case, leg: Leg, known: KnownDrop, reason: Reason) -> Finding:
     found = finding(
         case,
         leg,
-        reason.causes[0] if reason.causes else Cause.UNKNOWN,
+        reason.likeliest,
         f"the kernel of {name} dropped the {seen.what(leg)} at {drop.interface or 'no interface'}:"
         f" {reason.words}",
         where=seen.where_dropped(case, drop),

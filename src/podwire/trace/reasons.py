@@ -23,6 +23,10 @@ class Reason(NamedTuple):
     words: str
     causes: tuple[Cause, ...] = ()
 
+    @property
+    def likeliest(self) -> Cause:
+        return self.causes[0] if self.causes else Cause.UNKNOWN
+
 
 _NO_WAY = (
     Cause.NO_ROUTE,
