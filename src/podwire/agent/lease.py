@@ -17,6 +17,7 @@ from podwire.cluster.nodes import (
 )
 from podwire.errors import InputError
 from podwire.model.cluster import Lease, NetworkConfig, Underlay
+from podwire.model.fabric import Fabric
 from podwire.plan.transport import vxlan
 
 
@@ -69,8 +70,9 @@ def node_config(
         lease=lease,
         underlay=underlay,
         mtu=vxlan.mtu(underlay.mtu, underlay.ip.version),
-        vxlan_dev=f"flannel.{config.vni}",
-        vxlan_port=config.vxlan_port,
+        fabric=Fabric(
+            vni=config.vni, vxlan_dev=f"flannel.{config.vni}", vxlan_port=config.vxlan_port
+        ),
         masquerade=config.masquerade,
     )
 

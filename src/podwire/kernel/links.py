@@ -14,7 +14,7 @@ import msgspec
 
 from podwire.kernel import messages
 from podwire.kernel.messages import LinkState
-from podwire.model.state import LINK_GROUP, Bridge, Link, Veth, Vxlan, Why, format_mac
+from podwire.model.state import LINK_GROUP, Bridge, Link, Tun, Veth, Vxlan, Why, format_mac
 
 
 class LinkOp(msgspec.Struct, frozen=True):
@@ -112,6 +112,8 @@ def _same_kind(link: Link, state: LinkState, actual: Mapping[str, LinkState]) ->
             return state.kind == "bridge"
         case Veth():
             return state.kind == "veth"
+        case Tun():
+            return state.kind == "tun"
 
 
 def _changes(link: Link, state: LinkState, actual: Mapping[str, LinkState]) -> dict[str, Any]:
