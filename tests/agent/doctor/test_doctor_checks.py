@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
@@ -28,6 +28,7 @@ from podwire.model.cluster import Lease, NetworkConfig, Node, Underlay
 from podwire.model.probe import Probe
 from podwire.trace.wire import Check, Checked, ProbeResult
 from tests.conftest import Namespace
+from tests.e2e.waiting import until
 
 NETWORK = NetworkConfig(
     node="node1",
@@ -175,7 +176,7 @@ class Network(_Scout):
         self.rounds += self.sent > before
         return found
 
-    async def _shoot(self, probe: Probe, attempts: int = 2) -> ProbeResult:
+    async def _shoot(self, probe: Probe, timeouts_s: tuple[float, ...] = ()) -> ProbeResult:
         self.sent += 1
         passes = (probe.size or 84) <= self._carries
         return ProbeResult(number=1, outcome="replied" if passes else "timeout")
@@ -222,6 +223,36 @@ async def test_a_full_packet_that_is_lost_by_bad_luck_is_none_too_large() -> Non
         target = await scout._target(ip_address("172.18.0.12"), 1500)
         unlucky = msgspec.structs.replace(target, full=ProbeResult(number=1, outcome="timeout"))
         assert await scout._searched(unlucky, set()) == target
+
+
+LOST_QUESTIONS = {
+    "172.18.0.12": "table arp lost { chain input { type filter hook input priority 0;"
+    " arp operation request limit rate 1/day burst 1 packets drop; }; }",
+    "fd00:172::2": "table ip6 lost { chain input { type filter hook input priority 0;"
+    " icmpv6 type nd-neighbor-solicit ip6 saddr fd00:172::1"
+    " limit rate 1/day burst 1 packets drop; }; }",
+}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("address", LOST_QUESTIONS)
+async def test_a_peer_answers_although_the_first_question_for_its_mac_was_lost(
+    address: str, inside: Namespace, make_namespace: Callable[[], Namespace]
+) -> None:
+    peer = make_namespace()
+    inside.run(
+        f"ip link add eth0 type veth peer name eth0 netns {peer.name};"
+        " ip address add 172.18.0.11/16 dev eth0; ip address add fd00:172::1/64 dev eth0 nodad"
+    )
+    peer.run(
+        "ip address add 172.18.0.12/16 dev eth0; ip address add fd00:172::2/64 dev eth0 nodad;"
+        f" nft '{LOST_QUESTIONS[address]}'; ip link set eth0 up"
+    )
+    inside.run("ip link set eth0 up")
+    until(lambda: "LOWER_UP" in inside.run("ip -br link show eth0"), "the cable carries")
+    with ThreadPoolExecutor(2) as executor:
+        target = await _Scout(NETWORK, executor)._target(ip_address(address), 1500)
+    assert target.carries
 
 
 # --- firewalls of ordinary hosts --------------------------------------------------------------

@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     from podwire.agent.daemon import Agent
 
 #: So many probes are under way at once; each is a thread that waits. Five hundred peers that are
-#: all dead take 7 s so, and all with too small an MTU twice that.
-_AT_ONCE = 128
-#: A probe gets this long, and a second chance: a single loss is nobody's fault.
-_TIMEOUT_S, _ATTEMPTS = 0.4, 2
+#: all dead take 7 s so, and all with too small an MTU as long.
+_AT_ONCE = 256
+#: How long the attempts at a probe wait, one after the other: a single loss is nobody's fault.
+_TIMEOUTS_S = (0.4, 0.4)
+#: So the first one to an address. The packet that is lost may be the question for the address's
+#: MAC, which the kernel asks again after a second (retrans_time_ms, arp(7)) and not for each probe.
+_FIRST_TIMEOUTS_S = (0.4, 1.3)
 #: Half of those of a search are not answered, and it is known by then that the peer answers.
 _SEARCH_S = 0.25
 #: Bytes of a small probe's packet, which passed where a search begins.
@@ -146,14 +149,14 @@ class _Scout:
         return Path(peer, node, vtep)
 
     async def _target(self, ip: IPAddress, size: int) -> Target:
-        small = await self._shoot(Probe(target=str(ip), timeout_s=_TIMEOUT_S))
+        small = await self._shoot(Probe(target=str(ip)), _FIRST_TIMEOUTS_S)
         if small.outcome == "timeout":
             # The others would be lost, too; and where many peers are, waiting for them adds up.
             return Target(ip, size, small, small, small)
         port = self._network.vxlan_port  # Of TCP, where nothing listens.
         full, tcp = await asyncio.gather(
-            self._shoot(Probe(target=str(ip), size=size, timeout_s=_TIMEOUT_S)),
-            self._shoot(Probe(protocol="tcp", target=str(ip), port=port, timeout_s=_TIMEOUT_S)),
+            self._shoot(Probe(target=str(ip), size=size)),
+            self._shoot(Probe(protocol="tcp", target=str(ip), port=port)),
         )
         return Target(ip, size, small, full, tcp)
 
@@ -166,7 +169,7 @@ class _Scout:
             return target
         # Of hundreds of peers, some lose a packet more than once.
         full = await self._shoot(
-            Probe(target=str(target.ip), size=target.size, timeout_s=_SEARCH_S)
+            Probe(target=str(target.ip), size=target.size), (_SEARCH_S, _SEARCH_S)
         )
         if full.outcome == "replied":
             return msgspec.structs.replace(target, full=full)
@@ -196,8 +199,8 @@ class _Scout:
         sizes = [size for size in sizes if passes < size < fails]
         if not sizes:
             return passes, fails
-        probes = [Probe(target=str(ip), size=size, timeout_s=_SEARCH_S) for size in sizes]
-        results = await asyncio.gather(*(self._shoot(probe, attempts=1) for probe in probes))
+        probes = [Probe(target=str(ip), size=size) for size in sizes]
+        results = await asyncio.gather(*(self._shoot(probe, (_SEARCH_S,)) for probe in probes))
         answered = [
             size for size, one in zip(sizes, results, strict=True) if one.outcome == "replied"
         ]
@@ -205,16 +208,18 @@ class _Scout:
         # One that is lost below one that passed was bad luck, not too large.
         return passes, min([fails, *(size for size in sizes if size > passes)])
 
-    async def _shoot(self, probe: Probe, attempts: int = _ATTEMPTS) -> ProbeResult:
+    async def _shoot(
+        self, probe: Probe, timeouts_s: tuple[float, ...] = _TIMEOUTS_S
+    ) -> ProbeResult:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, _shoot, probe, attempts)
+        return await loop.run_in_executor(self._executor, _shoot, probe, timeouts_s)
 
 
-def _shoot(probe: Probe, attempts: int) -> ProbeResult:
+def _shoot(probe: Probe, timeouts_s: tuple[float, ...]) -> ProbeResult:
     """One probe, repeated for as long as nothing comes back and attempts are left."""
     try:
-        for _ in range(attempts):
-            with Prober(None, probe) as prober:
+        for timeout_s in timeouts_s:
+            with Prober(None, msgspec.structs.replace(probe, timeout_s=timeout_s)) as prober:
                 (result,) = prober.fire()
             if result.outcome != "timeout":
                 break
