@@ -37,7 +37,6 @@ DROPS: Mapping[str, str] = {
     # From the underlay, on their way to a pod.
     "not_a_peer": "the datagram came from an address that holds no lease",
     "malformed": "the datagram holds no whole IP packet",
-    "bad_checksum": "the packet inside fails its IP, TCP or UDP checksum",
     "foreign_source": "the packet's source address is outside of the sending peer's lease",
     "foreign_destination": "the packet's destination is outside of this node's own subnets",
     "ttl_expired_inbound": "its TTL or hop limit was used up by this end of the tunnel",
@@ -52,15 +51,14 @@ class TunnelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What one end of the tunnel is.
 
     `dev` is a persistent TUN device that exists; `port` is UDP, at both ends; `local` are the
-    underlay addresses to bind to, one of each family at most. `subnets` is this node's lease,
-    `networks` the cluster's. With `private_key` (X25519, 32 bytes) peers that have a public key
+    underlay addresses to bind to, one of each family at most. `subnets` is this node's lease: what
+    comes for anything else is dropped. With `private_key` (X25519, 32 bytes) peers that have a public key
     are spoken to encrypted; with `require_encryption` all others are refused.
     """
 
     dev: str
     local: tuple[IPText, ...]
     subnets: tuple[NetworkText, ...]
-    networks: tuple[NetworkText, ...]
     port: int = TUNNEL_PORT
     private_key: bytes | None = None
     require_encryption: bool = False
