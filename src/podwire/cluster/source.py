@@ -28,8 +28,8 @@ from podwire.model.state import IPAddress, IPNetwork
 class BackendOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How packets travel between nodes, in Flannel's words; None is the backend's own default.
 
-    `type` is as Flannel spells it (`vxlan`, `host-gw`, `udp`, …). `mtu` is the pods'. `mac_prefix`
-    are the first two bytes of VTEPs' MACs.
+    `type` is as Flannel spells it (`vxlan`, `host-gw`, `udp`, …). `mtu` is the underlay's: the
+    tunnel's headers come off it.
     """
 
     type: str
@@ -39,7 +39,6 @@ class BackendOptions(msgspec.Struct, frozen=True, kw_only=True):
     learning: bool = False
     gbp: bool = False
     mtu: int | None = None
-    mac_prefix: bytes | None = None
 
 
 class StoredNetwork(msgspec.Struct, frozen=True):
