@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from copy import copy
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -125,9 +126,10 @@ class Initiator:
     def finish(self, message: bytes) -> tuple[bytes, bytes, bytes]:
         """The second message's payload, the key to send with, the key to receive with.
 
-        Raises HandshakeRefusedError. A handshake that refused a message is spent.
+        Raises HandshakeRefusedError, and then still waits for the right message: who can forge
+        one, but not make a valid one, ends nothing.
         """
-        transcript = self._transcript
+        transcript = copy(self._transcript)
         public = message[:KEY_SIZE]
         transcript.mix_hash(public)
         transcript.mix_key(_exchange(self._ephemeral, public))
