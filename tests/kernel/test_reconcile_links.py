@@ -98,14 +98,14 @@ def test_a_pod_that_comes_and_goes_is_no_alarm(
                 return any(reconciler.is_amiss(one.type, one.payload) for one in found)
 
             for _ in range(2):
-                attach(sock, wiring.host, wiring.pod, fd)
-                reconciler.note_link(cause, wiring.host)
+                attach(sock, wiring.port, wiring.pod, fd)
+                reconciler.note_link(cause, wiring.port)
                 assert not amiss()
                 reconciler.note_link(cause, None)
                 inside.run(f"ip link del {ATTACHMENT.host_ifname}")
                 assert not amiss()
-            attach(sock, wiring.host, wiring.pod, fd)
-            reconciler.note_link(cause, wiring.host)
+            attach(sock, wiring.port, wiring.pod, fd)
+            reconciler.note_link(cause, wiring.port)
             inside.run(f"ip link set {ATTACHMENT.host_ifname} nomaster")
             assert amiss()
     finally:

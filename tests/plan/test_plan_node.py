@@ -24,7 +24,7 @@ from podwire.model.state import (
     Vxlan,
     Why,
 )
-from podwire.plan.node import objections, plan, plan_peer, plan_self, plan_table
+from podwire.plan.node import objections, plan, plan_peer, plan_self, plan_tables
 from podwire.plan.wiring.bridge import plan_attachment
 
 WHY = Why("", "")
@@ -60,8 +60,8 @@ def test_a_peer_is_a_neighbor_a_route_and_an_fdb_entry() -> None:
     base = ip_address("10.244.2.0")
     assert bare(plan_peer(CONFIG, NODE2)) == [
         Neighbor(dev="flannel.1", ip=base, mac=MAC2, why=WHY),
-        Route(dst=ip_network("10.244.2.0/24"), via=base, dev="flannel.1", onlink=True, why=WHY),
         FdbEntry(dev="flannel.1", mac=MAC2, dst=ip_address("172.18.0.12"), why=WHY),
+        Route(dst=ip_network("10.244.2.0/24"), via=base, dev="flannel.1", onlink=True, why=WHY),
     ]
 
 
@@ -79,15 +79,6 @@ def test_own_entries_are_flannels() -> None:
     table = own.pop()
     assert own == [
         Link(
-            name="flannel.1",
-            kind=Vxlan(vni=1, port=8472, local=ip_address("172.18.0.11"), dev="eth0"),
-            mtu=1450,
-            mac=MAC1,
-            alias="podwire VTEP of node1",
-            why=WHY,
-        ),
-        Address(dev="flannel.1", ip=ip_interface("10.244.1.0/32"), why=WHY),
-        Link(
             name="cni0",
             kind=Bridge(),
             mtu=1450,
@@ -97,6 +88,15 @@ def test_own_entries_are_flannels() -> None:
         ),
         Address(dev="cni0", ip=ip_interface("10.244.1.1/24"), why=WHY),
         Sysctl(key="net/ipv4/ip_forward", value="1", why=WHY),
+        Link(
+            name="flannel.1",
+            kind=Vxlan(vni=1, port=8472, local=ip_address("172.18.0.11"), dev="eth0"),
+            mtu=1450,
+            mac=MAC1,
+            alias="podwire VTEP of node1",
+            why=WHY,
+        ),
+        Address(dev="flannel.1", ip=ip_interface("10.244.1.0/32"), why=WHY),
     ]
     assert isinstance(table, NftTable)
     assert {chain.name: [rule.text for rule in chain.rules] for chain in table.chains} == {
@@ -110,7 +110,7 @@ def test_own_entries_are_flannels() -> None:
 
 
 def test_without_masquerade_nothing_is_translated() -> None:
-    table = plan_table(msgspec.structs.replace(CONFIG, masquerade=False))
+    (table,) = plan_tables(msgspec.structs.replace(CONFIG, masquerade=False))
     assert [chain.name for chain in table.chains] == ["tunnel_in", "tunnel_out"]
     assert table.sets == ()
 
@@ -128,9 +128,9 @@ def test_a_pod_gets_its_address_a_default_route_and_the_network() -> None:
     )
     planned = plan_attachment(CONFIG, attachment)
     gateway = ip_address("10.244.1.1")
-    assert planned.host.master == "cni0"
-    assert planned.host.kind == Veth(peer="eth0", peer_mac=MAC1)
-    assert str(planned.host.why) == "Pod/default/a has 10.244.1.5"
+    assert planned.port.master == "cni0"
+    assert planned.port.kind == Veth(peer="eth0", peer_mac=MAC1)
+    assert str(planned.port.why) == "Pod/default/a has 10.244.1.5"
     assert bare(planned.pod) == [
         Address(dev="eth0", ip=ip_interface("10.244.1.5/24"), why=WHY),
         Route(dst=ip_network("0.0.0.0/0"), via=gateway, dev="eth0", why=WHY),

@@ -27,7 +27,8 @@ from podwire.model.cluster import Attachment, ClusterView, Lease, NetworkConfig,
 from podwire.model.probe import Probe, ProbeMatch
 from podwire.model.state import Address
 from podwire.plan.node import cause_of_attachment, plan
-from podwire.plan.wiring.bridge import gateway, mac_for, plan_attachment
+from podwire.plan.macs import mac_for
+from podwire.plan.wiring.bridge import gateway, plan_attachment
 from podwire.trace.decide import Decider
 from podwire.trace.decode import decode
 from podwire.trace.intent import Intent
@@ -155,8 +156,8 @@ class Network:
                 wiring = plan_attachment(config, attachment)
                 inside = netns.open_netns(attachment.netns)
                 stack.callback(os.close, inside)
-                attach(sock, wiring.host, wiring.pod, inside)
-                reconciler.note_link(cause_of_attachment(attachment), wiring.host)
+                attach(sock, wiring.port, wiring.pod, inside)
+                reconciler.note_link(cause_of_attachment(attachment), wiring.port)
         self._places: dict[int, Places] = {}
         stack.callback(self._close_places)
         self.look()

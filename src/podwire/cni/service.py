@@ -39,6 +39,7 @@ from podwire.kernel import netns
 from podwire.log import fields
 from podwire.model.cluster import Attachment, NetworkConfig
 from podwire.model.state import IPAddress
+from podwire.plan.macs import mac_for
 from podwire.plan.wiring import bridge
 
 log = logging.getLogger(__name__)
@@ -219,7 +220,7 @@ class CniService:
             request.conf,
             record.attachment,
             bridge=network.bridge,
-            bridge_mac=bridge.mac_for(bridge.gateway(network.lease.subnets[0])),
+            bridge_mac=mac_for(bridge.gateway(network.lease.subnets[0])),
             routes=wiring.routes(network, record.attachment),
         )
 
@@ -340,7 +341,7 @@ def _attachment(network: NetworkConfig, request: Request, ips: Sequence[IPAddres
         ifname=request.ifname,
         netns=request.netns,
         host_ifname=f"veth{digest[:11]}",
-        mac=request.requested_mac or bridge.mac_for(ips[0]),
+        mac=request.requested_mac or mac_for(ips[0]),
         ips=tuple(
             ip_interface((ip, subnet.prefixlen)) for ip, subnet in zip(ips, subnets, strict=True)
         ),

@@ -15,7 +15,7 @@ from podwire.kernel import attach as kernel
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.model.cluster import Attachment, NetworkConfig
 from podwire.model.state import Route
-from podwire.plan.wiring import bridge
+from podwire.plan.wiring import plan_attachment
 
 
 class Wiring:
@@ -33,13 +33,13 @@ class Wiring:
 
     def attach(self, config: NetworkConfig, attachment: Attachment, netns_fd: int) -> None:
         """Make the interface; nothing is left behind on an error."""
-        plan = bridge.plan_attachment(config, attachment)
-        kernel.attach(self._socket, plan.host, plan.pod, netns_fd)
+        plan = plan_attachment(config, attachment)
+        kernel.attach(self._socket, plan.port, plan.pod, netns_fd)
 
     def check(self, config: NetworkConfig, attachment: Attachment, netns_fd: int) -> list[str]:
         """What is wrong with the interface, one sentence a fault."""
-        plan = bridge.plan_attachment(config, attachment)
-        return kernel.check(self._socket, plan.host, plan.pod, netns_fd)
+        plan = plan_attachment(config, attachment)
+        return kernel.check(self._socket, plan.port, plan.pod, netns_fd)
 
     def cut_off(self, attachment: Attachment) -> None:
         """Nothing passes the host's end any more. Fast, where `unregister` is not."""
@@ -60,7 +60,7 @@ class Wiring:
 
 def routes(config: NetworkConfig, attachment: Attachment) -> list[Route]:
     """The routes that an attachment has inside of the pod."""
-    plan = bridge.plan_attachment(config, attachment)
+    plan = plan_attachment(config, attachment)
     return [entry for entry in plan.pod if isinstance(entry, Route)]
 
 

@@ -239,8 +239,12 @@ class NftTable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NftOpenSet(msgspec.Struct, frozen=True, kw_only=True):
-    """A set whose elements come and go with their causes. `type` may be a concatenation of
-    `ifname`, `ether_addr`, `ipv4_addr`, `ipv6_addr` and `inet_service`, with dots between."""
+    """A set whose elements come and go with their causes.
+
+    `type` is `ifname`, `ether_addr`, `ipv4_addr`, `ipv6_addr` or `inet_service`, or several of them
+    with ` . ` between. A part such as `@th,64,128` is what nft has no name for: so many bits of the
+    payload (the set is declared with `typeof`), here the target of a neighbour advertisement.
+    """
 
     name: str
     type: str

@@ -23,6 +23,9 @@ CUSTOM = "custom"
 #: Calico's routes carry the number that iproute2 knows nobody else by (REFERENCE: `proto 80`).
 _CALICO_PROTOCOL = 80
 
+#: Of an interface's name, at most (IFNAMSIZ without its zero byte).
+_NAME_LEN = 15
+
 _FLANNEL = Fabric()
 _CALICO = Fabric(
     profile="calico",
@@ -108,7 +111,7 @@ def fabric(
             )
     base = _base(profile, chosen)
     given = {name: value for name, value in options.items() if value is not None}
-    made = msgspec.structs.replace(base, **chosen, **given)
+    made = msgspec.structs.replace(base, **chosen, **_devices(base, given), **given)
     if any(getattr(made, axis) != getattr(base, axis) for axis in chosen):
         made = msgspec.structs.replace(made, profile=CUSTOM)
     if reason := senseless(made):
@@ -140,6 +143,21 @@ def _base(profile: str | None, chosen: Mapping[str, str]) -> Fabric:
     # No name for this point: the family of names that belongs to its IPAM.
     ipam = chosen.get("ipam", _FLANNEL.ipam)
     return next(one for one in PROFILES.values() if one.ipam == ipam)
+
+
+def _devices(base: Fabric, given: Mapping[str, Any]) -> dict[str, str]:
+    """Names of devices that are made of a number, which may be another one than the profile's."""
+    if base.vxlan_dev.startswith("flannel.") and "vni" in given:
+        vni = given["vni"]
+        dev6 = f"flannel-v6.{vni}"
+        if len(dev6) > _NAME_LEN:
+            # Flannel's own name for it is one that the kernel refuses.
+            dev6 = f"flan6.{vni}"
+        return {"vxlan_dev": f"flannel.{vni}", "vxlan_dev6": dev6}
+    if base.vxlan_dev.startswith("vxlan-") and "vxlan_port" in given:
+        port = given["vxlan_port"]
+        return {"vxlan_dev": f"vxlan-{port}", "vxlan_dev6": f"vxlan-v6-{port}"}
+    return {}
 
 
 def senseless(fabric: Fabric) -> str | None:
