@@ -22,10 +22,12 @@ SENSE = {
 
 @pytest.mark.parametrize(
     "point",
-    itertools.product(
-        ("node-subnet", "blocks", "cluster-range"),
-        ("bridge", "routed"),
-        ("direct", "vxlan", "l2-vxlan", "udp", "auto"),
+    list(
+        itertools.product(
+            ("node-subnet", "blocks", "cluster-range"),
+            ("bridge", "routed"),
+            ("direct", "vxlan", "l2-vxlan", "udp", "auto"),
+        )
     ),
 )
 def test_a_point_makes_sense_or_is_refused_with_the_reason(point: tuple[str, str, str]) -> None:

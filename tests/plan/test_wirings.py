@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 
 from podwire.model.state import Blackhole, Link, NftElement, Route
 from podwire.plan import isolation, spoofing
@@ -85,7 +85,7 @@ def test_a_port_of_a_bridge_is_bound_to_mac_and_addresses() -> None:
     assert elements(*spoofing.plan_attachment(of, one)) == {
         ("bridge", "guarded"),
         ("bridge", "bindings4", mac, "10.244.1.5"),
-        ("bridge", "bindings4", mac, "0.0.0.0"),
+        ("bridge", "bindings4", mac, str(IPv4Address(0))),
         ("bridge", "bindings6", mac, "fd00:10:244:1::5"),
         ("bridge", "bindings6", mac, own),
         ("bridge", "bindings6", mac, "::"),
