@@ -21,9 +21,10 @@ from podwire.model.cluster import (
 )
 from podwire.model.fabric import Fabric
 from podwire.model.state import NFT_TABLE, Desired, Entry, IPNetwork, NftTable, Why
+from podwire.model.tunnel import OVERHEAD_ENCRYPTED
 from podwire.plan import guard, masquerade
 from podwire.plan.claims import Claims
-from podwire.plan.transport import auto, l2_vxlan, transport_of, udp
+from podwire.plan.transport import auto, l2_vxlan, transport_of
 from podwire.plan.wiring import plan_attachment, wiring_of
 
 
@@ -50,7 +51,7 @@ def pod_mtu(fabric: Fabric, underlay: Underlay) -> int:
     """
     module = auto if fabric.cross_subnet else transport_of(fabric)
     added = max(module.overhead(ip.version) for ip in underlay.ips)
-    fitting = underlay.mtu - added - (udp.SEAL if fabric.encrypt else 0)
+    fitting = underlay.mtu - added - (OVERHEAD_ENCRYPTED if fabric.encrypt else 0)
     return min(fitting, fabric.mtu) if fabric.mtu is not None else fitting
 
 

@@ -13,15 +13,13 @@ from ipaddress import ip_interface
 
 from podwire.model.cluster import NetworkConfig, Node
 from podwire.model.state import Address, Entry, Link, Tun, Why
+from podwire.model.tunnel import OVERHEAD_V4, OVERHEAD_V6
 from podwire.plan import carrier
 
 BACKEND = "udp"
 
 #: Outer IP + UDP 8, by IP version.
-OVERHEAD = {4: 20 + 8, 6: 40 + 8}
-
-#: What sealing a packet adds: a header of 16 bytes and a tag of 16 (`podwire.tunnel.secure`).
-SEAL = 32
+OVERHEAD = {4: OVERHEAD_V4, 6: OVERHEAD_V6}
 
 
 def overhead(version: int) -> int:
