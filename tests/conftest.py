@@ -1,4 +1,5 @@
-"""Fixtures that make real network namespaces, and take them away again whatever happens."""
+"""Fixtures that make real network namespaces, and take them away again whatever happens; and the
+settings of pytest and Hypothesis for all tests."""
 
 from __future__ import annotations
 
@@ -12,8 +13,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import settings
 
 from podwire.kernel import netns
+from tests import parallel
+
+# Each run tries others: few are enough. A machine that stalls is no failure.
+settings.register_profile("podwire", max_examples=40, deadline=None)
+settings.load_profile("podwire")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        parallel.shorten_basetemp(config)
+        config.pluginmanager.register(parallel.Worker())
+    elif config.getoption("dist", "no") != "no":
+        config.pluginmanager.register(parallel.Controller())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    parallel.dearest_first(items, config.rootpath)
 
 
 def _kubectl_minor() -> int:

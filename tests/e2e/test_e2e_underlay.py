@@ -102,7 +102,7 @@ def test_a_server_outside_sees_the_node(lab: Lab, a: LabPod) -> None:
             connection, (ip, _) = server.accept()
             connection.sendall(b"welcome")
             connection.close()
-            assert client.communicate(timeout=10) == ("welcome", "")
+            assert client.communicate(timeout=60) == ("welcome", "")
     assert ip == lab.node("node1").ip
 
 
@@ -114,7 +114,7 @@ def listen(namespace: Path) -> socket.socket:
             server = socket.create_server(("", 0))
     finally:
         os.close(fd)
-    server.settimeout(10)
+    server.settimeout(60)
     return server
 
 

@@ -40,7 +40,7 @@ from tests.conftest import Namespace
 
 PODS = {"a": 1, "c": 1, "b": 2}  # the node of each
 _HOST = {"a": 2, "c": 3, "b": 2}  # its number in the node's subnets
-_PATIENCE_S = 10.0
+_PATIENCE_S = 60
 _FORGET = ("neigh flush nud failed", "neigh flush nud incomplete")
 #: What the taps let through; a probe's own packets are told by its number.
 _SEEN = "icmp or icmp6 or udp port 8472"

@@ -116,7 +116,7 @@ async def _dial_socket(path: Path, agent: str) -> Connection:
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET):
-            raise PodwireError(f"{agent}: {path}: {error.strerror}") from error
+            raise PodwireError(f"{agent}: {path}: {error.strerror or error}") from error
         raise AgentAwayError(
             f"{agent} does not run: {path}: {os.strerror(error.errno)}",
             remedy="is `podwire agent` running there? In a lab, `podwire lab status` tells",
