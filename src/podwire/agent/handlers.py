@@ -93,7 +93,7 @@ class Handlers:
             clock=clock(),
             time_ns=time.time_ns(),
             not_ready=agent.not_ready or "",
-            network=tuple(map(str, agent.config.network)),
+            network=tuple(map(str, agent.networks)),
             held=agent.held,
             **about,
         )
