@@ -27,7 +27,7 @@ class Ends:
 
     def __init__(self, seed: int = 0) -> None:
         self.clock = Clock()
-        self._random = random.Random(seed)  # noqa: S311 - tests want the same again
+        self._random = random.Random(seed)
         self.a = self.end(1)
         self.b = self.end(2)
         self.a.set_peer("b", self.b.public_key)
