@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-import struct
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from podwire.tunnel.session import OVERHEAD, WINDOW, ReplayWindow, Session
+from podwire.tunnel.session import HEADER, OVERHEAD, WINDOW, ReplayWindow, Session
 
 ONE, OTHER = bytes(range(32)), bytes(range(32, 64))
 
@@ -44,7 +43,7 @@ class Pair:
     def open(self, datagrams: bytes, segment: int) -> bytes | None:
         """A batch's packets, which nothing is written behind of."""
         starts = range(0, len(datagrams), segment)
-        counters = [struct.unpack_from("<Q", datagrams, at + 8)[0] for at in starts]
+        counters = [HEADER.unpack_from(datagrams, at)[1] for at in starts]
         out = bytearray(b"\xee" * len(datagrams))
         end = self.receiver.open_into(
             memoryview(datagrams), len(datagrams), segment, memoryview(out), counters
@@ -53,6 +52,10 @@ class Pair:
             return None
         assert out[end:] == b"\xee" * (len(out) - end)
         return bytes(out[:end])
+
+
+def _open(pair: Pair, datagram: bytes | memoryview) -> bytes | None:
+    return pair.receiver.open(datagram, HEADER.unpack_from(datagram)[1])
 
 
 def test_a_datagram_byte_by_byte() -> None:
@@ -84,13 +87,13 @@ def test_a_batch_is_what_its_packets_are_one_by_one(segment: int, length: int) -
     assert datagrams == b"".join(each)
     assert whole.sender.sent == single.sender.sent == len(each)
     assert whole.open(datagrams, segment + OVERHEAD) == packets
-    assert [single.receiver.open(memoryview(one)) for one in each] == [
+    assert [_open(single, memoryview(one)) for one in each] == [
         packets[at : at + segment] for at in range(0, length, segment)
     ]
     # Both remember the same.
-    for receiver in (whole.receiver, single.receiver):
-        assert receiver.open(each[0]) is None
-        assert receiver.open(each[-1]) is None
+    for pair in (whole, single):
+        assert _open(pair, each[0]) is None
+        assert _open(pair, each[-1]) is None
     assert whole.drops == single.drops == {"replayed": 2, "not_authentic": 0}
 
 
@@ -123,10 +126,10 @@ def test_a_batch_with_something_wrong_is_left_to_be_opened_one_by_one(
             del each[1]
             good = count - 1
         case "old":
-            pair.receiver.open(each[0])
+            _open(pair, each[0])
             good = count - 1
     assert pair.open(b"".join(each), size) is None
-    opened = [pair.receiver.open(one) for one in each]
+    opened = [_open(pair, one) for one in each]
     assert [packet for packet in opened if packet is not None] == [b"p" * 100] * good
 
 

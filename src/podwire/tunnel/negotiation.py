@@ -23,7 +23,7 @@ from podwire.tunnel.association import (
 )
 from podwire.tunnel.handshake import PROLOGUE, Limiter
 from podwire.tunnel.noise import HandshakeRefusedError, Initiator, Responder, StaticKey
-from podwire.tunnel.session import Session
+from podwire.tunnel.session import Session, prefix_of
 
 #: Handshake messages that this end takes in all, a second and at once: about a fifth of a core.
 HANDSHAKES_PER_S = 1000.0
@@ -56,6 +56,7 @@ class Negotiation:
         self._randomness = randomness
         self._limiter = Limiter(HANDSHAKES_PER_S, HANDSHAKES_BURST, now)
         self._last_stamp = 0
+        # By what their datagrams begin with.
         self._sessions: dict[int, tuple[Association, Session]] = {}
         self._asked: dict[int, Association] = {}
 
@@ -66,10 +67,10 @@ class Negotiation:
 
     def session(self, peer: Association, prefix: int, now: float) -> Session | None:
         """The living session with this peer that a datagram's first 8 bytes name."""
-        owner, session = self._sessions.get(prefix >> 32, (None, None))
+        owner, session = self._sessions.get(prefix, (None, None))
         if owner is not peer or session is None or now - session.born >= REJECT_AFTER_S:
             return None
-        return session if prefix == session.prefix else None
+        return session
 
     def ask(self, peer: Association, now: float) -> None:
         """Start a handshake, unless one is under way."""
@@ -182,7 +183,7 @@ class Negotiation:
 
     def erase(self, peer: Association, session: Session) -> None:
         """Drop a session and its keys."""
-        self._sessions.pop(session.local, None)
+        self._sessions.pop(session.prefix, None)
         peer.drop(session)
 
     def _establish(self, peer: Association, session: Session) -> None:
@@ -199,7 +200,7 @@ class Negotiation:
         peer.previous = session
 
     def _register(self, peer: Association, session: Session) -> None:
-        self._sessions[session.local] = (peer, session)
+        self._sessions[session.prefix] = (peer, session)
         self.by(session.born + REJECT_AFTER_S)
 
     def _admitted(self, peer: Association, datagram: bytes, now: float) -> bool:
@@ -215,5 +216,5 @@ class Negotiation:
     def _new_index(self) -> int:
         while True:
             index = int.from_bytes(self._randomness(4), "little")
-            if index not in self._sessions and index not in self._asked:
+            if prefix_of(index) not in self._sessions and index not in self._asked:
                 return index

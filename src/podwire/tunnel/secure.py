@@ -25,7 +25,6 @@ Everything dropped is counted by its reason in `counters` (`COUNTERS` says what 
 from __future__ import annotations
 
 import os
-import struct
 import time
 from collections.abc import Callable, Mapping
 
@@ -43,7 +42,7 @@ from podwire.tunnel.association import (
 from podwire.tunnel.handshake import INITIATION, INITIATION_SIZE, RESPONSE, RESPONSE_SIZE
 from podwire.tunnel.negotiation import Negotiation
 from podwire.tunnel.noise import HandshakeRefusedError, StaticKey
-from podwire.tunnel.session import OVERHEAD, TRANSPORT, Session
+from podwire.tunnel.session import HEADER, HEADERS, OVERHEAD, TRANSPORT, Session
 
 __all__ = ["COUNTERS", "OVERHEAD", "SecurePeers"]
 
@@ -67,10 +66,8 @@ COUNTERS: Mapping[str, str] = {
 #: An initiator that only receives asks for the next session this long before the end.
 _REFRESH_AFTER_S = REJECT_AFTER_S - UNANSWERED_S
 
-_PREFIX = struct.Struct("<Q")
-_HEADER = struct.Struct("<QQ")
-_HEADERS = np.dtype([("prefix", "<u8"), ("counter", "<u8")])
-_FEW = 8
+#: Below this number of datagrams, looking at all at once costs more than it saves.
+_FEW = 4
 
 
 class SecurePeers:
@@ -206,13 +203,15 @@ class SecurePeers:
         `segment - OVERHEAD`, the last maybe shorter. What holds no packet leaves no gap.
         """
         peer = self._peers.get(name)
+        count = -(-length // segment)
         if peer is None:
-            self.counters["no_key"] += -(-length // segment)
+            self.counters["no_key"] += count
             return 0
         now = self._clock()
-        opened = self._open_whole(peer, source, length, segment, out, now)
-        if opened is not None:
-            return opened
+        if count >= _FEW:
+            opened = self._open_whole(peer, source, length, segment, out, now)
+            if opened is not None:
+                return opened
         at = 0
         for start in range(0, length, segment):
             packet = self._open(peer, source[start : min(start + segment, length)], now)
@@ -302,22 +301,15 @@ class SecurePeers:
         now: float,
     ) -> int | None:
         """A batch that is all of one session and in order; None for any other."""
-        rest = length % segment
-        if segment <= OVERHEAD or 0 < rest < OVERHEAD or length <= 0:
+        if segment <= OVERHEAD or 0 < length % segment < OVERHEAD:
             return None
         count = -(-length // segment)
-        if count < _FEW:
-            headers = [_HEADER.unpack_from(source, at) for at in range(0, length, segment)]
-            prefixes = [header[0] for header in headers]
-            counters = [header[1] for header in headers]
-        else:
-            array = np.ndarray((count,), _HEADERS, source, 0, (segment,))
-            prefixes = array["prefix"].tolist()
-            counters = array["counter"].tolist()
-        prefix = prefixes[0]
-        session = self._handshakes.session(peer, prefix, now)
-        if session is None or prefixes.count(prefix) != count:
+        headers = np.ndarray((count,), HEADERS, source, 0, (segment,))
+        prefixes = headers["prefix"].tolist()
+        session = self._handshakes.session(peer, prefixes[0], now)
+        if session is None or prefixes.count(prefixes[0]) != count:
             return None
+        counters = headers["counter"].tolist()
         opened = session.open_into(source, length, segment, out, counters)
         if opened is not None:
             self._received(peer, session, now, packets=opened > 0)
@@ -325,10 +317,21 @@ class SecurePeers:
 
     def _open(self, peer: Association, datagram: bytes | memoryview, now: float) -> bytes | None:
         size = len(datagram)
+        if size >= OVERHEAD:
+            prefix, counter = HEADER.unpack_from(datagram)
+            session = self._handshakes.session(peer, prefix, now)
+            if session is not None:
+                packet = session.open(datagram, counter)
+                if packet is not None:
+                    self._received(peer, session, now, packets=bool(packet))
+                return packet
         kind = int.from_bytes(datagram[:4], "little")
         if kind == TRANSPORT and size >= OVERHEAD:
-            return self._open_transport(peer, datagram, now)
-        if kind == INITIATION and size == INITIATION_SIZE:
+            self.counters["no_session"] += 1
+            if peer.current is None:
+                # The peer has a session that this end lost when it was restarted.
+                self._handshakes.ask(peer, now)
+        elif kind == INITIATION and size == INITIATION_SIZE:
             self._handshakes.answer(peer, bytes(datagram), now)
         elif kind == RESPONSE and size == RESPONSE_SIZE:
             if self._handshakes.finish(peer, bytes(datagram), now) and not self._flush(peer, now):
@@ -339,21 +342,6 @@ class SecurePeers:
         else:
             self.counters["malformed"] += 1
         return None
-
-    def _open_transport(
-        self, peer: Association, datagram: bytes | memoryview, now: float
-    ) -> bytes | None:
-        session = self._handshakes.session(peer, _PREFIX.unpack_from(datagram)[0], now)
-        if session is None:
-            self.counters["no_session"] += 1
-            if peer.current is None:
-                # The peer has a session that this end lost when it was restarted.
-                self._handshakes.ask(peer, now)
-            return None
-        packet = session.open(datagram)
-        if packet is not None:
-            self._received(peer, session, now, packets=bool(packet))
-        return packet
 
     def _received(self, peer: Association, session: Session, now: float, *, packets: bool) -> None:
         peer.unanswered_at = NEVER

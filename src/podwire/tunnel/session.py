@@ -32,18 +32,24 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from podwire.tunnel.noise import TAG_SIZE
 
+#: The header, of one datagram and of many: the prefix and the counter.
+HEADER = struct.Struct("<QQ")
+HEADERS = np.dtype([("prefix", "<u8"), ("counter", "<u8")])
+
 #: A transport message's type, the little-endian word that it begins with.
 TRANSPORT = 4
-HEADER_SIZE = 16
+HEADER_SIZE = HEADER.size
 #: What encryption makes each packet longer by, in bytes.
 OVERHEAD = HEADER_SIZE + TAG_SIZE
 #: How far behind the newest a datagram may be and still be received.
 WINDOW = 2048
-
-_HEADER = struct.Struct("<QQ")
-_HEADERS = np.dtype([("prefix", "<u8"), ("counter", "<u8")])
 #: Below this number of datagrams, NumPy costs more than it saves.
 _FEW = 8
+
+
+def prefix_of(index: int) -> int:
+    """The first 8 bytes of datagrams to the end that calls a session so, as a number."""
+    return TRANSPORT | index << 32
 
 
 class ReplayWindow:
@@ -92,14 +98,15 @@ class Session:
     __slots__ = (
         "_open",
         "_open_into",
-        "_prefix",
         "_seal",
         "_seal_into",
+        "_sent_prefix",
         "_window",
         "born",
         "counters",
         "initiator",
         "local",
+        "prefix",
         "remote",
         "sent",
     )
@@ -121,22 +128,19 @@ class Session:
         self.born = born
         self.counters = counters
         self.sent = 0
-        self._prefix = TRANSPORT | remote << 32
+        #: What datagrams to this end begin with.
+        self.prefix = prefix_of(local)
+        self._sent_prefix = prefix_of(remote)
         self._window = ReplayWindow()
         sending, receiving = AESGCM(send), AESGCM(receive)
         self._seal, self._seal_into = sending.encrypt, sending.encrypt_into
         self._open, self._open_into = receiving.decrypt, receiving.decrypt_into
 
-    @property
-    def prefix(self) -> int:
-        """The first 8 bytes of every datagram to this end, as a little-endian number."""
-        return TRANSPORT | self.local << 32
-
     def seal(self, packet: bytes) -> bytes:
         """One packet's datagram; an empty one is a keepalive."""
         counter = self.sent
         self.sent = counter + 1
-        return _HEADER.pack(self._prefix, counter) + self._seal(
+        return HEADER.pack(self._sent_prefix, counter) + self._seal(
             counter.to_bytes(12, "big"), packet, None
         )
 
@@ -158,7 +162,7 @@ class Session:
                 start = index * segment
                 stop = min(start + segment, length)
                 counter = first + index
-                _HEADER.pack_into(out, at, self._prefix, counter)
+                HEADER.pack_into(out, at, self._sent_prefix, counter)
                 tag_end = at + OVERHEAD + stop - start
                 self._seal_into(
                     counter.to_bytes(12, "big"),
@@ -168,8 +172,8 @@ class Session:
                 )
                 at = tag_end
             return end
-        headers = np.ndarray((count,), _HEADERS, out, 0, (stride,))
-        headers["prefix"] = self._prefix
+        headers = np.ndarray((count,), HEADERS, out, 0, (stride,))
+        headers["prefix"] = self._sent_prefix
         headers["counter"] = np.arange(first, first + count, dtype=np.uint64)
         nonces = [counter.to_bytes(12, "big") for counter in range(first, first + count)]
         body = segment + TAG_SIZE
@@ -181,12 +185,12 @@ class Session:
         deque(map(self._seal_into, nonces, plain, repeat(None), sealed), 0)
         return end
 
-    def open(self, datagram: memoryview | bytes) -> bytes | None:
+    def open(self, datagram: memoryview | bytes, counter: int) -> bytes | None:
         """The packet in one datagram to this end, empty for a keepalive; None for a bad one.
 
-        The caller has seen that it begins with `prefix` and is of `OVERHEAD` bytes at least.
+        The caller has seen that it begins with `prefix`, then this counter, and is of `OVERHEAD`
+        bytes at least.
         """
-        counter = _HEADER.unpack_from(datagram)[1]
         if not self._window.takes(counter):
             self.counters["replayed"] += 1
             return None
