@@ -12,13 +12,14 @@ import pytest
 
 from podwire.kernel import netns
 from podwire.lab import Lab, LabPod
-from podwire.lab.registry import NETNS_DIR, UNDERLAY_GATEWAY
+from podwire.lab.registry import NETNS_DIR
 
 from .capture import Capture, Encapsulated, Packet
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 ICMP = 1
+UNDERLAY_GATEWAY = "172.18.0.1"
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import pytest
 
 from podwire.cluster.kube import PODS
 from podwire.errors import LabError
-from podwire.lab import Lab, lifecycle, nodes, processes, teardown
+from podwire.lab import Lab, lifecycle, nodes, processes, teardown, underlay
 from podwire.lab.places import is_ready
 from podwire.lab.registry import NETNS_DIR
 
@@ -203,7 +203,7 @@ def teardown_all_but_files(lab: Lab) -> None:
     for _ in range(2):
         processes.end(processes.marked(lab_id(lab)))
     for name in teardown.leftover_netns(lab.info):
-        nodes.remove_netns(name)
+        underlay.remove_netns(name)
 
 
 def test_up_with_another_number_of_nodes_is_refused(lab: Lab) -> None:
@@ -260,7 +260,7 @@ def test_down_without_the_lab_directory_ends_the_namespaces() -> None:
 def test_down_of_a_lab_made_in_part() -> None:
     lab = Lab(nodes=1)
     lab.info.dir.mkdir(parents=True)
-    nodes.make_netns([lab.info.underlay])
+    underlay.make_netns([lab.info.underlay])
     lifecycle.down(lab.name)
     assert traces(lab, "no such id") == []
 

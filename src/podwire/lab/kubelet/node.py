@@ -12,10 +12,13 @@ from podwire.lab.kubelet.records import RecordStore
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """This node. `resolv_conf` is the content of its own /etc/resolv.conf."""
+    """This node. `ips` are its InternalIPs, one a family, the one that it is known by first.
+
+    `resolv_conf` is the content of its own /etc/resolv.conf.
+    """
 
     name: str
-    ip: str
+    ips: tuple[str, ...]
     client: KubeClient
     records: RecordStore
     network: PodNetwork

@@ -206,7 +206,7 @@ class PodWorker:
         self._save()
         self._pause = ProcessEnd(sandbox.pause, lambda _code: self.wake())
         if host_network:
-            self.record.ips = (self._node.ip,)
+            self.record.ips = self._node.ips
         else:
             self.record.ips = await self._node.network.attach(self.pod, sandbox)
         self.record.attached = True
@@ -331,7 +331,11 @@ class PodWorker:
             except NotFoundError:
                 continue
             maps[name] = found.get("data") or {}
-        node = {"spec.nodeName": self._node.name, "status.hostIP": self._node.ip}
+        node = {
+            "spec.nodeName": self._node.name,
+            "status.hostIP": self._node.ips[0],
+            "status.hostIPs": ",".join(self._node.ips),
+        }
         return environment.environment(
             self.pod, container, ips=self.record.ips, node=node, maps=maps
         )
