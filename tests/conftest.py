@@ -18,8 +18,10 @@ from hypothesis import settings
 from podwire.kernel import netns
 from tests import parallel
 
-# Each run tries others: few are enough. A machine that stalls is no failure.
-settings.register_profile("podwire", max_examples=40, deadline=None)
+# The same few examples in every run: what passed once passes again, and a failure is of the change.
+# `--hypothesis-profile explore` looks for new ones. A machine that stalls is no failure.
+settings.register_profile("podwire", max_examples=40, deadline=None, derandomize=True)
+settings.register_profile("explore", max_examples=1000, deadline=None)
 settings.load_profile("podwire")
 
 
