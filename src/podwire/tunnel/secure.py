@@ -52,7 +52,7 @@ COUNTERS: Mapping[str, str] = {
     "handshakes_done": "sessions established",
     "no_key": "the peer is not known, or has no public key",
     "waiting_full": "packets that waited for a session until newer ones needed their place",
-    "unreachable": "packets that waited until the handshake was given up",
+    "unreachable": "packets that waited until the handshake was given up, or the peer removed",
     "malformed": "the datagram is none of this protocol's",
     "not_encrypted": "the datagram is a bare IP packet",
     "no_session": "of a session that this end does not have with the sender",
@@ -139,6 +139,7 @@ class SecurePeers:
             for session in peer.sessions():
                 self._handshakes.erase(peer, session)
             self._handshakes.stop_asking(peer)
+            self.counters["unreachable"] += len(peer.take_waiting())
 
     def session_age(self, name: str) -> float | None:
         """Seconds since the handshake of the session in use; None without one."""
