@@ -105,10 +105,7 @@ def failing(config: EtcdConfig, url: str, *, sent: bool = True) -> Iterator[None
             remedy="check ca=FILE of --store, and that the certificate is for that address",
         ) from error
     except aiohttp.ClientConnectorError as error:
-        cause: object = error.os_error.strerror or error.os_error
-        remedy = "check that it runs, and the address in --store"
-        if isinstance(error.os_error, ssl.SSLError):
-            cause, remedy = _tls_trouble(error.os_error)
+        cause, remedy = _connecting(config, error.os_error)
         reason = f"can't be reached: {cause}"
         raise unavailable(config, url, reason, sent=False, remedy=remedy) from error
     except aiohttp.ConnectionTimeoutError as error:
@@ -134,9 +131,15 @@ def _remedy_of_loss(config: EtcdConfig, error: Exception) -> str | None:
     return "is the client certificate of a CA that etcd trusts, and still valid?"
 
 
-def _tls_trouble(error: ssl.SSLError) -> tuple[str, str]:
-    """What went wrong in a handshake, and what to do."""
-    if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
-        return "it does not speak TLS", "name it without ca, cert and key, as etcd://"
-    reason = (error.reason or str(error)).replace("_", " ").lower()
-    return f"TLS failed: {reason}", "check ca, cert and key of --store"
+def _connecting(config: EtcdConfig, error: OSError) -> tuple[str, str]:
+    """What went wrong while connecting, and what to do."""
+    no_tls = "it does not speak TLS", "name it without ca, cert and key, as etcd://"
+    if isinstance(error, ssl.SSLError):
+        if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+            return no_tls
+        reason = (error.reason or str(error)).replace("_", " ").lower()
+        return f"TLS failed: {reason}", "check ca, cert and key of --store"
+    if config.tls and isinstance(error, ConnectionResetError):
+        # An etcd without TLS hangs up on who greets it with that.
+        return no_tls
+    return error.strerror or str(error), "check that it runs, and the address in --store"

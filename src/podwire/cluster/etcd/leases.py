@@ -231,7 +231,9 @@ class EtcdLeases:
         self._directory.sync(entry for kv in listing.kvs if (entry := self._read(kv)) is not None)
         self._tell(Synced(dict(self._directory.nodes)))
         claim = self._claim
-        if claim is not None and listing.revision >= claim.revision:
+        if claim is None:
+            self._tell(OwnChanged())
+        elif listing.revision >= claim.revision:
             self._judge(claim, found.get(claim.key))
 
     def _on_change(self, changes: Sequence[Change]) -> None:
