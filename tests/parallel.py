@@ -54,7 +54,7 @@ class Controller:
         for worker in self._workers:
             if not worker.channel.isclosed():
                 # Only those of a terminal have got it already.
-                os.kill(worker.workerinfo["pid"], signal.SIGINT)
+                os.kill(worker.gateway._io.popen.pid, signal.SIGINT)
         for worker in self._workers:
             worker.channel.waitclose(_CLEAN_UP_S)
 
