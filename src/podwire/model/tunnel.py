@@ -31,18 +31,17 @@ DROPS: Mapping[str, str] = {
     "no_lease": "no peer has a lease for the destination; answered with ICMP unreachable",
     "ttl_expired": "its TTL or hop limit was used up here; answered with ICMP time exceeded",
     "too_big": "larger than the path to the peer takes, and must not be fragmented; answered",
+    "multicast": "for a group or for all, of which no lease can be",
     "send_overrun": "the underlay's send buffer was full",
     "send_failed": "the underlay refused it (no route to the peer, link down)",
-    "no_session": "no encrypted session with the peer yet, and too many packets waiting for one",
+    "no_public_key": "encryption is required, and the peer has published no key",
     # From the underlay, on their way to a pod.
     "not_a_peer": "the datagram came from an address that holds no lease",
     "malformed": "the datagram holds no whole IP packet",
     "foreign_source": "the packet's source address is outside of the sending peer's lease",
     "foreign_destination": "the packet's destination is outside of this node's own subnets",
     "ttl_expired_inbound": "its TTL or hop limit was used up by this end of the tunnel",
-    "not_encrypted": "a bare packet, where encryption is required of the peer",
-    "not_authentic": "an encrypted datagram that fails authentication, or of no known session",
-    "replayed": "an encrypted datagram that was received before, or is too old",
+    "not_encrypted": "a bare packet from a peer that has to encrypt",
     "tun_refused": "the kernel refused the packet at the TUN device",
 }
 
@@ -52,8 +51,8 @@ class TunnelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `dev` is a persistent TUN device that exists; `port` is UDP, at both ends; `local` are the
     underlay addresses to bind to, one of each family at most. `subnets` is this node's lease: what
-    comes for anything else is dropped. With `private_key` (X25519, 32 bytes) peers that have a public key
-    are spoken to encrypted; with `require_encryption` all others are refused.
+    comes for anything else is dropped. With `private_key` (X25519, 32 bytes) peers that have a
+    public key are spoken to encrypted; with `require_encryption` all others are refused.
     """
 
     dev: str
@@ -136,7 +135,7 @@ class PeerStats(msgspec.Struct, frozen=True, kw_only=True):
 
     `heard_s` is the age of the last datagram accepted from it, None for never; `handshake_s` that
     of the encrypted session, None without one. `path_mtu` is the largest IP packet that the path
-    to it is known to take, inside of the tunnel.
+    to it is known to take, inside of the tunnel; None where nothing was sent, or there is no path.
     """
 
     name: str
@@ -146,13 +145,17 @@ class PeerStats(msgspec.Struct, frozen=True, kw_only=True):
     received_bytes: int
     heard_s: float | None
     handshake_s: float | None
-    path_mtu: int
+    path_mtu: int | None
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
-    """Packets dropped, by the names in `DROPS` (all of them), and what passed, by peer."""
+    """Packets dropped, by the names in `DROPS` (all of them), and what passed, by peer.
+
+    `encryption` has the counters of `podwire.tunnel.secure`, by its names; empty without a key.
+    """
 
     drops: dict[str, int]
+    encryption: dict[str, int]
     peers: tuple[PeerStats, ...]
 
 
