@@ -7,14 +7,11 @@ from collections.abc import Callable
 from ipaddress import ip_network
 from typing import Any
 
-import pytest
-
 from podwire.ipam.block import decode_block
 from podwire.ipam.block_allocator import BlockAllocator
-from podwire.ipam.node_subnet import ExhaustedError, RequestedAddressError
 from podwire.ipam.store import Store
 from podwire.model.documents import Documents
-from tests.ipam.conftest import Connect, add, delete, ips_of
+from tests.ipam.conftest import add, ips_of
 
 NETWORK = (ip_network("172.31.0.0/24"),)
 

@@ -7,7 +7,13 @@ import os
 
 from podwire.cni import wiring
 from podwire.cni.types import CniError, Code
-from podwire.errors import IpamError, KernelError, PodwireError
+from podwire.errors import (
+    ApiUnavailableError,
+    IpamError,
+    KernelError,
+    PodwireError,
+    StoreUnavailableError,
+)
 from podwire.ipam.node_subnet import ExhaustedError, RequestedAddressError
 from podwire.kernel import netns
 
@@ -33,6 +39,8 @@ def as_cni_error(error: Exception) -> CniError:
             code = Code.TRY_AGAIN_LATER
         case KernelError():
             code = Code.KERNEL_REFUSED
+        case StoreUnavailableError() | ApiUnavailableError():
+            code = Code.TRY_AGAIN_LATER
         case PodwireError():
             code = Code.IO_FAILURE
         case _:

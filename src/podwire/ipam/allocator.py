@@ -30,8 +30,13 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
     ips: tuple[IPAddress, ...] = ()
     pools: tuple[str, ...] = ()
-    ips_field: str = "ips"
+    ips_field: str = ""
     pools_field: str = "pools"
+
+    def refused(self, problem: str, *, remedy: str | None = None) -> RequestedAddressError:
+        """The error for an address that can't be had."""
+        field = f"{self.ips_field}: " if self.ips_field else ""
+        return RequestedAddressError(f"{field}{problem}", remedy=remedy)
 
 
 class Allocator(Protocol):
@@ -101,9 +106,12 @@ class NodeSubnet:
         self, key: Key, make: Make, wish: Wish, *, network: str, pod: PodIdentity
     ) -> Record:
         refuse_pools(wish, "node-subnet")
-        return self._store.reserve(
-            key, make, subnets=self._subnets, requested=wish.ips, network=network, pod=pod
-        )
+        try:
+            return self._store.reserve(
+                key, make, subnets=self._subnets, requested=wish.ips, network=network, pod=pod
+            )
+        except RequestedAddressError as error:
+            raise wish.refused(error.message, remedy=error.remedy) from error
 
     def released(self, record: Record) -> None:
         """Nobody else has to know."""
@@ -123,8 +131,8 @@ def one_a_family(wish: Wish) -> dict[int, IPAddress]:
     found: dict[int, IPAddress] = {}
     for ip in wish.ips:
         if found.setdefault(ip.version, ip) != ip:
-            raise RequestedAddressError(
-                f"{wish.ips_field}: both {found[ip.version]} and {ip} were requested, and an"
-                f" interface gets one address of each family"
+            raise wish.refused(
+                f"both {found[ip.version]} and {ip} were requested, and an interface gets one"
+                " address of each family"
             )
     return found

@@ -38,7 +38,7 @@ from podwire.ipam.block import (
 )
 from podwire.ipam.block_set import BlockSet, Found
 from podwire.ipam.ledger import Ledger
-from podwire.ipam.node_subnet import REUSE_DELAY_S, RequestedAddressError
+from podwire.ipam.node_subnet import REUSE_DELAY_S
 from podwire.ipam.pools import Pools
 from podwire.ipam.reclaim import GRACE_S, Reclaimer
 from podwire.ipam.record import Key, PodIdentity, Record, State
@@ -230,9 +230,7 @@ class BlockAllocator:
         requested = one_a_family(wish)
         for ip in requested.values():
             if ip.version not in self.pools.versions:
-                raise RequestedAddressError(
-                    f"{wish.ips_field}: {ip} is of a family that the pod network does not have"
-                )
+                raise wish.refused(f"{ip} is of a family that the pod network does not have")
         for _ in range(_ATTEMPTS):
             picked = {pick.ip.version for pick in picks}
             for version in self.pools.versions:
@@ -273,12 +271,12 @@ class BlockAllocator:
         ledger = await self._blocks.claim_or_open(pool.block(pool.index(ip)))
         offset = ledger.block.offset(ip)
         if offset < RESERVED:
-            raise RequestedAddressError(
-                f"{wish.ips_field}: {ip} is the first address of the block {ledger.cidr}, which is"
-                " its node's own"
+            raise wish.refused(
+                f"{ip} is the first address of the block {ledger.cidr}, which is its node's own",
+                remedy="ask for another one",
             )
         if (other := ledger.holder(offset)) is not None:
-            raise RequestedAddressError(f"{wish.ips_field}: {ip} is held by {other}")
+            raise wish.refused(f"{ip} is held by {other}", remedy="ask for another one")
         return self._want(ledger, offset, holder, asked_for=True)
 
     @staticmethod

@@ -121,15 +121,13 @@ class Pools:
         pool = self.with_address(ip)
         if pool is None or pool.disabled:
             cidrs = ", ".join(str(one.cidr) for one in self._pools if not one.disabled) or "none"
-            raise RequestedAddressError(
-                f"{wish.ips_field}: {ip} is in no pool that is enabled; expected an address of"
-                f" {cidrs}",
+            raise wish.refused(
+                f"{ip} is in no pool that is enabled; expected an address of {cidrs}",
                 remedy="ask for one of these, or make an IPPool for it",
             )
         if wish.pools and not {pool.name, str(pool.cidr)} & set(wish.pools):
-            raise RequestedAddressError(
-                f"{wish.ips_field}: {ip} is of pool {pool.name}, which {wish.pools_field} does not"
-                " name",
+            raise wish.refused(
+                f"{ip} is of pool {pool.name}, which {wish.pools_field} does not name",
                 remedy="name it there too, or remove one of the two",
             )
         return pool
