@@ -51,6 +51,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.run_dir / "tunnel.sock"
 
     @property
+    def paths_file(self) -> Path:
+        """The peers that VXLAN does not get through to."""
+        return self.run_dir / "paths.json"
+
+    @property
     def tunnel_key(self) -> Path:
         """The private key of the encrypted tunnel."""
         return self.state_dir / "tunnel.key"

@@ -22,6 +22,7 @@ from podwire.agent.document import plan_document
 from podwire.agent.mending import Mender
 from podwire.agent.nodes import Nodes
 from podwire.agent.operator import serve_operators
+from podwire.agent.peering import Peering
 from podwire.agent.pods import Pods
 from podwire.agent.renewal import NotReady, Renewal
 from podwire.agent.server import serve
@@ -168,6 +169,12 @@ class Agent:
         self._renewal = Renewal(
             self._config, self._source, self._worker, self._pods, try_again=self._look_at_own
         )
+        self._peering = Peering(
+            self._config,
+            self._nodes,
+            on_paths=self._note_paths,
+            on_tunnel=self._look_at_own,
+        )
         watch = KernelWatch(
             loop,
             on_rtnetlink=lambda found: self._spawn(self._judge(found)),
@@ -185,6 +192,7 @@ class Agent:
                 await stack.enter_async_context(self._source)
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._source.run(self._on_event))
+                    group.create_task(self._peering.run())
                     group.create_task(self._work())
         finally:
             watch.close()
@@ -229,6 +237,11 @@ class Agent:
     def _note_connected(self, connected: bool) -> None:
         self._connected = connected
         metrics.API_CONNECTED.set(connected)
+
+    def _note_paths(self, names: frozenset[str]) -> None:
+        """VXLAN gets through to these now and did not, or the other way round."""
+        self._nodes.note(*names)
+        self._wake.set()
 
     def _look_at_own(self) -> None:
         """Have `_renew` done."""
@@ -305,6 +318,7 @@ class Agent:
         problem = await self._renewal.publish(network, again=self._not_ready is not None)
         if self._not_ready is None:
             return
+        problem = problem or self._peering.not_ready
         if problem is not None:
             self._say_not_ready(problem)
         elif self._source.own is not None and self._refused is None:
@@ -329,17 +343,24 @@ class Agent:
         self._network = network
         self._nodes.take_changed()
         log_objections(network, self._nodes.by_name, self._nodes.claims, _OBJECTIONS_LOGGED)
-        desired = plan(ClusterView(network, self._nodes.by_name), attachments)
+        blocked = self._peering.blocked
+        desired = plan(ClusterView(network, self._nodes.by_name, blocked), attachments)
         await self._mender.replace(desired)
+        # The tunnel's device is there by now, and the probes' routes.
+        self._peering.use(network, self._renewal.private_key)
         metrics.PEERS.set(self._nodes.leased_peers)
 
     async def _update_peers(self, network: NetworkConfig, names: set[str]) -> None:
         peers = {name: self._nodes.by_name.get(name) for name in names}
         claims = self._nodes.claims
+        blocked = self._peering.blocked
         plans = {
-            cause_of_node(name): plan_peer(network, peer, claims) if peer is not None else ()
+            cause_of_node(name): plan_peer(network, peer, claims, blocked=name in blocked)
+            if peer is not None
+            else ()
             for name, peer in peers.items()
         }
+        self._peering.update(names)
         log_objections(network, {name: one for name, one in peers.items() if one}, claims)
         await self._mender.update(plans)
         metrics.PEERS.set(self._nodes.leased_peers)

@@ -28,6 +28,7 @@ from podwire.kernel.underlay import find_underlay
 from podwire.log import fields
 from podwire.model.cluster import NetworkConfig, Underlay
 from podwire.model.fabric import Fabric
+from podwire.tunnel.keys import load_or_create_key, public_key
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,9 @@ class Renewal:
         self._worker = worker
         self._publication = Publication(source, pods, try_again)
         self._socket = NetlinkSocket()
+
+        #: X25519, of the encrypted tunnel; None until it is used.
+        self.private_key: bytes | None = None
 
     def close(self) -> None:
         self._socket.close()
@@ -87,7 +91,7 @@ class Renewal:
             )
             underlay = relevant(underlay, networks)
             macs = await self._vtep_macs(fabric, before)
-            wanted = wanted_lease(fabric, own, underlay, macs)
+            wanted = wanted_lease(fabric, own, underlay, macs, self._public_key(fabric))
             previous = read_subnet_env(self._config.subnet_file)
             lease = await self._source.acquire(wanted, previous)
             check_subnets(self._config.node_name, networks, lease.subnets)
@@ -133,6 +137,13 @@ class Renewal:
         own = self._source.own
         candidates = own.node.internal_ips if own is not None else ()
         return find_underlay(self._socket, candidates, self._config.iface)
+
+    def _public_key(self, fabric: Fabric) -> bytes | None:
+        if not fabric.encrypt:
+            return None
+        if self.private_key is None:
+            self.private_key = load_or_create_key(self._config.tunnel_key)
+        return public_key(self.private_key)
 
     async def _vtep_macs(self, fabric: Fabric, before: NetworkConfig | None) -> dict[int, bytes]:
         """The MACs of this node's VTEPs, by the underlay's IP version."""
