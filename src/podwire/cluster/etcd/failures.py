@@ -29,6 +29,8 @@ _STALE = (
     "etcdserver: revision of auth store is old",
     "etcdserver: user name is empty",
 )
+#: What the JSON gateway says where it can't reach the very server that it is a part of.
+_GATEWAY_LOST = ("connection closed", "connection error:")
 NO_USERS = "authentication is not enabled"
 
 
@@ -72,7 +74,7 @@ def unavailable(
 ) -> StoreUnavailableError:
     """The error for a member that did not do what it was asked, or not for certain (`sent`)."""
     reason = reason.removeprefix("etcdserver: ")
-    if remedy is None and reason == "connection closed" and config.certificate is not None:
+    if remedy is None and config.tls and reason.startswith(_GATEWAY_LOST):
         remedy = (
             "if that is always so: its own certificate has to be good for clients too"
             " (extendedKeyUsage clientAuth), or its JSON gateway can't use it"

@@ -6,7 +6,7 @@ does not: what is asked (`client`), and what a failure means (`failures`).
 It is etcd's own JSON gateway that is spoken to, with what follows from that (3.4):
 - A certificate's name is not taken for a user; where etcd has users, a password is needed.
 - With `--client-cert-auth`, the gateway shows the server's own certificate to the server, so that
-  has to be good for clients too, or every answer is "connection closed".
+  has to be good for clients too, or every answer is "connection closed" or "connection error".
 - A member without a leader waits 7 s before it says so, unless `hasleader` is asked for; a watch
   at such a member would be silent for ever.
 """
