@@ -17,6 +17,8 @@ from podwire.errors import InputError, StoreForbiddenError, StoreUnavailableErro
 
 from .server import EtcdServer, free_port
 
+pytestmark = pytest.mark.slow
+
 EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 
 
@@ -245,7 +247,6 @@ async def test_users_that_are_enabled_later(own_etcd: EtcdServer) -> None:
         assert await client.get(b"/test/x") is None
 
 
-@pytest.mark.slow
 async def test_a_cluster_without_a_leader(tmp_path: Path) -> None:
     """Two members, of which one is stopped: the other one must not be believed, nor waited for."""
     ports = free_port(), free_port()

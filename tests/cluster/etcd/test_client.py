@@ -16,6 +16,8 @@ from podwire.errors import StoreCompactedError, StoreError, StoreUnavailableErro
 
 from .server import EtcdServer, Wire, free_port
 
+pytestmark = pytest.mark.slow
+
 
 async def test_keys_are_put_read_and_compared(client: EtcdClient) -> None:
     key = b"/compared/k\xc3\xb6/1"

@@ -12,6 +12,8 @@ from podwire.cluster.etcd.client import EtcdClient
 from podwire.cluster.etcd.documents import EtcdDocuments
 from podwire.model.documents import Document, DocumentConflictError, Documents
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def documents(client: EtcdClient) -> Documents:

@@ -30,6 +30,8 @@ from podwire.model.cluster import Lease, Node
 
 from .server import EtcdServer, Wire
 
+pytestmark = pytest.mark.slow
+
 CONFIG = {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}
 DUAL = {**CONFIG, "EnableIPv6": True, "IPv6Network": "fd00:5::/48"}
 MAC = bytes.fromhex("c6d2326f8f44")
