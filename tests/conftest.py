@@ -75,7 +75,9 @@ class Namespace:
             check=False,
         )
         if check and done.returncode != 0:
-            raise AssertionError(f"{self.name}: {line}\n{done.stdout}{done.stderr}")
+            raise AssertionError(
+                f"{self.name}: {line}: exit status {done.returncode}\n{done.stdout}{done.stderr}"
+            )
         return done.stdout
 
 
@@ -90,7 +92,7 @@ def namespaces() -> Iterator[Callable[[], Namespace]]:
         one = Namespace(f"pwt-{secrets.token_hex(4)}")
         subprocess.run(["ip", "netns", "add", one.name], check=True)
         made.append(one)
-        one.run("ip link set lo up")
+        subprocess.run(["ip", "-n", one.name, "link", "set", "lo", "up"], check=True)
         return one
 
     try:
