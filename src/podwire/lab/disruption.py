@@ -86,11 +86,9 @@ def heal(
         check_names(names, _mortals(record))
         if addresses:
             record = _readdress(record, names, addresses)
-        for sentence in record.faults.sentences():
-            progress.waiting(sentence)
         healed = record.faults.healed(names or _mortals(record))
         apply(lab, msgspec.structs.replace(record, faults=healed))
-        wait_ready(lab, progress)
+        wait_ready(lab, progress, only_news=True)
 
 
 def _mortals(record: LabRecord) -> list[str]:

@@ -91,6 +91,7 @@ def _kubelet(record: LabRecord, node: NodeRecord) -> Program:
             *("--node-ip", ",".join(record.ips(node))),
             *("--socket", str(NODE_DIR / "kubelet.sock")),
             *("--grace", str(record.shape.node_grace_s)),
+            *("--pod-network", record.shape.pod_network),
         ),
         node=node.name,
         reports=True,

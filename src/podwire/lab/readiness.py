@@ -51,9 +51,17 @@ def existing(lab: LabInfo) -> LabRecord:
 
 
 def wait_ready(
-    lab: LabInfo, progress: Progress | None = None, *, timeout_s: float | None = None
+    lab: LabInfo,
+    progress: Progress | None = None,
+    *,
+    timeout_s: float | None = None,
+    only_news: bool = False,
 ) -> None:
-    """Wait until every node is ready. Raises NotReadyError, naming what is not and its log."""
+    """Wait until every node is ready that can be. Raises NotReadyError, naming what is not and its
+    log.
+
+    With `only_news` what is ready already is not told.
+    """
     progress = progress or Silent()
     count = len(existing(lab).nodes)
     timeout_s = 30.0 + count if timeout_s is None else timeout_s
@@ -63,6 +71,9 @@ def wait_ready(
         with Control(lab) as control:
             for snapshot in control.watch(timeout_s=timeout_s):
                 _raise_if_hopeless(lab, snapshot)
+                if only_news:
+                    only_news = False
+                    reported |= set(_news(snapshot))
                 for text in _news(snapshot):
                     if text not in reported:
                         reported.add(text)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import http.client
 import socket
 import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -46,19 +45,13 @@ def apply(lab: LabInfo, record: LabRecord) -> None:
 
 def consequences(before: Shape, after: Shape) -> list[str]:
     """What a change means for the pods that run, one sentence each."""
-    old, new = before.resolved, after.resolved
-    if _keeps_pods(before, after):
-        return ["Pods keep running, with their addresses; traffic between nodes stops for moments."]
-    return [
-        f"Pods are made anew, with addresses of {new.ipam} instead of {old.ipam}"
-        if old.ipam != new.ipam
-        else "Pods are made anew, as their wiring changes"
+    found = [
+        "Nodes change one after the other; until the last one has, those that have and those"
+        " that have not may not reach each other's pods."
     ]
-
-
-def _keeps_pods(before: Shape, after: Shape) -> bool:
-    old, new = before.resolved, after.resolved
-    return (old.ipam, old.wiring, before.network) == (new.ipam, new.wiring, after.network)
+    if before.pod_network == after.pod_network:
+        return [*found, "Pods go on running, with their addresses."]
+    return [*found, "Pods are made anew, with other addresses."]
 
 
 def set_shape(lab: LabInfo, shape: Shape, progress: Progress) -> None:
@@ -67,13 +60,13 @@ def set_shape(lab: LabInfo, shape: Shape, progress: Progress) -> None:
         record = existing(lab)
         apply(lab, msgspec.structs.replace(record, shape=shape))
         complete(lab, progress)
-        wait_ready(lab, progress)
+        wait_ready(lab, progress, only_news=True)
 
 
 def complete(lab: LabInfo, progress: Progress) -> None:
     """Start again, one after the other, the processes that run with other options than recorded.
 
-    Raises NotReadyError for an agent that does not become ready; those after it are left alone.
+    Raises NotReadyError for one that does not become ready; those after it are left alone.
     """
     for name in _stale(lab):
         progress.waiting(f"{name} starts again")
@@ -82,13 +75,33 @@ def complete(lab: LabInfo, progress: Progress) -> None:
         node, _, process = name.partition("/")
         if process == "agent":
             _wait_for_agent(lab, node)
+        else:
+            _wait_for(lab, name)
         progress.done(f"{name} has its new options")
 
 
-def _stale(lab: LabInfo) -> Sequence[str]:
+def _stale(lab: LabInfo) -> list[str]:
+    """The API and the store come first, and each node's agent before its kubelet, which may have
+    pods to make anew."""
     with Control(lab, timeout_s=_TIMEOUT_S) as control:
         snapshot = control.request("status")
-    return [process.name for process in snapshot.processes if process.stale]
+    stale = [process.name for process in snapshot.processes if process.stale]
+    nodes = list(dict.fromkeys(name.partition("/")[0] for name in stale if "/" in name))
+    first = [name for name in stale if "/" not in name]
+    ordered = [f"{node}/{process}" for node in nodes for process in ("agent", "kubelet")]
+    return [*first, *(name for name in ordered if name in stale)]
+
+
+def _wait_for(lab: LabInfo, name: str) -> None:
+    """Wait until a process says that it is ready."""
+    with Control(lab) as control:
+        try:
+            for snapshot in control.watch(timeout_s=_READY_S):
+                process = snapshot.process(name)
+                if process is None or process.state == "ready":
+                    return
+        except TimeoutError:
+            raise _late(lab, name, process.message if process else "") from None
 
 
 def _wait_for_agent(lab: LabInfo, node: str) -> None:
@@ -97,13 +110,17 @@ def _wait_for_agent(lab: LabInfo, node: str) -> None:
     deadline = time.monotonic() + _READY_S
     while (problem := _not_ready(path)) is not None:
         if time.monotonic() > deadline:
-            raise NotReadyError(
-                f"{node}'s agent is not ready after {_READY_S:g} s: {problem}",
-                remedy=f"see `podwire --lab {lab.name} lab logs {node}/agent`; "
-                f"`podwire lab up --name {lab.name}` goes on",
-            )
+            raise _late(lab, f"{node}/agent", problem)
         # Nothing tells when a socket begins to answer.
         time.sleep(_LOOK_AGAIN_S)
+
+
+def _late(lab: LabInfo, process: str, why: str) -> NotReadyError:
+    return NotReadyError(
+        f"{process} is not ready after {_READY_S:g} s: {why}",
+        remedy=f"see `podwire --lab {lab.name} lab logs {process}`; "
+        f"`podwire lab up --name {lab.name}` goes on from here",
+    )
 
 
 def _not_ready(path: Path) -> str | None:

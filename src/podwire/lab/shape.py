@@ -85,6 +85,12 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         own = self.resolved.ipam == "node-subnet" and self.store == "kube"
         return self.network if own else ()
 
+    @property
+    def pod_network(self) -> str:
+        """What a pod that runs has of all this: with another, it is made anew."""
+        fabric = self.resolved
+        return " ".join([fabric.ipam, fabric.wiring, *map(str, self.network)])
+
     def agent_arguments(self) -> tuple[str, ...]:
         """Options of `podwire agent` that say the same."""
         words = ["--network", ",".join(map(str, self.network))]

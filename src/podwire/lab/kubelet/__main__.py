@@ -20,6 +20,9 @@ def main() -> None:
     parser.add_argument(
         "--grace", type=float, default=40.0, help="seconds that the node may be silent"
     )
+    parser.add_argument(
+        "--pod-network", default="", help="names it; sandboxes that are in another are made anew"
+    )
     parser.add_argument("--socket", type=Path, required=True, help="where to serve logs and exec")
     parser.add_argument("--ready-fd", type=int, help="where to say `ready` or `waiting WHY`")
     arguments = parser.parse_args()

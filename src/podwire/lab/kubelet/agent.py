@@ -27,12 +27,16 @@ STATE = Path("/var/lib/kubelet")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line. `grace`: how long the node may be silent, in seconds."""
+    """The command line. `grace`: how long the node may be silent, in seconds.
+
+    `pod_network` names the network that pods are attached to.
+    """
 
     kubeconfig: Path
     node_name: str
     node_ips: tuple[str, ...]
     grace: float
+    pod_network: str
     socket: Path
     ready_fd: int | None
 
@@ -49,6 +53,7 @@ async def run(options: Options) -> None:
             records=records,
             network=PodNetwork(lambda: pods_module.attachments(records)),
             events=EventRecorder(client, options.node_name),
+            pod_network=options.pod_network,
             resolv_conf=Path("/etc/resolv.conf").read_text(),
         )
         pods = Pods(node)

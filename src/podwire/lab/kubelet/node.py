@@ -14,7 +14,8 @@ from podwire.lab.kubelet.records import RecordStore
 class Node:
     """This node. `ips` are its InternalIPs, one a family, the one that it is known by first.
 
-    `resolv_conf` is the content of its own /etc/resolv.conf.
+    `pod_network` names the network that pods are attached to; a sandbox of another has to be made
+    anew. `resolv_conf` is the content of the node's own /etc/resolv.conf.
     """
 
     name: str
@@ -23,4 +24,5 @@ class Node:
     records: RecordStore
     network: PodNetwork
     events: EventRecorder
+    pod_network: str
     resolv_conf: str

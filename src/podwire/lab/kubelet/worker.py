@@ -162,7 +162,10 @@ class PodWorker:
         sandbox = self.record.sandbox
         if sandbox is None:
             return False
-        return self._sandbox_ending or not (self.record.attached and sandbox.alive)
+        if self._sandbox_ending or not (self.record.attached and sandbox.alive):
+            return True
+        moved = self.record.network != self._node.pod_network
+        return moved and bool(self.record.network) and not self.pod.spec.host_network
 
     async def _make_sandbox(self) -> bool:
         """Have a sandbox with a network; False when that has to wait."""
@@ -209,6 +212,7 @@ class PodWorker:
             self.record.ips = self._node.ips
         else:
             self.record.ips = await self._node.network.attach(self.pod, sandbox)
+            self.record.network = self._node.pod_network
         self.record.attached = True
         self._write_files(self.record.ips)
         self._save()
