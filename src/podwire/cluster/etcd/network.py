@@ -14,9 +14,11 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from podwire.cluster.nodes import VXLAN_BACKENDS
 from podwire.cluster.source import BackendOptions, StoredNetwork
 from podwire.errors import InputError
 from podwire.model.state import IPAddress, IPNetwork
+from podwire.plan.transport import vxlan
 
 T = TypeVar("T")
 Version: TypeAlias = Literal[4, 6]
@@ -73,7 +75,7 @@ def parse_config(document: bytes, key: str) -> FlannelConfig:
         ranges.append(_range(fields, 6))
     if not ranges:
         raise fields.wrong("EnableIPv4", "neither IPv4 nor IPv6 is enabled")
-    return FlannelConfig(tuple(ranges), _backend(fields))
+    return FlannelConfig(tuple(ranges), _backend(fields, ranges[0].network.version))
 
 
 class _Fields:
@@ -172,13 +174,17 @@ def _bound(
     return address
 
 
-def _backend(fields: _Fields) -> BackendOptions:
+def _backend(fields: _Fields, version: int) -> BackendOptions:
     options = fields.object("Backend")
     if options is None:
         return BackendOptions(type=_DEFAULT_BACKEND)
     name = options.get("Type", str, "").lower()
     if not name:
         raise options.wrong("Type", "is missing", remedy="e.g. vxlan, host-gw or udp")
+    mtu = _number(options, "MTU", 1280, 65535)
+    if mtu is not None and name in VXLAN_BACKENDS:
+        # Flannel means the underlay's, which the tunnel's headers have to fit into.
+        mtu = vxlan.mtu(mtu, version)
     return BackendOptions(
         type=name,
         vni=_number(options, "VNI", 1, _MAX_VNI),
@@ -186,7 +192,7 @@ def _backend(fields: _Fields) -> BackendOptions:
         direct_routing=options.get("DirectRouting", bool, False),
         learning=options.get("Learning", bool, False),
         gbp=options.get("GBP", bool, False),
-        mtu=_number(options, "MTU", 68, 65535),
+        mtu=mtu,
     )
 
 
