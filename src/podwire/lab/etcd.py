@@ -22,6 +22,7 @@ from typing import Any
 from podwire.lab.faults import ETCD_PORT
 from podwire.lab.namespaces import die_with_parent
 from podwire.lab.shape import NODE_SUBNET, Shape
+from podwire.plan.transport import vxlan
 
 CONFIG_KEY = "/coreos.com/network/config"
 _LOOK_AGAIN_S = 0.05
@@ -48,7 +49,9 @@ def flannel_config(shape: Shape) -> str:
         if on:
             backend[field] = True
     if fabric.mtu is not None:
-        backend["MTU"] = fabric.mtu
+        # Of VXLAN, Flannel's is the underlay's: the tunnel's headers come off it.
+        overhead = vxlan.OVERHEAD[min(shape.versions)] if fabric.uses_vxlan else 0
+        backend["MTU"] = fabric.mtu + overhead
     document: dict[str, Any] = {"EnableIPv4": 4 in shape.versions}
     for network in shape.network:
         prefix = "" if network.version == 4 else "IPv6"
