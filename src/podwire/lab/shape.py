@@ -35,6 +35,8 @@ _SUBNET_BITS = 16
 #: How long a node may be silent before it counts as not ready, as Kubernetes has it.
 NODE_GRACE_S = 40.0
 
+#: Fields of a fabric that nobody chooses.
+_DERIVED = {"bridge", "port_prefix", "vxlan_dev", "vxlan_dev6", "udp_dev", "route_protocol"}
 _BLOCK_LENGTHS = ("block_len", "block_len6")
 _FIELDS = {field.name: field.type for field in msgspec.structs.fields(Fabric)}
 
@@ -181,7 +183,7 @@ def differences(before: Shape, after: Shape) -> list[str]:
     found = [
         (name.replace("_", "-"), getattr(old, name), getattr(new, name))
         for name in Fabric.__struct_fields__
-        if getattr(old, name) != getattr(new, name)
+        if name not in _DERIVED and getattr(old, name) != getattr(new, name)
     ]
     if found and found[0][0] == "profile" and new.profile != profiles.CUSTOM:
         found = found[:1]  # what else differs follows from it
