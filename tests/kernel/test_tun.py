@@ -8,7 +8,7 @@ import os
 import pytest
 
 from podwire.errors import KernelError
-from podwire.kernel import messages
+from podwire.kernel import link_messages, messages
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.tun import VNET_HEADER, attach_tun, create_tun
 from podwire.model.state import LINK_GROUP
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.root
 def test_a_device_is_persistent_and_ours(inside: Namespace) -> None:
     with NetlinkSocket() as sock:
         create_tun(sock, "flannel0", mtu=1472)
-        found = sock.get(messages.RTM_GETLINK, messages.get_link("flannel0"))
+        found = sock.get(messages.RTM_GETLINK, link_messages.get_link("flannel0"))
     assert found is not None
-    link = messages.parse_link(found)
+    link = link_messages.parse_link(found)
     assert (link.kind, link.group, link.mtu, link.up) == ("tun", LINK_GROUP, 1472, False)
 
 

@@ -157,7 +157,7 @@ class Network:
                 inside = netns.open_netns(attachment.netns)
                 stack.callback(os.close, inside)
                 attach(sock, wiring.port, wiring.pod, inside)
-                reconciler.note_link(cause_of_attachment(attachment), wiring.port)
+                reconciler.note(cause_of_attachment(attachment), (wiring.port,))
         self._places: dict[int, Places] = {}
         stack.callback(self._close_places)
         self.look()

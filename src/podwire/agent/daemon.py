@@ -178,7 +178,7 @@ class Agent:
         watch = KernelWatch(
             loop,
             on_rtnetlink=lambda found: self._spawn(self._judge(found)),
-            on_nft=lambda tables: self._spawn(self._judge_nft(tables)),
+            on_nft=lambda found: self._spawn(self._judge_nft(found)),
             on_loss=self._on_loss,
         )
         self._tasks: set[asyncio.Task[None]] = set()
@@ -258,8 +258,8 @@ class Agent:
             if await self._renewal.underlay_differs(used):
                 self._look_at_own()
 
-    async def _judge_nft(self, tables: set[str]) -> None:
-        if await self._worker.any_nft_amiss(tables):
+    async def _judge_nft(self, found: list[Message]) -> None:
+        if await self._worker.any_amiss(found):
             self._mender.note_amiss()
 
     def _on_loss(self) -> None:

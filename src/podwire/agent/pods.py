@@ -15,7 +15,7 @@ from podwire.cni.service import CniService
 from podwire.ipam.store import Store
 from podwire.model.cluster import Attachment, NetworkConfig
 from podwire.plan.node import cause_of_attachment
-from podwire.plan.wiring.bridge import plan_port
+from podwire.plan.wiring import plan_attachment
 
 
 class Pods:
@@ -85,9 +85,10 @@ class Pods:
 
     def _note(self, attachment: Attachment, *, attached: bool) -> None:
         assert self._service.network is not None or not attached  # noqa: S101
-        link = plan_port(self._service.network, attachment) if self._service.network else None
-        note = self._worker.reconciler.note_link
-        self._worker.submit(note, cause_of_attachment(attachment), link if attached else None)
+        network = self._service.network
+        entries = (plan_attachment(network, attachment).port,) if network and attached else ()
+        note = self._worker.reconciler.note
+        self._worker.submit(note, cause_of_attachment(attachment), entries)
         metrics.ADDRESSES.inc(len(attachment.ips) if attached else -len(attachment.ips))
 
     @staticmethod

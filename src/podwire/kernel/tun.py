@@ -23,7 +23,8 @@ import struct
 from types import TracebackType
 
 from podwire.errors import KernelError
-from podwire.kernel.messages import IFLA_GROUP, IFLA_IFNAME, IFLA_MTU, RTM_SETLINK
+from podwire.kernel.link_messages import IFLA_GROUP, IFLA_IFNAME, IFLA_MTU
+from podwire.kernel.messages import RTM_SETLINK
 from podwire.kernel.netlink import NetlinkSocket, attr_str, attr_u32, message
 from podwire.model.state import LINK_GROUP
 

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 from podwire.kernel import messages
 from podwire.kernel.attach import links
-from podwire.kernel.messages import LinkState
+from podwire.kernel.link_messages import LinkState
 from podwire.kernel.netlink import NetlinkSocket, parse_attrs
 from podwire.model.cluster import Underlay
 from podwire.model.state import IPAddress
