@@ -10,7 +10,6 @@ decremented, as Flannel does at either end.
 
 from __future__ import annotations
 
-import ctypes
 import time
 from itertools import pairwise
 from typing import Final
@@ -19,13 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from podwire.kernel.tun import VNET_HEADER
-from podwire.tunnel.checksum import U8
-from podwire.tunnel.coalesce import Shape, merge, runs, shape_of
+from podwire.tunnel.coalesce import Batches, Shape, merge, shape_of
 from podwire.tunnel.headers import TCP, decrement_ttl, parse
 from podwire.tunnel.icmp import Problem
 from podwire.tunnel.path import Path
 from podwire.tunnel.secure import OVERHEAD
-from podwire.tunnel.segment import MAX_HEADERS
 from podwire.tunnel.sockets import START, Underlay, write, writev
 from podwire.tunnel.table import Peer
 
@@ -45,9 +42,9 @@ class Inbound:
         self._opened = np.zeros_like(underlay.buffer)
         self._opened_view = self._opened.data
         self._opened_at: int = self._opened.ctypes.data
-        self._head = bytearray(VNET_HEADER + MAX_HEADERS)
-        self._head_at = ctypes.addressof(ctypes.c_char.from_buffer(self._head))
-        self._iovecs: dict[tuple[int, int, int], NDArray[np.uint64]] = {}
+        self._bare = Batches(underlay.buffer, START)
+        self._sealed = Batches(self._opened, START)
+        self._iovecs: dict[tuple[int, int, int], tuple[NDArray[np.uint64], int]] = {}
         features = path.tun.features
         self._merges = {
             (4, True): "tso4" in features,
@@ -74,7 +71,7 @@ class Inbound:
             elif path.require_encryption:
                 path.drops["not_encrypted"] += -(-size // segment)
             else:
-                self._batch(peer, underlay.buffer, underlay.view, underlay.address, size, segment)
+                self._batch(peer, self._bare, underlay.view, underlay.address, size, segment)
         return True
 
     def _open(self, peer: Peer, size: int, segment: int) -> None:
@@ -87,10 +84,16 @@ class Inbound:
         self._path.flush_outbox()
         if opened:
             each = min(opened, segment - OVERHEAD)
-            self._batch(peer, self._opened, self._opened_view, self._opened_at, opened, each)
+            self._batch(peer, self._sealed, self._opened_view, self._opened_at, opened, each)
 
     def _batch(
-        self, peer: Peer, buffer: U8, view: memoryview, address: int, size: int, segment: int
+        self,
+        peer: Peer,
+        batches: Batches,
+        view: memoryview,
+        address: int,
+        size: int,
+        segment: int,
     ) -> None:
         """Pass on the packets from `START` on, each of `segment` bytes but the last."""
         peer.heard = time.monotonic()
@@ -104,7 +107,7 @@ class Inbound:
             for at in range(START, START + size, segment):
                 self._one(peer, view, at, min(segment, START + size - at))
             return
-        borders = runs(buffer, START, count, segment, last, shape)
+        borders = batches.borders(count, segment, last, shape)
         for first, end in pairwise(borders):
             at = START + first * segment
             length = last if end == count else segment
@@ -162,32 +165,32 @@ class Inbound:
         """Pass on packets that are one run, as one super-packet."""
         if not self._accept(peer, view, at, stride, count):
             return
-        head = merge(view, at, count, stride, last, shape, self._head)
-        iovecs = self._iovecs.get((address + at, stride, shape.head))
-        if iovecs is None:
-            iovecs = self._lay_out(address + at, stride, shape.head)
+        merge(view, at, count, stride, last, shape)
+        places = self._iovecs.get((address + at, stride, shape.head))
+        if places is None:
+            places = self._lay_out(address + at, stride, shape.head)
+        iovecs, iovecs_at = places
         payload = stride - shape.head
-        iovecs[0, 1] = head
-        iovecs[count, 1] = last - shape.head
-        written = writev(self._fd, iovecs.ctypes.data, count + 1)
-        iovecs[count, 1] = payload
+        iovecs[count - 1, 1] = last - shape.head
+        written = writev(self._fd, iovecs_at, count)
+        iovecs[count - 1, 1] = payload
         if written < 0:
             self._path.drops["tun_refused"] += count
         else:
             peer.received_packets += count
             peer.received_bytes += (count - 1) * stride + last
 
-    def _lay_out(self, address: int, stride: int, head: int) -> NDArray[np.uint64]:
-        """Where the one header is, and the payloads; the header's length is open."""
+    def _lay_out(self, address: int, stride: int, head: int) -> tuple[NDArray[np.uint64], int]:
+        """Where the header with the first payload is, and the other payloads."""
         if len(self._iovecs) > 256:
             self._iovecs.clear()
-        iovecs = np.empty((_MAX_RUN + 1, 2), np.uint64)
-        iovecs[0, 0] = self._head_at
-        iovecs[1:, 0] = np.arange(_MAX_RUN, dtype=np.uint64) * np.uint64(stride)
-        iovecs[1:, 0] += np.uint64(address + head)
-        iovecs[1:, 1] = stride - head
-        self._iovecs[address, stride, head] = iovecs
-        return iovecs
+        iovecs = np.empty((_MAX_RUN, 2), np.uint64)
+        iovecs[:, 0] = np.arange(_MAX_RUN, dtype=np.uint64) * np.uint64(stride)
+        iovecs[:, 0] += np.uint64(address + head)
+        iovecs[:, 1] = stride - head
+        iovecs[0] = address - VNET_HEADER, VNET_HEADER + stride
+        places = self._iovecs[address, stride, head] = iovecs, iovecs.ctypes.data
+        return places
 
 
 _NO_OFFLOAD = bytes(VNET_HEADER)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from podwire.kernel.tun import VNET_HEADER
 from podwire.tunnel.checksum import row_checks, row_sums, swap16
@@ -22,7 +21,7 @@ from podwire.tunnel.coalesce import VNET
 from podwire.tunnel.headers import complete_checksum, decrement_ttl, parse
 from podwire.tunnel.icmp import Problem, is_multicast
 from podwire.tunnel.path import Path
-from podwire.tunnel.segment import MAX_SEGMENTS, NEEDS_CSUM, Segmenter
+from podwire.tunnel.segment import NEEDS_CSUM, Segmenter
 from podwire.tunnel.sockets import MAX_BYTES, read
 from podwire.tunnel.table import Peer
 
@@ -44,13 +43,13 @@ class Outbound:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = path.tun.fd
-        self._segmenter = Segmenter()
         # Packets gathered, one more of any size, and room for the segmenter behind it.
         self._buffer = np.zeros(_START + _GATHERED_BYTES + 3 * _LONGEST, np.uint8)
         self._view = self._buffer.data
         self._address: int = self._buffer.ctypes.data
-        self._iovecs: dict[tuple[int, int, int], NDArray[np.uint64]] = {}
-        self._rows = np.zeros((_GATHERED, 2), np.uint64)
+        self._segmenter = Segmenter(self._buffer)
+        self._iovecs = np.zeros((_GATHERED, 2), np.uint64)
+        self._iovecs_at: int = self._iovecs.ctypes.data
         self._count = np.arange(_GATHERED, dtype=np.uint64)
         #: Whether packets came one at a time of late.
         self._calm = True
@@ -139,39 +138,16 @@ class Outbound:
         if peer is None:
             return
         _, gso_type, _, mss, l4, _ = VNET.unpack_from(self._view, at - VNET_HEADER)
-        rows = self._segmenter.segment(self._buffer, at, length, gso_type, mss, l4)
-        if rows is None:
+        layout = self._segmenter.segment(at, length, gso_type, mss, l4)
+        if layout is None:
             self._path.drops["tun_malformed"] += 1
             return
-        count, head = rows.shape
+        size = length + (layout.count - 1) * layout.head
+        segment = layout.head + mss
         if peer.encrypted:
-            packed = np.empty((count, head + mss), np.uint8)
-            packed[:, :head] = rows
-            end = at + head + count * mss
-            packed[:, head:] = self._buffer[at + head : end].reshape(count, mss)
-            size = count * head + length - head
-            self._path.send_packed(peer, packed.ravel(), size, head + mss)
-            return
-        iovecs = self._iovecs.get((at, head, mss))
-        if iovecs is None:
-            iovecs = self._lay_out(at, head, mss)
-        last = 2 * count - 1
-        iovecs[last, 1] = length - head - (count - 1) * mss
-        self._path.send_rows(peer, iovecs, 2, count, head + mss)
-        iovecs[last, 1] = mss
-
-    def _lay_out(self, at: int, head: int, mss: int) -> NDArray[np.uint64]:
-        """Where the headers and payloads of segments are; only the last's length is open."""
-        if len(self._iovecs) > 64:
-            self._iovecs.clear()
-        iovecs = np.empty((MAX_SEGMENTS, 2, 2), np.uint64)
-        number = np.arange(MAX_SEGMENTS, dtype=np.uint64)
-        iovecs[:, 0, 0] = number * np.uint64(head) + np.uint64(self._segmenter.address)
-        iovecs[:, 0, 1] = head
-        iovecs[:, 1, 0] = number * np.uint64(mss) + np.uint64(self._address + at + head)
-        iovecs[:, 1, 1] = mss
-        self._iovecs[at, head, mss] = flat = iovecs.reshape(-1, 2)
-        return flat
+            self._path.send_packed(peer, layout.packed(), size, segment)
+        else:
+            self._path.send_rows(peer, layout.iovecs_at, 2, layout.count, segment, size)
 
     def _flush(self, first: int, count: int, size: int, stride: int) -> None:
         """Send the `count` packets of `size` bytes, one every `stride` bytes from `first`."""
@@ -219,12 +195,12 @@ class Outbound:
             one_by_one = rows[:, VNET_HEADER : VNET_HEADER + size].ravel()
             path.send_packed(peer, one_by_one, count * size, size)
         else:
-            iovecs = self._rows[:count]
+            iovecs = self._iovecs[:count]
             iovecs[:, 0] = self._count[:count] * np.uint64(stride) + np.uint64(
                 self._address + first
             )
             iovecs[:, 1] = size
-            path.send_rows(peer, iovecs, 1, count, size)
+            path.send_rows(peer, self._iovecs_at, 1, count, size, count * size)
         return True
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import struct
 import time
 from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from podwire.kernel.tun import Tun
 from podwire.tunnel.checksum import U8
@@ -27,8 +27,7 @@ from podwire.tunnel.table import Peer, Table
 _ERRORS_PER_S, _ERRORS_BURST = 1000.0, 50.0
 #: Every IPv6 path takes packets of this size (RFC 8200), so nobody may be told of less.
 _IPV6_MIN_MTU = 1280
-#: sizeof(struct iovec).
-_IOVEC_BYTES = 16
+_IOVEC = struct.Struct("@PN")
 
 
 class Path:
@@ -94,33 +93,26 @@ class Path:
             self._refused(error, underlay, peer, [bytes(packet)])
 
     def send_rows(
-        self, peer: Peer, iovecs: NDArray[np.uint64], width: int, count: int, segment: int
+        self, peer: Peer, iovecs: int, width: int, count: int, segment: int, size: int
     ) -> None:
         """Send `count` packets of `segment` bytes each, the last maybe shorter, bare.
 
-        Each is in `width` places; `iovecs` has a row for each place, its address and length.
+        They are `size` bytes together. Each is in `width` places: at the address `iovecs` there is
+        a struct iovec for each place.
         """
         underlay = self.underlays.get(peer.version)
         if underlay is None:
             self.drops["send_failed"] += count
             return
         most = min(MAX_SEGMENTS, MAX_BYTES // segment) if underlay.gso else 1
-        at: int = iovecs.ctypes.data
         peer.sent_packets += count
-        peer.sent_bytes += (count - 1) * segment + int(
-            iovecs[(count - 1) * width : count * width, 1].sum()
-        )
+        peer.sent_bytes += size
         for start in range(0, count, most):
             part = min(most, count - start)
-            offset = start * width * _IOVEC_BYTES
-            error = underlay.send(peer, at + offset, part * width, segment if part > 1 else 0)
+            at = iovecs + start * width * _IOVEC.size
+            error = underlay.send(peer, at, part * width, segment if part > 1 else 0)
             if error:
-                rows = iovecs[start * width : (start + part) * width].tolist()
-                places = [ctypes.string_at(*row) for row in rows]
-                packets = [
-                    b"".join(places[one : one + width]) for one in range(0, len(places), width)
-                ]
-                self._refused(error, underlay, peer, packets)
+                self._refused(error, underlay, peer, _gathered(at, width, part))
 
     def send_packed(self, peer: Peer, packets: U8, size: int, segment: int) -> None:
         """Send packets that lie back to back, of `segment` bytes each but the last, sealed."""
@@ -203,3 +195,12 @@ class Path:
         send = underlay.send_fragmented if fragment else underlay.send_at
         if size and send(peer, self._sealed_at, size, 0):
             self.drops["send_failed"] += 1
+
+
+def _gathered(iovecs: int, width: int, count: int) -> list[bytes]:
+    """The packets that iovecs lead to."""
+    places = [
+        ctypes.string_at(*_IOVEC.unpack(ctypes.string_at(iovecs + at * _IOVEC.size, _IOVEC.size)))
+        for at in range(count * width)
+    ]
+    return [b"".join(places[at : at + width]) for at in range(0, len(places), width)]
