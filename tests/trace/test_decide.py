@@ -885,9 +885,9 @@ def test_a_tunnel_over_ipv6_is_the_same(network6: Network, version: int) -> None
     seen, _ = network6.probe(A, pod_ip("b", version))
     assert seen[-1].at == f"{B} eth0 in"
     fdb, tunnel, route, neighbor = network6.ask(
-        next(one for one in seen if one.at == "node1 flannel.1 out")
+        next(one for one in seen if one.at == "node1 flannel-v6.1 out")
     )
-    assert fdb.text == f"{MAC2} dev flannel.1 dst fd18::12"
+    assert fdb.text == f"{MAC2} dev flannel-v6.1 dst fd18::12"
     assert "70 bytes more" in tunnel.text
     assert route.text.startswith("fd18::/64 dev eth0")
     assert neighbor.text.startswith("fd18::12 dev eth0 lladdr")
@@ -900,7 +900,7 @@ def test_what_the_tunnel_adds_may_be_too_much_for_the_underlay(network6: Network
         network6.run(place, "ip link set eth0 mtu 1400")
     try:
         seen, _ = network6.probe(A, pod_ip("b"), size=1380)
-        assert seen[-1].at == "node1 flannel.1 out"
+        assert seen[-1].at == "node1 flannel-v6.1 out"
         problem = problem_of(network6.ask(seen[-1], ended=True))
     finally:
         for place in ("node1", "node2"):
