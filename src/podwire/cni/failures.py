@@ -14,7 +14,7 @@ from podwire.errors import (
     PodwireError,
     StoreUnavailableError,
 )
-from podwire.ipam.node_subnet import ExhaustedError, RequestedAddressError
+from podwire.ipam.node_subnet import ContendedError, ExhaustedError, RequestedAddressError
 from podwire.kernel import netns
 
 #: The kernel can do it, only not now: something that the agent is about to make is missing.
@@ -31,6 +31,8 @@ def as_cni_error(error: Exception) -> CniError:
             code = Code.ADDRESSES_EXHAUSTED
         case RequestedAddressError():
             code = Code.ADDRESS_REFUSED
+        case ContendedError():
+            code = Code.TRY_AGAIN_LATER
         case IpamError():
             code = Code.STORE_FAILED
         case KernelError(errno=errno.EEXIST):

@@ -24,7 +24,7 @@ from typing import NamedTuple, NoReturn
 
 import msgspec
 
-from podwire.errors import InputError, IpamError, PodwireError
+from podwire.errors import InputError, PodwireError
 from podwire.ipam import blocks
 from podwire.ipam.allocator import Make, Wish, one_a_family
 from podwire.ipam.block import (
@@ -38,10 +38,11 @@ from podwire.ipam.block import (
 )
 from podwire.ipam.block_set import BlockSet, Found
 from podwire.ipam.ledger import Ledger
-from podwire.ipam.node_subnet import REUSE_DELAY_S
+from podwire.ipam.node_subnet import ContendedError
 from podwire.ipam.pools import Pools
 from podwire.ipam.reclaim import GRACE_S, Reclaimer
 from podwire.ipam.record import Key, PodIdentity, Record, State
+from podwire.ipam.span import REUSE_DELAY_S
 from podwire.ipam.store import Store
 from podwire.log import fields
 from podwire.model.documents import Document, Documents
@@ -247,7 +248,7 @@ class BlockAllocator:
                 return
             for pick in lost:
                 picks.remove(pick)
-        raise IpamError("others keep taking the addresses chosen", remedy="try again")
+        raise ContendedError("others keep taking the addresses chosen", remedy="try again")
 
     async def _pick(self, pools: Sequence[Pool], holder: Holder) -> _Pick:
         while True:

@@ -11,11 +11,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 
-from podwire.errors import InputError, IpamError
+from podwire.errors import InputError
 from podwire.ipam import blocks
 from podwire.ipam.block import Block, Pool, decode_block, document_name, encode_block
 from podwire.ipam.ledger import Ledger
-from podwire.ipam.node_subnet import ExhaustedError
+from podwire.ipam.node_subnet import ContendedError, ExhaustedError
 from podwire.log import fields
 from podwire.model.documents import Document, DocumentConflictError, Documents
 from podwire.model.state import IPAddress, IPNetwork
@@ -139,7 +139,7 @@ class BlockSet:
                 return made
             document = await self._documents.get("ipamblocks", document_name(cidr))
         if document is None:
-            raise IpamError(f"block {cidr} comes and goes", remedy="try again")
+            raise ContendedError(f"block {cidr} comes and goes", remedy="try again")
         return self.open(decode_block(document), document)
 
     async def give_up(self, cidr: IPNetwork) -> None:

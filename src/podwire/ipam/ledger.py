@@ -17,9 +17,10 @@ import logging
 
 import msgspec
 
-from podwire.errors import IpamError, StoreUnavailableError
+from podwire.errors import StoreUnavailableError
 from podwire.ipam import blocks
 from podwire.ipam.block import RESERVED, Block, Holder, decode_block, document_name, encode_block
+from podwire.ipam.node_subnet import ContendedError
 from podwire.log import fields
 from podwire.model.documents import Document, DocumentConflictError, Documents
 from podwire.model.state import IPAddress, IPNetwork
@@ -215,7 +216,7 @@ class Ledger:
             else:
                 self._unsure = False
                 return
-        raise IpamError(f"block {self.cidr}: others keep changing it", remedy="try again")
+        raise ContendedError(f"block {self.cidr}: others keep changing it", remedy="try again")
 
     async def _put(self, block: Block) -> None:
         value = encode_block(block)

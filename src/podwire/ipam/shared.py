@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from podwire.ipam.allocator import SharedAllocator
 from podwire.ipam.block_allocator import BlockAllocator
+from podwire.ipam.range_allocator import RangeAllocator
 from podwire.ipam.store import Store
 from podwire.model.documents import Documents
 from podwire.model.fabric import Fabric
@@ -35,5 +36,9 @@ def shared_allocator(
             block_len={4: fabric.block_len, 6: fabric.block_len6},
             is_gone=is_gone,
             changed=changed,
+        )
+    if fabric.ipam == "cluster-range":
+        return RangeAllocator(
+            documents, store, node=node, networks=networks, is_gone=is_gone, changed=changed
         )
     return None

@@ -35,8 +35,9 @@ from pathlib import Path
 import msgspec
 
 from podwire.errors import IpamError
-from podwire.ipam.node_subnet import REUSE_DELAY_S, RequestedAddressError, SubnetPool
+from podwire.ipam.node_subnet import RequestedAddressError, SubnetPool
 from podwire.ipam.record import Key, PodIdentity, Record, Row, State, from_row, to_row
+from podwire.ipam.span import REUSE_DELAY_S
 from podwire.model.cluster import Attachment
 from podwire.model.state import IPAddress, IPNetwork
 
