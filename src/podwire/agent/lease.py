@@ -57,12 +57,13 @@ def wanted_lease(
     published = own.node.lease
     endpoints = []
     for ip in underlay.ips:
-        mac = None
+        public_ip, mac = overwrites.get(ip.version, ip), None
         if fabric.uses_vxlan:
             before = published.endpoint(ip.version) if published is not None else None
-            known = before.vtep_mac if before is not None else None
+            # At another address it may be of another node: in etcd nobody sees to unique names.
+            known = before.vtep_mac if before is not None and before.ip == public_ip else None
             mac = known or vtep_macs.get(ip.version) or random_mac()
-        endpoints.append(Endpoint(overwrites.get(ip.version, ip), mac))
+        endpoints.append(Endpoint(public_ip, mac))
     first, second = endpoints[0], endpoints[1] if len(endpoints) > 1 else None
     return Lease(
         subnets=(),
