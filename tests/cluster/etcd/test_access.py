@@ -146,6 +146,8 @@ async def test_a_rotated_certificate_is_picked_up(
                 with pytest.raises(StoreUnavailableError):
                     await client.get(b"/x")
         await client.get(b"/x")
+        certificate.write_text("half a certif")
+        await client.get(b"/x")
 
 
 async def test_a_server_certificate_that_its_gateway_cannot_use(

@@ -27,6 +27,7 @@ import msgspec
 from podwire.cluster.etcd.claim import Claim, Claimant, claim_subnet, is_valid, take_up
 from podwire.cluster.etcd.client import EtcdClient, Listing, end
 from podwire.cluster.etcd.directory import Directory, Entry, read_entry
+from podwire.cluster.etcd.documents import EtcdDocuments
 from podwire.cluster.etcd.layout import Layout
 from podwire.cluster.etcd.messages import Change, KeyValue
 from podwire.cluster.etcd.mirror import mirror
@@ -43,7 +44,7 @@ from podwire.cluster.source import (
     StoredNetwork,
     Synced,
 )
-from podwire.errors import InputError, PodwireError, StoreError
+from podwire.errors import InputError, PodwireError, StoreError, StoreUnavailableError
 from podwire.log import fields
 from podwire.model.cluster import Lease, Node
 from podwire.model.state import IPNetwork
@@ -55,8 +56,8 @@ TTL_S = 24 * 3600
 RENEW_MARGIN_S = 3600.0
 """So long before it would expire it is renewed (flanneld's --subnet-lease-renew-margin)."""
 _RENEW_AGAIN_S = 60.0
-#: After another node has taken our name, so long until we are told to take it back.
-_TAKEN_PAUSE_S = 10.0
+#: So long until it is told to try again what failed for a reason that takes time.
+_AGAIN_S = 10.0
 
 
 class EtcdLeases:
@@ -132,9 +133,20 @@ class EtcdLeases:
                 previous = (*held.lease.subnets, *previous)
                 if held.lease == msgspec.structs.replace(wanted, subnets=held.lease.subnets):
                     return held.lease
-            claim = await claim_subnet(
-                self.client, self._claimant, config, wanted, previous, by_name=not self._was_taken
-            )
+            try:
+                claim = await claim_subnet(
+                    self.client,
+                    self._claimant,
+                    config,
+                    wanted,
+                    previous,
+                    by_name=not self._was_taken,
+                )
+            except PodwireError as error:
+                if not isinstance(error, StoreUnavailableError):
+                    # A subnet that is given back, or a right that is granted, nobody tells us of.
+                    self._tell_later(OwnChanged())
+                raise
             await self._hold(claim)
             return claim.lease
 
@@ -156,6 +168,14 @@ class EtcdLeases:
                 )
             await self._hold(claim)
             return claim.revision != kv.mod_revision
+
+    @property
+    def documents(self) -> EtcdDocuments:
+        return EtcdDocuments(self.client)
+
+    async def is_gone(self, name: str) -> bool:
+        # Who shares documents is at its own key: its subnets are no lease of Flannel's.
+        return await self.client.get(self._layout.node(name)) is None
 
     async def set_available(self) -> None:
         """Nobody schedules by what is in etcd."""
@@ -182,6 +202,9 @@ class EtcdLeases:
         self._announce(self._directory.own_is_at(claim.key))
         if before is not None and before.key != claim.key:
             await end(self.client, before.etcd_lease)
+
+    def _tell_later(self, event: Event) -> None:
+        asyncio.get_running_loop().call_later(_AGAIN_S, self._tell, event)
 
     def _lose(self, reason: str) -> None:
         self._claim = None
@@ -296,8 +319,7 @@ class EtcdLeases:
             reason = f"the lease of {_names(claim)} was taken by node {entry.name}"
             if claim.key.startswith(self._layout.nodes):
                 reason = f"node {entry.name} is also at {entry.lease.public_ip}"
-                loop = asyncio.get_running_loop()
-                loop.call_later(_TAKEN_PAUSE_S, self._tell, OwnChanged(reason))
+                self._tell_later(OwnChanged(reason))
                 self._claim = None
                 log.error("lease lost", extra=fields(reason=reason))
                 return

@@ -181,7 +181,7 @@ def _backend(fields: _Fields, version: int) -> BackendOptions:
     name = options.get("Type", str, "").lower()
     if not name:
         raise options.wrong("Type", "is missing", remedy="e.g. vxlan, host-gw or udp")
-    mtu = _number(options, "MTU", 1280, 65535)
+    mtu = _number(options, "MTU", 576, 65535)
     if mtu is not None and name in VXLAN_BACKENDS:
         # Flannel means the underlay's, which the tunnel's headers have to fit into.
         mtu = vxlan.mtu(mtu, version)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import ssl
 from collections.abc import AsyncIterator
 from types import TracebackType
@@ -35,7 +36,10 @@ from podwire.cluster.etcd.failures import (
 from podwire.cluster.etcd.messages import Failure, Json, TokenAnswer, decode
 from podwire.cluster.etcd.url import EtcdConfig
 from podwire.cluster.keepalive import socket_with_keepalive
-from podwire.errors import StoreError, StoreUnavailableError
+from podwire.errors import InputError, StoreError, StoreUnavailableError
+from podwire.log import fields
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -234,6 +238,12 @@ class Transport:
             stamp = tuple(one.stat().st_mtime for one in files)
         except OSError:
             stamp = ()  # Which of them is missing, `ssl_context` says.
-        if self._ssl is None or self._ssl[0] != stamp:
+        if self._ssl is None:
             self._ssl = (stamp, config.ssl_context())
+        elif self._ssl[0] != stamp:
+            try:
+                self._ssl = (stamp, config.ssl_context())
+            except InputError as error:
+                # Files are being replaced: the old ones are still as good as they were.
+                log.warning("certificates not read again", extra=fields(error=error))
         return self._ssl[1]
