@@ -14,9 +14,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from podwire.agent import metrics
+from podwire.agent.allocation import Allocation
 from podwire.agent.config import AgentConfig
 from podwire.agent.document import plan_document
 from podwire.agent.mending import Mender
@@ -24,6 +26,7 @@ from podwire.agent.nodes import Nodes
 from podwire.agent.operator import serve_operators
 from podwire.agent.peering import Peering
 from podwire.agent.pods import Pods
+from podwire.agent.podwatch import PodWatch
 from podwire.agent.renewal import NotReady, Renewal
 from podwire.agent.server import serve
 from podwire.agent.telling import log_objections, warn_of_strays
@@ -45,9 +48,15 @@ from podwire.errors import PodwireError, UnsupportedError
 from podwire.kernel.netlink import Message
 from podwire.kernel.reconcile import Report
 from podwire.log import fields
-from podwire.model.cluster import ClusterView, NetworkConfig
-from podwire.model.state import IPNetwork
-from podwire.plan.node import cause_of_node, plan, plan_peer
+from podwire.model.cluster import ClusterView, NetworkConfig, PodPlace
+from podwire.model.state import Entry, IPNetwork
+from podwire.plan.node import (
+    cause_of_node,
+    cause_of_pod,
+    plan,
+    plan_peer,
+    plan_pod,
+)
 
 log = logging.getLogger(__name__)
 
@@ -159,15 +168,25 @@ class Agent:
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         self._worker = KernelWorker()
-        self._pods = Pods(self._config, self._worker)
+        self._pod_watch = self._watch_for_pods()
+        annotations = self._pod_watch.annotations if self._pod_watch is not None else None
+        self._pods = Pods(self._config, self._worker, annotations)
         self._mender = Mender(
             self._worker,
             wake=self._wake.set,
             attach_again=self._pods.attach_again,
             note_refused=self._note_refused,
         )
+        self._allocation = Allocation(
+            self._config.node_name, self._source, self._pods, self._look_at_own
+        )
         self._renewal = Renewal(
-            self._config, self._source, self._worker, self._pods, try_again=self._look_at_own
+            self._config,
+            self._source,
+            self._worker,
+            self._pods,
+            self._allocation,
+            try_again=self._look_at_own,
         )
         self._peering = Peering(
             self._config,
@@ -185,6 +204,7 @@ class Agent:
         try:
             async with contextlib.AsyncExitStack() as stack:
                 await stack.enter_async_context(self._pods)
+                stack.push_async_callback(self._allocation.close)
                 self._say_not_ready(self._not_ready)
                 await stack.enter_async_context(serve(self._config, self))
                 operators = serve_operators(self._config.operator_socket, self)
@@ -193,6 +213,8 @@ class Agent:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._source.run(self._on_event))
                     group.create_task(self._peering.run())
+                    if self._pod_watch is not None:
+                        group.create_task(self._pod_watch.run())
                     group.create_task(self._work())
         finally:
             watch.close()
@@ -200,6 +222,17 @@ class Agent:
                 task.cancel()
             self._renewal.close()
             self._worker.close()
+
+    def _watch_for_pods(self) -> PodWatch | None:
+        """Where there is a Kubernetes API; a container of a plain host is no pod."""
+        if not isinstance(self._source, KubeLeases):
+            return None
+        return PodWatch(
+            self._source.client,
+            self._config.node_name,
+            everywhere=self._config.options.fabric().is_one_segment,
+            on_change=self._wake.set,
+        )
 
     def _say_not_ready(self, reason: str | None) -> None:
         """What /readyz, the metrics and the runtime are told from now on."""
@@ -216,9 +249,13 @@ class Agent:
         match event:
             case Synced(nodes):
                 self._nodes.sync(nodes)
+                self._note_names()
                 self._look_at_own()
             case Changed(name, node):
+                is_other = (node is None) != (name not in self._nodes.by_name)
                 self._nodes.put(name, node)
+                if is_other:
+                    self._note_names()
                 self._wake.set()
             case OwnChanged(reason):
                 if reason:
@@ -233,6 +270,12 @@ class Agent:
             case Disconnected(error):
                 self._note_connected(False)
                 log.warning(f"{self._source.title} is away", extra=fields(error=error))
+
+    def _note_names(self) -> None:
+        """Which nodes there are is another now."""
+        if self._config.node_name not in self._nodes.by_name:
+            self._allocation.doubt()
+        self._allocation.nodes_are({*self._nodes.by_name, self._config.node_name})
 
     def _note_connected(self, connected: bool) -> None:
         self._connected = connected
@@ -299,8 +342,10 @@ class Agent:
             if self._network is None:
                 continue
             await self._mender.mend_amiss()
-            if changed := self._nodes.take_changed():
-                await self._update_peers(self._network, changed)
+            changed = self._nodes.take_changed()
+            pods = self._take_changed_pods(changed)
+            if changed or pods:
+                await self._update(self._network, changed, pods)
 
     async def _renew(self) -> None:
         """Look at our own lease and underlay again; plan anew where that changes anything."""
@@ -341,26 +386,41 @@ class Agent:
         attachments = self._pods.use(network)
         warn_of_strays(network, attachments)
         self._network = network
-        self._nodes.take_changed()
+        self._take_changed_pods(self._nodes.take_changed())
         log_objections(network, self._nodes.by_name, self._nodes.claims, _OBJECTIONS_LOGGED)
-        blocked = self._peering.blocked
-        desired = plan(ClusterView(network, self._nodes.by_name, blocked), attachments)
-        await self._mender.replace(desired)
+        view = ClusterView(network, self._nodes.by_name, self._peering.blocked, self._places)
+        await self._mender.replace(plan(view, attachments))
         # The tunnel's device is there by now, and the probes' routes.
         self._peering.use(network, self._renewal.private_key)
         metrics.PEERS.set(self._nodes.leased_peers)
 
-    async def _update_peers(self, network: NetworkConfig, names: set[str]) -> None:
+    async def _update(self, network: NetworkConfig, names: set[str], pods: set[str]) -> None:
+        """Plan these peers and pods anew, and nothing else."""
         peers = {name: self._nodes.by_name.get(name) for name in names}
-        claims = self._nodes.claims
-        blocked = self._peering.blocked
-        plans = {
+        claims, blocked = self._nodes.claims, self._peering.blocked
+        plans: dict[str, tuple[Entry, ...]] = {
             cause_of_node(name): plan_peer(network, peer, claims, blocked=name in blocked)
             if peer is not None
             else ()
             for name, peer in peers.items()
         }
+        for pod in pods:
+            place = self._places.get(pod)
+            node = self._nodes.by_name.get(place.node) if place is not None else None
+            plans[cause_of_pod(pod)] = plan_pod(network, place, node) if place is not None else ()
         self._peering.update(names)
         log_objections(network, {name: one for name, one in peers.items() if one}, claims)
         await self._mender.update(plans)
         metrics.PEERS.set(self._nodes.leased_peers)
+
+    @property
+    def _places(self) -> Mapping[str, PodPlace]:
+        """The cluster's pods, where every node answers for them."""
+        return self._pod_watch.places if self._pod_watch is not None else {}
+
+    def _take_changed_pods(self, nodes: set[str]) -> set[str]:
+        """The pods to plan anew: those that are others now, and those on these nodes."""
+        if self._pod_watch is None:
+            return set()
+        changed = self._pod_watch.take_changed()
+        return changed.union(*(self._pod_watch.pods_on(name) for name in nodes))

@@ -13,6 +13,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import msgspec
+
+from podwire.agent.allocation import Allocation
 from podwire.agent.config import AgentConfig
 from podwire.agent.fabrics import stored_fabric
 from podwire.agent.files import read_subnet_env, subnet_env, write_atomically
@@ -26,8 +29,9 @@ from podwire.kernel.attach import find_link
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.underlay import find_underlay
 from podwire.log import fields
-from podwire.model.cluster import NetworkConfig, Underlay
+from podwire.model.cluster import Lease, NetworkConfig, Underlay
 from podwire.model.fabric import Fabric
+from podwire.model.state import IPNetwork
 from podwire.tunnel.keys import load_or_create_key, public_key
 
 log = logging.getLogger(__name__)
@@ -48,12 +52,14 @@ class Renewal:
         source: LeaseSource,
         worker: KernelWorker,
         pods: Pods,
+        allocation: Allocation,
         *,
         try_again: Callable[[], None],
     ) -> None:
         self._config = config
         self._source = source
         self._worker = worker
+        self._allocation = allocation
         self._publication = Publication(source, pods, try_again)
         self._socket = NetlinkSocket()
 
@@ -92,9 +98,7 @@ class Renewal:
             underlay = relevant(underlay, networks)
             macs = await self._vtep_macs(fabric, before)
             wanted = wanted_lease(fabric, own, underlay, macs, self._public_key(fabric))
-            previous = read_subnet_env(self._config.subnet_file)
-            lease = await self._source.acquire(wanted, previous)
-            check_subnets(self._config.node_name, networks, lease.subnets)
+            lease = await self._leased(fabric, networks, wanted)
         except _AWAY as error:
             self._publication.put_off()
             if before is None:
@@ -111,6 +115,18 @@ class Renewal:
             underlay,
             masquerade=self._config.masquerade,
         )
+
+    async def _leased(
+        self, fabric: Fabric, networks: tuple[IPNetwork, ...], wanted: Lease
+    ) -> Lease:
+        """`wanted` with this node's subnets, from its allocator or from the store."""
+        subnets = await self._allocation.subnets(fabric, networks)
+        if subnets is not None:
+            return msgspec.structs.replace(wanted, subnets=subnets)
+        previous = read_subnet_env(self._config.subnet_file)
+        lease = await self._source.acquire(wanted, previous)
+        check_subnets(self._config.node_name, networks, lease.subnets)
+        return lease
 
     async def publish(self, network: NetworkConfig, *, again: bool) -> str | None:
         """Let others know the lease; None, or why that could not be done and is tried again."""

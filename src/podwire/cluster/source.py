@@ -22,6 +22,7 @@ import msgspec
 
 from podwire.errors import PodwireError
 from podwire.model.cluster import Lease, Node
+from podwire.model.documents import Documents
 from podwire.model.state import IPAddress, IPNetwork
 
 
@@ -161,6 +162,15 @@ class LeaseSource(Protocol):
         True where anything had to be told. Raises as `acquire`, and PodwireError where somebody
         else keeps changing it.
         """
+        ...
+
+    @property
+    def documents(self) -> Documents:
+        """What nodes share besides leases."""
+        ...
+
+    async def is_gone(self, name: str) -> bool:
+        """Whether the store, asked now, has no node of that name. Raises as `publish`."""
         ...
 
     async def set_available(self) -> None:

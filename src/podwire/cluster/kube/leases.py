@@ -22,6 +22,7 @@ import msgspec
 
 from podwire.cluster.kube.client import KubeClient
 from podwire.cluster.kube.config import ClientConfig
+from podwire.cluster.kube.documents import KubeDocuments
 from podwire.cluster.kube.objects import WatchEvent
 from podwire.cluster.kube.reflect import reflect
 from podwire.cluster.kube.resources import NODES
@@ -46,9 +47,10 @@ from podwire.cluster.source import (
     StoredNetwork,
     Synced,
 )
-from podwire.errors import InputError, PodwireError
+from podwire.errors import InputError, NotFoundError, PodwireError
 from podwire.log import fields
 from podwire.model.cluster import Lease, Node
+from podwire.model.documents import Documents
 from podwire.model.state import IPNetwork
 from podwire.rounds import Rounds
 
@@ -145,6 +147,17 @@ class KubeLeases:
     def unpublished(self, lease: Lease) -> list[str]:
         """The annotations of this node that peers do not see as `lease` has them."""
         return list(self._unpublished(lease)) if self._own is not None else []
+
+    @property
+    def documents(self) -> Documents:
+        return KubeDocuments(self.client)
+
+    async def is_gone(self, name: str) -> bool:
+        try:
+            await self.client.get(NODES, name)
+        except NotFoundError:
+            return True
+        return False
 
     async def set_available(self) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
