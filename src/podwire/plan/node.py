@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import msgspec
-
 from podwire.model.cluster import (
     Attachment,
     ClusterView,
@@ -22,7 +20,7 @@ from podwire.model.cluster import (
 from podwire.model.fabric import Fabric
 from podwire.model.state import NFT_TABLE, Desired, Entry, IPNetwork, NftTable, Why
 from podwire.model.tunnel import OVERHEAD_ENCRYPTED
-from podwire.plan import guard, masquerade
+from podwire.plan import guard, isolation, masquerade, spoofing
 from podwire.plan.claims import Claims
 from podwire.plan.transport import auto, l2_vxlan, transport_of
 from podwire.plan.wiring import plan_attachment, wiring_of
@@ -71,18 +69,21 @@ def plan_tables(config: NetworkConfig) -> tuple[NftTable, ...]:
     inet = NftTable(
         name=NFT_TABLE,
         sets=sets,
+        open_sets=(*guard.open_sets(config), *spoofing.open_sets(config)),
+        counters=(
+            *guard.counters(config),
+            *spoofing.counters(config),
+            *isolation.counters(config),
+        ),
         chains=(
-            *(
-                msgspec.structs.replace(
-                    chain, rules=tuple(r for r in chain.rules if "@peers" not in r.text)
-                )
-                for chain in guard.plan_chains(config)
-            ),
+            *guard.plan_chains(config),
+            *spoofing.plan_chains(config),
+            *isolation.plan_chains(config),
             *chains,
         ),
         why=Why(f"Node/{config.node}", "filters and translates for its pods"),
     )
-    return (inet,)
+    return (inet, *spoofing.plan_bridge_table(config))
 
 
 def plan_peer(
@@ -94,7 +95,7 @@ def plan_peer(
     """
     if peer.lease is None or objections(config, peer, claims):
         return ()
-    guards: tuple[Entry, ...] = ()
+    guards = guard.plan_peer(config, peer)
     if config.fabric.transport == "auto":
         return (*guards, *auto.plan_peer(config, peer, blocked=blocked))
     return (*guards, *transport_of(config.fabric).plan_peer(config, peer))
@@ -158,5 +159,5 @@ def plan(view: ClusterView, attachments: Iterable[Attachment] = ()) -> Desired:
         if entries := plan_pod(config, place, peers.get(place.node)):
             by_cause[cause_of_pod(pod)] = entries
     for attachment in attachments:
-        by_cause[cause_of_attachment(attachment)] = (plan_attachment(config, attachment).port,)
+        by_cause[cause_of_attachment(attachment)] = plan_attachment(config, attachment).host
     return Desired(by_cause)

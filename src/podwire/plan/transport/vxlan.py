@@ -100,7 +100,9 @@ def objections(config: NetworkConfig, peer: Node, *, backends: tuple[str, ...] =
     found: list[str] = []
     own = {one.vtep_mac for one in config.lease.endpoints if one.vtep_mac is not None}
     clones = [one.vtep_mac for one in lease.endpoints if one.vtep_mac in own]
-    if lease.vni != config.lease.vni:
+    if not any(one.vtep_mac for one in lease.endpoints):
+        found.append(f"node {name} has published no VTEP MAC")
+    elif lease.vni != config.lease.vni:
         found.append(f"node {name} is in VNI {lease.vni}, this node in {config.lease.vni}")
     elif clones and clones[0] is not None:
         mac = format_mac(clones[0])
