@@ -341,6 +341,8 @@ async def test_a_network_that_gets_ipv6_keeps_its_ipv4_subnets(
         after = await one.source.acquire(wish(1, public_ip6=ip_address("fd00::1"), vtep_mac6=MAC))
         assert after.subnets[0] == before.subnets[0]
         assert len(after.subnets) == 2
+        await one.until(lambda: one.nodes["node1"].lease == after)
+        assert not one.losses
         (name,) = stored()
         assert name.startswith(f"{before.subnets[0].network_address}-24&fd00:5:0:")
         assert name.endswith("::-64")

@@ -5,9 +5,9 @@
             └─ this node's own key ───▶ OwnChanged: gone, taken, or written by somebody else
     acquire ── claim ──▶ own key ──▶ kept alive an hour before it would expire
 
-What lives here: what each key's change means, and the time. A lease is kept alive without being
-written (flanneld writes it anew), so renewing is no event for anybody. A reservation (a key without
-an etcd lease) stays one.
+What lives here: what each key's change means. A lease is kept alive without being written
+(flanneld writes it anew), so renewing is no event for anybody. A reservation (a key without an etcd
+lease) stays one.
 
 A subnet that somebody else took is not taken back: the other one uses it by now, and two machines
 cloned from one disk would go on for ever.
@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -32,6 +32,7 @@ from podwire.cluster.etcd.layout import Layout
 from podwire.cluster.etcd.messages import Change, KeyValue
 from podwire.cluster.etcd.mirror import mirror
 from podwire.cluster.etcd.network import FlannelConfig, parse_config
+from podwire.cluster.etcd.renewal import Renewal
 from podwire.cluster.etcd.url import EtcdConfig
 from podwire.cluster.source import (
     Changed,
@@ -44,7 +45,7 @@ from podwire.cluster.source import (
     StoredNetwork,
     Synced,
 )
-from podwire.errors import InputError, PodwireError, StoreError, StoreUnavailableError
+from podwire.errors import InputError, PodwireError, StoreUnavailableError
 from podwire.log import fields
 from podwire.model.cluster import Lease, Node
 from podwire.model.state import IPNetwork
@@ -53,11 +54,16 @@ log = logging.getLogger(__name__)
 
 TTL_S = 24 * 3600
 """How long a lease lives that nobody renews (flanneld's subnetTTL)."""
-RENEW_MARGIN_S = 3600.0
-"""So long before it would expire it is renewed (flanneld's --subnet-lease-renew-margin)."""
-_RENEW_AGAIN_S = 60.0
 #: So long until it is told to try again what failed for a reason that takes time.
 _AGAIN_S = 10.0
+
+
+class _News(msgspec.Struct, frozen=True):
+    """Keys as they were at a revision, None for those that are gone; `is_all`: others are too."""
+
+    revision: int
+    kvs: dict[bytes, KeyValue | None]
+    is_all: bool
 
 
 class EtcdLeases:
@@ -67,15 +73,14 @@ class EtcdLeases:
         self.client = EtcdClient(config)
         self._layout = Layout(config.prefix)
         self._claimant = Claimant(self._layout, node, ttl_s)
-        self._margin_s = min(RENEW_MARGIN_S, ttl_s / 2)
+        self._renewal = Renewal(self.client, ttl_s, self._on_expired)
         self._directory = Directory(node)
         #: What is wrong with it where it can't be used; None before it was looked for.
         self._config: FlannelConfig | PodwireError | None = None
         self._claim: Claim | None = None
-        self._acquiring = asyncio.Lock()
+        self._lock = asyncio.Lock()
+        self._unjudged: list[_News] = []
         self._was_taken = False
-        self._renew_at = 0.0
-        self._renewal = asyncio.Event()
         self._tell: Callable[[Event], None] = lambda event: None
 
     @property
@@ -118,13 +123,13 @@ class EtcdLeases:
                     on_disconnected=lambda error: tell(Disconnected(error)),
                 )
             )
-            group.create_task(self._keep())
+            group.create_task(self._renewal.run())
         raise AssertionError("neither of them ends")
 
     # --- what this node has ---------------------------------------------------------------
 
     async def acquire(self, wanted: Lease, previous: Sequence[IPNetwork] = ()) -> Lease:
-        async with self._acquiring:
+        async with self._changing():
             config = self._config
             if not isinstance(config, FlannelConfig):
                 config = await self._read_config()
@@ -151,7 +156,7 @@ class EtcdLeases:
             return claim.lease
 
     async def publish(self, lease: Lease) -> bool:
-        async with self._acquiring:
+        async with self._changing():
             held = self._claim
             if held is not None and held.lease == lease:
                 return False
@@ -198,7 +203,7 @@ class EtcdLeases:
     async def _hold(self, claim: Claim) -> None:
         """Have that lease from now on, and no other."""
         before, self._claim = self._claim, claim
-        self._renew_in(self._claimant.ttl_s - self._margin_s)
+        self._renewal.keep(claim.etcd_lease)
         self._announce(self._directory.own_is_at(claim.key))
         if before is not None and before.key != claim.key:
             await end(self.client, before.etcd_lease)
@@ -206,45 +211,18 @@ class EtcdLeases:
     def _tell_later(self, event: Event) -> None:
         asyncio.get_running_loop().call_later(_AGAIN_S, self._tell, event)
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, reason: str, *, later: bool = False) -> None:
         self._claim = None
+        self._renewal.keep(0)
         log.warning("lease lost", extra=fields(reason=reason))
-        self._tell(OwnChanged(reason))
-
-    # --- time -----------------------------------------------------------------------------
-
-    def _renew_in(self, seconds: float) -> None:
-        self._renew_at = asyncio.get_running_loop().time() + seconds
-        self._renewal.set()
-
-    async def _keep(self) -> NoReturn:
-        """Keep our lease alive, whichever it is."""
-        clock = asyncio.get_running_loop().time
-        while True:
-            self._renewal.clear()
-            claim = self._claim
-            if claim is None or not claim.etcd_lease:
-                await self._renewal.wait()
-            elif (left_s := self._renew_at - clock()) > 0:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(left_s):
-                        await self._renewal.wait()
-            else:
-                await self._renew(claim)
-
-    async def _renew(self, claim: Claim) -> None:
-        try:
-            ttl_s = await self.client.keep_alive(claim.etcd_lease)
-        except StoreError as error:
-            log.warning("lease not renewed", extra=fields(error=error))
-            self._renew_in(min(_RENEW_AGAIN_S, self._margin_s / 2))
-            return
-        if claim != self._claim:
-            return
-        if ttl_s:
-            self._renew_in(ttl_s - min(self._margin_s, ttl_s / 2))
+        if later:
+            self._tell_later(OwnChanged(reason))
         else:
-            self._lose(f"the lease of {_names(claim)} has expired")
+            self._tell(OwnChanged(reason))
+
+    def _on_expired(self) -> None:
+        if self._claim is not None:
+            self._lose(f"the lease of {_names(self._claim)} has expired")
 
     # --- what the store tells -------------------------------------------------------------
 
@@ -253,11 +231,7 @@ class EtcdLeases:
         self._take_config(found.get(self._layout.config))
         self._directory.sync(entry for kv in listing.kvs if (entry := self._read(kv)) is not None)
         self._tell(Synced(dict(self._directory.nodes)))
-        claim = self._claim
-        if claim is None:
-            self._tell(OwnChanged())
-        elif listing.revision >= claim.revision:
-            self._judge(claim, found.get(claim.key))
+        self._look_at_own(_News(listing.revision, dict(found), is_all=True))
 
     def _on_change(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -269,9 +243,8 @@ class EtcdLeases:
             self._announce(
                 self._directory.remove(kv.key) if entry is None else self._directory.put(entry)
             )
-            claim = self._claim
-            if claim is not None and kv.key == claim.key and kv.mod_revision > claim.revision:
-                self._judge(claim, None if change.is_delete else kv)
+            news = {kv.key: None if change.is_delete else kv}
+            self._look_at_own(_News(kv.mod_revision, news, is_all=False))
 
     def _announce(self, changed: dict[str, Node | None]) -> None:
         for name, node in changed.items():
@@ -301,6 +274,30 @@ class EtcdLeases:
         if before is not None:
             self._tell(OwnChanged())
 
+    @contextlib.asynccontextmanager
+    async def _changing(self) -> AsyncIterator[None]:
+        """While our own key is being written, what is told of it waits: of which lease it is, old
+        or new, can't be known before."""
+        try:
+            async with self._lock:
+                yield
+        finally:
+            unjudged, self._unjudged = self._unjudged, []
+            for news in unjudged:
+                self._look_at_own(news)
+
+    def _look_at_own(self, news: _News) -> None:
+        claim = self._claim
+        if self._lock.locked():
+            self._unjudged.append(news)
+        elif claim is None:
+            if news.is_all:
+                self._tell(OwnChanged())
+        elif news.is_all and news.revision >= claim.revision:
+            self._judge(claim, news.kvs.get(claim.key))
+        elif claim.key in news.kvs and news.revision > claim.revision:
+            self._judge(claim, news.kvs[claim.key])
+
     def _judge(self, claim: Claim, kv: KeyValue | None) -> None:
         """Our own key is another now, or gone."""
         if kv is None:
@@ -311,19 +308,17 @@ class EtcdLeases:
             self._claim = msgspec.structs.replace(
                 claim, etcd_lease=kv.lease, revision=kv.mod_revision
             )
-            self._renew_in(0)
+            self._renewal.keep(kv.lease, is_new=False)
             return
         entry = self._read(kv)
         if entry is not None and entry.lease.public_ip != claim.lease.public_ip:
             self._was_taken = True
-            reason = f"the lease of {_names(claim)} was taken by node {entry.name}"
             if claim.key.startswith(self._layout.nodes):
-                reason = f"node {entry.name} is also at {entry.lease.public_ip}"
-                self._tell_later(OwnChanged(reason))
-                self._claim = None
-                log.error("lease lost", extra=fields(reason=reason))
-                return
-            self._lose(reason)
+                # A name is all that such a node has: at once, both would take it back for ever.
+                where = entry.lease.public_ip
+                self._lose(f"there is another node {entry.name}, at {where}", later=True)
+            else:
+                self._lose(f"the lease of {_names(claim)} was taken by node {entry.name}")
             return
         self._lose(f"the lease of {_names(claim)} was written by somebody else")
 
