@@ -34,12 +34,12 @@ class Wiring:
     def attach(self, config: NetworkConfig, attachment: Attachment, netns_fd: int) -> None:
         """Make the interface; nothing is left behind on an error."""
         plan = plan_attachment(config, attachment)
-        kernel.attach(self._socket, plan.port, plan.pod, netns_fd)
+        kernel.attach(self._socket, plan.host, plan.pod, netns_fd)
 
     def check(self, config: NetworkConfig, attachment: Attachment, netns_fd: int) -> list[str]:
         """What is wrong with the interface, one sentence a fault."""
         plan = plan_attachment(config, attachment)
-        return kernel.check(self._socket, plan.port, plan.pod, netns_fd)
+        return kernel.check(self._socket, plan.host, plan.pod, netns_fd)
 
     def cut_off(self, attachment: Attachment) -> None:
         """Nothing passes the host's end any more. Fast, where `unregister` is not."""
