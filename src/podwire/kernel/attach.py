@@ -120,12 +120,14 @@ def _configure_host(sock: NetlinkSocket, port: Link, entries: Sequence[Entry]) -
         if isinstance(one, Sysctl):
             sysctl.write(one.key, one.value)
     _set_elements(entries)
-    ops = _ops(entries, Scope({port.name: _index_of(sock, port.name)}))
+    index = _index_of(sock, port.name)
+    ops = _ops(entries, Scope({port.name: index}))
     changes = settings(port)
     first = {name: changes.pop(name) for name in ("no_ipv6_address",) if name in changes}
     # Whether the link is up is what the rest asks for.
     batch = [link_messages.set_link(port.name, **step) for step in (first, changes) if step]
-    what = [f"set up {port.name}"] * len(batch) + [op.line({}) for op in ops]
+    what = [f"set up {port.name}"] * len(batch)
+    what += [op.line({index: port.name}) for op in ops]
     for failure in sock.request([*batch, *(op.message() for op in ops)]):
         # A setting of IPv6, on a machine that has none.
         if failure.index or failure.errno != errno.EAFNOSUPPORT:
