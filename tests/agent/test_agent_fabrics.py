@@ -16,6 +16,7 @@ from .joined import Joined, answers, etcd_in, joined, settled
 
 pytestmark = pytest.mark.root
 
+SUBNET, ROUTED = ("--ipam", "node-subnet"), ("--wiring", "routed")
 NETWORKS = {4: "10.244.0.0/16", 6: "fd00:10:244::/48"}
 
 
@@ -93,8 +94,10 @@ def pair(
         (["--profile", "flannel-host-gw"], (4, 6), (4, 6), False),
         (["--profile", "flannel-udp"], (4, 6), (4,), True),
         (["--profile", "flannel-udp", "--encrypt"], (4,), (6,), True),
-        (["--wiring", "routed"], (4, 6), (4, 6), True),
-        (["--wiring", "routed", "--transport", "udp"], (6,), (6,), True),
+        ([*SUBNET, *ROUTED, "--transport", "vxlan"], (4, 6), (4, 6), True),
+        ([*SUBNET, *ROUTED, "--transport", "udp"], (6,), (6,), True),
+        (["--profile", "calico"], (4, 6), (4, 6), False),
+        (["--profile", "calico-vxlan"], (4,), (6,), True),
         (["--transport", "auto"], (4, 6), (4, 6), True),
     ],
 )
