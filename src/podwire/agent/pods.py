@@ -103,7 +103,7 @@ class Pods:
     def _note(self, attachment: Attachment, *, attached: bool) -> None:
         assert self._service.network is not None or not attached  # noqa: S101
         network = self._service.network
-        entries = (plan_attachment(network, attachment).port,) if network and attached else ()
+        entries = plan_attachment(network, attachment).host if network and attached else ()
         note = self._worker.reconciler.note
         self._worker.submit(note, cause_of_attachment(attachment), entries)
         metrics.ADDRESSES.inc(len(attachment.ips) if attached else -len(attachment.ips))
