@@ -27,6 +27,8 @@ def test_one_of_the_first_hundred_that_are_free() -> None:
     assert all(int(str(four).split(".")[2]) <= 100 for four, _ in seen)
     assert len({four for four, _ in seen}) > 50
     assert len({six for _, six in seen}) > 50
+    late = {choose(ranges(), [], [], random.Random(seed), spread=2)[0] for seed in range(100)}
+    assert any(int(str(four).split(".")[2]) > 100 for four in late)
 
 
 def test_the_previous_one_of_each_family_where_it_is_free() -> None:

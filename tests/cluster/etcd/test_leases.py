@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from podwire.cluster.etcd import leases
 from podwire.cluster.etcd.leases import EtcdLeases
 from podwire.cluster.etcd.url import EtcdConfig
 from podwire.cluster.source import (
@@ -224,40 +225,45 @@ async def test_a_node_with_another_address_keeps_its_subnet(
 
 
 async def test_many_nodes_at_once_get_a_subnet_each(etcd: EtcdServer, config: EtcdConfig) -> None:
-    """More than there would be without luck: 40 nodes want 62 subnets of each family at random."""
+    """More than there would be without luck: 25 nodes want 62 subnets of each family at random."""
     small = {"Network": "10.5.0.0/18", "EnableIPv6": True, "IPv6Network": "fd00:5::/58"}
     etcd.put(f"{config.prefix}/config", small)
-    sources = [EtcdLeases(config, f"node{number}") for number in range(40)]
+    sources = [EtcdLeases(config, f"node{number}") for number in range(25)]
     async with contextlib.AsyncExitStack() as stack, asyncio.timeout(60):
         for source in sources:
             await stack.enter_async_context(source)
-        leases = await asyncio.gather(
+        found = await asyncio.gather(
             *(source.acquire(wish(number + 1)) for number, source in enumerate(sources))
         )
-        subnets = {subnet for lease in leases for subnet in lease.subnets}
+        subnets = {subnet for lease in found for subnet in lease.subnets}
         listing = await sources[0].client.range(b"/", b"0")
-    assert len(subnets) == 80
+    assert len(subnets) == 50
     below = f"{config.prefix}/subnets/".encode()
-    assert len([kv for kv in listing.kvs if kv.key.startswith(below)]) == 40
+    assert len([kv for kv in listing.kvs if kv.key.startswith(below)]) == 25
 
 
 async def test_two_that_want_the_same_subnet(network: None, config: EtcdConfig) -> None:
     previous = [ip_network("10.5.40.0/24")]
     async with EtcdLeases(config, "node1") as one, EtcdLeases(config, "node2") as two:
-        leases = await asyncio.gather(
-            one.acquire(wish(1), previous), two.acquire(wish(2), previous)
-        )
-    holders = [lease for lease in leases if list(lease.subnets) == previous]
+        found = await asyncio.gather(one.acquire(wish(1), previous), two.acquire(wish(2), previous))
+    holders = [lease for lease in found if list(lease.subnets) == previous]
     assert len(holders) == 1
-    assert leases[0].subnets != leases[1].subnets
+    assert found[0].subnets != found[1].subnets
 
 
-async def test_a_full_network_is_said(etcd: EtcdServer, config: EtcdConfig) -> None:
+async def test_a_full_network_is_said_and_asked_again(
+    etcd: EtcdServer, config: EtcdConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "_AGAIN_S", 0.01)
     etcd.put(f"{config.prefix}/config", {"Network": "10.5.0.0/22", "SubnetMin": "10.5.3.0"})
     async with station(config, "node1") as one, station(config, "node2") as two:
-        await one.source.acquire(wish(1))
+        lease = await one.source.acquire(wish(1))
+        two.events.clear()
         with pytest.raises(PodwireError, match=r"all subnets of 10\.5\.0\.0/22"):
             await two.source.acquire(wish(2))
+        await two.until_told(OwnChanged)
+        etcd.ctl("del", f"{config.prefix}/subnets/10.5.3.0-24")
+        assert (await two.source.acquire(wish(2))).subnets == lease.subnets
 
 
 async def test_a_lease_deleted_is_acquired_anew(
@@ -404,6 +410,33 @@ async def test_a_node_without_a_subnet_of_its_own(
         await two.until(lambda: two.nodes["node1"].lease == more)
         subnet = await one.source.acquire(wish(1))
         await two.until(lambda: [one.lease for one in two.nodes.values()] == [subnet])
+
+
+async def test_two_nodes_of_one_name_without_subnets(
+    network: None, config: EtcdConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "_AGAIN_S", 0.01)
+    async with station(config, "node1") as one, station(config, "node1") as two:
+        await one.source.publish(Lease((), "host-gw", ip_address("192.168.64.1")))
+        await two.source.publish(Lease((), "host-gw", ip_address("192.168.64.2")))
+        await one.until(lambda: bool(one.losses))
+    assert one.losses == ["there is another node node1, at 192.168.64.2"]
+
+
+async def test_a_lease_that_expires_while_the_store_is_away(
+    network: None, etcd: EtcdServer, config: EtcdConfig, wire: Wire
+) -> None:
+    through = replace(config, endpoints=(f"127.0.0.1:{wire.port}",), call_timeout_s=0.2)
+    async with station(through, "node1", ttl_s=2) as one, station(config, "other") as other:
+        lease = await one.source.acquire(wish(1))
+        await other.until(lambda: "node1" in other.nodes)
+        wire.silence()
+        await other.until(lambda: "node1" not in other.nodes)
+        assert one.nodes["node1"].lease == lease
+        wire.heal()
+        await one.until(lambda: bool(one.losses))
+        assert await one.source.acquire(wish(1), lease.subnets) == lease
+        await other.until(lambda: "node1" in other.nodes)
 
 
 async def test_the_store_going_and_coming_back(

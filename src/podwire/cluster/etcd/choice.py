@@ -67,10 +67,13 @@ def choose(
     leased: Iterable[IPNetwork],
     previous: Sequence[IPNetwork],
     rng: random.Random,
+    *,
+    spread: int = 1,
 ) -> tuple[IPNetwork, ...]:
     """One subnet of each range: of `previous` where it is allowed and free, else any.
 
-    Raises PodwireError where there is none.
+    Who was too slow chooses of `spread` times as many, so that a crowd does not meet again. Raises
+    PodwireError where there is none.
     """
     taken = Taken(leased)
     found: list[IPNetwork] = []
@@ -81,7 +84,7 @@ def choose(
         if kept is not None:
             found.append(kept)
             continue
-        candidates = list(islice(free_subnets(wanted, taken), _CANDIDATES))
+        candidates = list(islice(free_subnets(wanted, taken), _CANDIDATES * spread))
         if not candidates:
             raise PodwireError(
                 f"all subnets of {wanted.network} from {wanted.first} to {wanted.last} are leased",

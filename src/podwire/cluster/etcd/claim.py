@@ -85,7 +85,12 @@ async def claim_subnet(
             lease = msgspec.structs.replace(wanted, subnets=own.subnets)
             claim = await take_up(client, claimant, own.kv, lease)
         else:
-            claim = await _create(client, claimant, config, held, own, wanted, previous)
+            others = [subnet for one in held if one is not own for subnet in one.subnets]
+            kept = (*own.subnets, *previous) if own is not None else previous
+            rng = random.SystemRandom()
+            subnets = choose(config.ranges, others, kept, rng, spread=attempt + 1)
+            lease = msgspec.structs.replace(wanted, subnets=subnets)
+            claim = await _create(client, claimant, own, lease)
         if claim is not None:
             return claim
         await asyncio.sleep(random.random() * _PAUSE_S * (attempt + 1))
@@ -164,19 +169,10 @@ def _find_own(
 
 
 async def _create(
-    client: EtcdClient,
-    claimant: Claimant,
-    config: FlannelConfig,
-    held: Sequence[_Held],
-    own: _Held | None,
-    wanted: Lease,
-    previous: Sequence[IPNetwork],
+    client: EtcdClient, claimant: Claimant, own: _Held | None, lease: Lease
 ) -> Claim | None:
-    """Lease a subnet that is free, in place of `own`; None where somebody else was faster."""
-    others = [subnet for one in held if one is not own for subnet in one.subnets]
-    kept = [*(own.subnets if own is not None else ()), *previous]
-    subnets = choose(config.ranges, others, kept, random.SystemRandom())
-    lease = msgspec.structs.replace(wanted, subnets=subnets)
+    """Lease subnets that are free, in place of `own`; None where somebody else was faster."""
+    subnets = lease.subnets
     value = values.encode(lease, claimant.node)
     key = claimant.layout.subnet(values.format_subnets(subnets))
     etcd_lease = await client.grant(claimant.ttl_s)
