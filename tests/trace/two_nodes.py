@@ -156,7 +156,8 @@ class Network:
                 wiring = plan_attachment(config, attachment)
                 inside = netns.open_netns(attachment.netns)
                 stack.callback(os.close, inside)
-                attach(sock, wiring.host, wiring.pod, inside)
+                with netns.entered(fd):
+                    attach(sock, wiring.host, wiring.pod, inside)
                 reconciler.note(cause_of_attachment(attachment), wiring.host)
         self._places: dict[int, Places] = {}
         stack.callback(self._close_places)
