@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from ipaddress import IPv6Address
 
 from podwire.model.state import IPAddress
@@ -10,9 +11,12 @@ from podwire.model.state import IPAddress
 def mac_for(ip: IPAddress) -> bytes:
     """A locally administered MAC derived from an address, so that it is as unique and as stable.
 
-    IPv4: 0a:58 and the four bytes, as kubenet and the CNI plugins did; IPv6: the last four bytes.
+    IPv4: 0a:58 and the four bytes, as kubenet and the CNI plugins did. IPv6: 0a and a digest of
+    all sixteen, since which of them differ depends on how the network is split among nodes.
     """
-    return b"\x0a\x58" + ip.packed[-4:]
+    if ip.version == 4:
+        return b"\x0a\x58" + ip.packed
+    return b"\x0a" + hashlib.blake2s(ip.packed, digest_size=5).digest()
 
 
 def link_local(mac: bytes) -> IPv6Address:
