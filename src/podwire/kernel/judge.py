@@ -81,6 +81,8 @@ class Judge:
             case messages.RTM_NEWNEIGH | messages.RTM_DELNEIGH:
                 one = messages.parse_neighbor_state(payload)
                 gone = kind == messages.RTM_DELNEIGH
+                if one.master and self._is_taken(one):
+                    return not gone
                 if one.ifindex not in self._holdings.ours:
                     return False
                 if one.family == messages.AF_BRIDGE:
@@ -100,9 +102,9 @@ class Judge:
         link = holdings.links.get(name)
         if link is None:
             return self._others_link_amiss(notified)
-        refers_to = link.kind.dev if isinstance(link.kind, Vxlan) else link.master
+        below = link.kind.dev if isinstance(link.kind, Vxlan) else None
         actual = {}
-        for one in filter(None, (name, refers_to)):
+        for one in filter(None, (name, below, link.master)):
             found = self._socks.route.get(messages.RTM_GETLINK, link_messages.get_link(one))
             if found is not None:
                 actual[one] = link_messages.parse_link(found)
@@ -144,24 +146,22 @@ class Judge:
         if one.master:
             if one.vlan:
                 return False
-            port = messages.PortFdbKey(one.ifindex, one.mac)
-            wanted = self._wanted(PORT_FDB)
-            if any(key.mac == one.mac and key != port for key in self._same_mac(one.mac)):
-                # A bridge has a MAC once: it has been taken from the port that it is to be at.
-                return not gone
             ours = port_fdb_key(one) is not None
-            return (gone or not ours) if port in wanted else ours and not gone
+            if messages.PortFdbKey(one.ifindex, one.mac) in self._wanted(PORT_FDB):
+                return gone or not ours
+            return ours and not gone and self._is_tunnel(one.ifindex)
         entry = fdb_key(one)
         if entry is None:
             return messages.FdbKey(one.ifindex, one.mac) in self._wanted(FDB)
         return self._entry_amiss(FDB, entry, one.dst, gone=gone, ours=True)
 
-    def _same_mac(self, mac: bytes) -> Iterator[messages.PortFdbKey]:
+    def _is_taken(self, one: messages.NeighborState) -> bool:
+        """Whether a bridge's MAC, which it has once, is to be at another port than this."""
         wanted = self._wanted(PORT_FDB)
-        for index in self._holdings.ours:
-            key = messages.PortFdbKey(index, mac)
-            if key in wanted:
-                yield key
+        return bool(wanted) and any(
+            index != one.ifindex and messages.PortFdbKey(index, one.mac) in wanted
+            for index in self._holdings.ours
+        )
 
     def _entry_amiss(
         self, table: Table, key: Any, value: Any, *, gone: bool, ours: bool = False
@@ -225,7 +225,14 @@ class Judge:
         return link.ours and link.kind == "veth" and link.name not in self._holdings.links
 
     def _is_pods_end(self, index: int) -> bool:
-        return any(
-            isinstance(link.kind, Veth) and self._holdings.scope.get(name) == index
-            for name, link in self._holdings.links.items()
-        )
+        return isinstance(self._kind(index), Veth)
+
+    def _is_tunnel(self, index: int) -> bool:
+        return isinstance(self._kind(index), Vxlan)
+
+    def _kind(self, index: int) -> object:
+        """Of a link of ours."""
+        for name, link in self._holdings.links.items():
+            if self._holdings.scope.get(name) == index:
+                return link.kind
+        return None
