@@ -162,10 +162,16 @@ class PodWorker:
         sandbox = self.record.sandbox
         if sandbox is None:
             return False
-        if self._sandbox_ending or not (self.record.attached and sandbox.alive):
-            return True
-        moved = self.record.network != self._node.pod_network
-        return moved and bool(self.record.network) and not self.pod.spec.host_network
+        return (
+            self._sandbox_ending
+            or self._network_changed()
+            or not (self.record.attached and sandbox.alive)
+        )
+
+    def _network_changed(self) -> bool:
+        """Whether the sandbox is in a pod network that is no longer the node's."""
+        known = self.record.network and not self.pod.spec.host_network
+        return bool(known) and self.record.network != self._node.pod_network
 
     async def _make_sandbox(self) -> bool:
         """Have a sandbox with a network; False when that has to wait."""
@@ -231,7 +237,7 @@ class PodWorker:
 
     async def _discard_sandbox(self, event: Literal["SandboxChanged"] | None) -> None:
         """End a sandbox that cannot be used (any more); its containers are to start again."""
-        sandbox = self.record.sandbox
+        sandbox, moved = self.record.sandbox, self._network_changed()
         if sandbox is None:
             return
         if event:
@@ -244,6 +250,10 @@ class PodWorker:
             known = self.record.container(container.name)
             known.state, known.retry_at, known.failures = "waiting", 0.0, 0
             known.last, known.ended = known.ended or known.last, None
+        if moved:
+            # They ended through no fault of theirs.
+            for known in self.record.containers.values():
+                known.retry_at, known.failures = 0.0, 0
 
     async def _end_sandbox(self, sandbox: Sandbox) -> None:
         """End every process of the sandbox, detach it, and forget it; tries until DEL succeeds."""
