@@ -97,7 +97,7 @@ def pair(
         ([*SUBNET, *ROUTED, "--transport", "vxlan"], (4, 6), (4, 6), True),
         ([*SUBNET, *ROUTED, "--transport", "udp"], (6,), (6,), True),
         (["--profile", "calico"], (4, 6), (4, 6), False),
-        (["--profile", "calico-vxlan"], (4,), (6,), True),
+        (["--profile", "calico-vxlan"], (6,), (6,), True),
         (["--transport", "auto"], (4, 6), (4, 6), True),
     ],
 )

@@ -2,51 +2,99 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
-from ipaddress import ip_address, ip_interface, ip_network
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
+from podwire.cluster.etcd.client import EtcdClient
+from podwire.cluster.etcd.documents import EtcdDocuments
 from podwire.cluster.kube import ClientConfig, KubeClient
 from podwire.cluster.kube.documents import KubeDocuments
-from podwire.ipam.allocator import Allocator, Wish
-from podwire.ipam.record import Key, PodIdentity, Record
 from podwire.ipam.store import Store
 from podwire.lab.api.server import ApiServer, ServerSettings
-from podwire.model.cluster import Attachment
 from podwire.model.documents import Documents
-from podwire.model.state import IPAddress
+from tests.cluster.etcd.server import EtcdServer
 
-#: Opens another connection to the same store.
-Connect = Callable[[], Documents]
+
+class Stored(Protocol):
+    """A store of documents, as each test has one of its own."""
+
+    async def connect(self) -> Documents:
+        """Another connection, as another node has it."""
+        ...
+
+    async def away(self) -> None:
+        """Let it be away."""
+        ...
+
+    async def back(self) -> None: ...
+
+
+class Kube:
+    """An API server in this process, on a Unix socket."""
+
+    def __init__(self, directory: Path, stack: contextlib.AsyncExitStack) -> None:
+        self._stack = stack
+        self.socket = directory / "api.sock"
+        self._settings = ServerSettings(
+            database=directory / "api.db",
+            token="t" * 32,
+            unix_socket=self.socket,
+            controllers=None,
+        )
+        self._server: ApiServer | None = None
+
+    async def connect(self) -> Documents:
+        client = KubeClient(ClientConfig(server=f"unix://{self.socket}"))
+        return KubeDocuments(await self._stack.enter_async_context(client))
+
+    async def away(self) -> None:
+        if self._server is not None:
+            await self._server.stop()
+            self._server = None
+
+    async def back(self) -> None:
+        self._server = ApiServer(self._settings)
+        await self._server.start()
+
+
+class RealEtcd:
+    """etcd in a process of its own."""
+
+    def __init__(self, directory: Path, stack: contextlib.AsyncExitStack) -> None:
+        self._stack = stack
+        self._server = EtcdServer(directory / "etcd")
+
+    async def connect(self) -> Documents:
+        config = replace(self._server.config, call_timeout_s=5.0)
+        return EtcdDocuments(await self._stack.enter_async_context(EtcdClient(config)))
+
+    async def away(self) -> None:
+        self._server.stop()
+
+    async def back(self) -> None:
+        await asyncio.to_thread(self._server.start)
 
 
 @pytest.fixture
-async def connect(tmp_path: Path) -> AsyncIterator[Connect]:
-    """An API server; each call is another client of it."""
-    socket = tmp_path / "api.sock"
-    settings = ServerSettings(
-        database=tmp_path / "api.db", token="t" * 32, unix_socket=socket, controllers=None
-    )
-    server = ApiServer(settings)
-    await server.start()
+async def stored(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stored]:
+    """The Kubernetes API; etcd for tests that ask for it by parametrizing."""
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(server.stop)
-
-        def another() -> Documents:
-            client = KubeClient(ClientConfig(server=f"unix://{socket}")).open()
-            stack.push_async_exit(client)
-            return KubeDocuments(client)
-
-        yield another
+        kind = RealEtcd if getattr(request, "param", "kube") == "etcd" else Kube
+        one = kind(tmp_path, stack)
+        await one.back()
+        stack.push_async_callback(one.away)
+        yield one
 
 
 @pytest.fixture
-async def documents(connect: Connect) -> Documents:
-    return connect()
+async def documents(stored: Stored) -> Documents:
+    return await stored.connect()
 
 
 @pytest.fixture
@@ -63,38 +111,3 @@ def open_store(tmp_path: Path) -> Iterator[Callable[..., Store]]:
     yield reopen
     for store in stores.values():
         store.close()
-
-
-async def add(allocator: Allocator, name: str, *ips: str, **wish: Any) -> Record:
-    """What ADD does, less the kernel."""
-
-    def make(chosen: tuple[IPAddress, ...]) -> Attachment:
-        return Attachment(
-            container_id=name,
-            ifname="eth0",
-            netns=f"/run/netns/{name}",
-            host_ifname=f"veth{name}"[:15],
-            mac=bytes(6),
-            ips=tuple(ip_interface(ip_network(ip)) for ip in chosen),
-            gateways=chosen,
-            pod=f"default/{name}",
-        )
-
-    return await allocator.reserve(
-        Key(name, "eth0"),
-        make,
-        Wish(ips=tuple(map(ip_address, ips)), **wish),
-        network="podwire",
-        pod=PodIdentity("default", name, "uid"),
-    )
-
-
-def delete(allocator: Allocator, store: Store, name: str) -> None:
-    """What DEL does, less the kernel."""
-    record = store.begin_delete(Key(name, "eth0"))
-    allocator.released(record)
-    store.forget([record.key])
-
-
-def ips_of(record: Record) -> list[str]:
-    return [str(one.ip) for one in record.attachment.ips]

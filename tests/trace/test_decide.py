@@ -161,7 +161,7 @@ class Trouble:
     cause: Cause
     at: str
     or_at: str = ""
-    ignored: str = ""
+    ignored: tuple[str, ...] = ()
     lines: dict[str, str] = field(default_factory=dict)
     undo: dict[str, str] = field(default_factory=dict)
     interface: str = ""
@@ -210,7 +210,7 @@ TROUBLES = [
         },
         cause=Cause.NO_ROUTE,
         at="node1 eth0 out",
-        ignored="node2 eth0 in",
+        ignored=("node2 eth0 in",),
         interface="flannel.1",
         remedy=MEND_ROUTE.replace("{verb}", "add"),
         versions=(4,),
@@ -655,13 +655,13 @@ TROUBLES = [
         versions=(4,),
     ),
     Trouble(
-        # The frame is flooded to the other pod, and hairpin brings it back.
+        # The frame is flooded to the other pod, and hairpin brings it back: in the order of ports.
         name="bridge without an entry for its own MAC",
         lines={"node1": "bridge fdb del {gw_mac} dev cni0 self"},
         undo={"node1": "bridge fdb add {gw_mac} dev cni0 self permanent"},
         cause=Cause.NO_FDB,
         at=f"{C} eth0 in",
-        ignored=f"{A} eth0 in",
+        ignored=("node1 vetha out", f"{A} eth0 in"),
         interface="cni0",
         says=("its own MAC {gw_mac}",),
         remedy="bridge fdb add {gw_mac} dev cni0 self permanent",
@@ -777,7 +777,7 @@ def found(site: Network, trouble: Trouble, version: int) -> tuple[str, Problem |
     """Where the probe ended, and what is found there."""
     target = say(trouble.target, version)
     seen, match = site.probe(trouble.source, target, size=trouble.size)
-    seen = [one for one in seen if one.at != trouble.ignored]
+    seen = [one for one in seen if one.at not in trouble.ignored]
     if seen:
         return seen[-1].at, problem_of(site.ask(seen[-1], ended=True))
     source = match.source if match is not None else pod_ip("a", version)

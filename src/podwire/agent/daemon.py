@@ -14,22 +14,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 from podwire.agent import metrics
 from podwire.agent.allocation import Allocation
 from podwire.agent.config import AgentConfig
 from podwire.agent.document import plan_document
+from podwire.agent.drops import Drops
 from podwire.agent.mending import Mender
 from podwire.agent.nodes import Nodes
 from podwire.agent.operator import serve_operators
 from podwire.agent.peering import Peering
+from podwire.agent.planner import Planner
 from podwire.agent.pods import Pods
 from podwire.agent.podwatch import PodWatch
 from podwire.agent.renewal import NotReady, Renewal
 from podwire.agent.server import serve
-from podwire.agent.telling import log_objections, warn_of_strays
+from podwire.agent.telling import warn_of_strays
 from podwire.agent.watch import KernelWatch, may_concern_underlay
 from podwire.agent.worker import KernelWorker
 from podwire.cluster.kube import KubeClient
@@ -48,24 +49,20 @@ from podwire.errors import PodwireError, UnsupportedError
 from podwire.kernel.netlink import Message
 from podwire.kernel.reconcile import Report
 from podwire.log import fields
-from podwire.model.cluster import ClusterView, NetworkConfig, PodPlace
-from podwire.model.state import Entry, IPNetwork
-from podwire.plan.node import (
-    cause_of_node,
-    cause_of_pod,
-    plan,
-    plan_peer,
-    plan_pod,
-)
+from podwire.model.cluster import NetworkConfig
+from podwire.model.state import IPNetwork
 
 log = logging.getLogger(__name__)
 
-#: So many leases that are not used are logged one by one at the start, of the others the number.
-_OBJECTIONS_LOGGED = 10
-
 
 class Agent:
-    """One node's agent. `run` returns when it is cancelled."""
+    """One node's agent. `run` returns when it is cancelled.
+
+    `peering` are the ways to its peers, `drops` what was dropped here; both are there once it runs.
+    """
+
+    peering: Peering
+    drops: Drops
 
     def __init__(self, config: AgentConfig, source: LeaseSource) -> None:
         self._config = config
@@ -188,12 +185,11 @@ class Agent:
             self._allocation,
             try_again=self._look_at_own,
         )
-        self._peering = Peering(
-            self._config,
-            self._nodes,
-            on_paths=self._note_paths,
-            on_tunnel=self._look_at_own,
+        self.peering = Peering(
+            self._config, self._nodes, on_paths=self._note_paths, on_tunnel=self._look_at_own
         )
+        self.drops = Drops(self._worker, self.peering)
+        self._planner = Planner(self._nodes, self.peering, self._pod_watch)
         watch = KernelWatch(
             loop,
             on_rtnetlink=lambda found: self._spawn(self._judge(found)),
@@ -212,7 +208,7 @@ class Agent:
                 await stack.enter_async_context(self._source)
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._source.run(self._on_event))
-                    group.create_task(self._peering.run())
+                    group.create_task(self.peering.run())
                     if self._pod_watch is not None:
                         group.create_task(self._pod_watch.run())
                     group.create_task(self._work())
@@ -342,10 +338,9 @@ class Agent:
             if self._network is None:
                 continue
             await self._mender.mend_amiss()
-            changed = self._nodes.take_changed()
-            pods = self._take_changed_pods(changed)
-            if changed or pods:
-                await self._update(self._network, changed, pods)
+            if plans := self._planner.changed(self._network):
+                await self._mender.update(plans)
+                metrics.PEERS.set(self._nodes.leased_peers)
 
     async def _renew(self) -> None:
         """Look at our own lease and underlay again; plan anew where that changes anything."""
@@ -363,7 +358,7 @@ class Agent:
         problem = await self._renewal.publish(network, again=self._not_ready is not None)
         if self._not_ready is None:
             return
-        problem = problem or self._peering.not_ready
+        problem = problem or self.peering.not_ready
         if problem is not None:
             self._say_not_ready(problem)
         elif self._source.own is not None and self._refused is None:
@@ -386,41 +381,7 @@ class Agent:
         attachments = self._pods.use(network)
         warn_of_strays(network, attachments)
         self._network = network
-        self._take_changed_pods(self._nodes.take_changed())
-        log_objections(network, self._nodes.by_name, self._nodes.claims, _OBJECTIONS_LOGGED)
-        view = ClusterView(network, self._nodes.by_name, self._peering.blocked, self._places)
-        await self._mender.replace(plan(view, attachments))
+        await self._mender.replace(self._planner.whole(network, attachments))
         # The tunnel's device is there by now, and the probes' routes.
-        self._peering.use(network, self._renewal.private_key)
+        self.peering.use(network, self._renewal.private_key)
         metrics.PEERS.set(self._nodes.leased_peers)
-
-    async def _update(self, network: NetworkConfig, names: set[str], pods: set[str]) -> None:
-        """Plan these peers and pods anew, and nothing else."""
-        peers = {name: self._nodes.by_name.get(name) for name in names}
-        claims, blocked = self._nodes.claims, self._peering.blocked
-        plans: dict[str, tuple[Entry, ...]] = {
-            cause_of_node(name): plan_peer(network, peer, claims, blocked=name in blocked)
-            if peer is not None
-            else ()
-            for name, peer in peers.items()
-        }
-        for pod in pods:
-            place = self._places.get(pod)
-            node = self._nodes.by_name.get(place.node) if place is not None else None
-            plans[cause_of_pod(pod)] = plan_pod(network, place, node) if place is not None else ()
-        self._peering.update(names)
-        log_objections(network, {name: one for name, one in peers.items() if one}, claims)
-        await self._mender.update(plans)
-        metrics.PEERS.set(self._nodes.leased_peers)
-
-    @property
-    def _places(self) -> Mapping[str, PodPlace]:
-        """The cluster's pods, where every node answers for them."""
-        return self._pod_watch.places if self._pod_watch is not None else {}
-
-    def _take_changed_pods(self, nodes: set[str]) -> set[str]:
-        """The pods to plan anew: those that are others now, and those on these nodes."""
-        if self._pod_watch is None:
-            return set()
-        changed = self._pod_watch.take_changed()
-        return changed.union(*(self._pod_watch.pods_on(name) for name in nodes))

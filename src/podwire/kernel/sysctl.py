@@ -38,6 +38,8 @@ def interface_of(key: str) -> str:
 
 
 def line(key: str, value: str) -> str:
-    """The command. With slashes, a dot is part of a name (`flannel.1`)."""
-    plain = key if "." in key else key.replace("/", ".")
-    return f"sysctl -w {quote(f'{plain}={value}')}"
+    """The command. A device's name may have dots (`flannel.1`), which would be slashes in the usual
+    spelling, or what a shell takes for something else."""
+    plain = "." not in key and quote(key) == key
+    name = key.replace("/", ".") if plain else quote(key)
+    return f"sysctl -w {name}={value}"

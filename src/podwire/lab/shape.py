@@ -91,7 +91,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def pod_network(self) -> str:
         """What a pod that runs has of all this: with another, it is made anew."""
         fabric = self.resolved
-        return " ".join([fabric.ipam, fabric.wiring, *map(str, self.network)])
+        return " ".join([fabric.ipam, *map(str, self.network)])
 
     def agent_arguments(self) -> tuple[str, ...]:
         """Options of `podwire agent` that say the same."""
