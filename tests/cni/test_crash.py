@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 CONF = {"cniVersion": "1.1.0", "name": "podwire", "type": "podwire"}
-#: Of the agent fewer, which takes a moment to start.
-ROUNDS = {"agent": 60, "executable": 200}
+ROUNDS = 200
 #: A little longer than an ADD takes, so that kills fall before, into and after it; and, now and
 #: then, longer than the deletion of a veth pair in the background.
 SPANS_S = (0.004, 0.004, 0.004, 0.03)
@@ -81,7 +80,7 @@ def test_killed_at_random_points(
     node = make_node("10.244.1.0/27")  # 29 addresses: a few lost ones would show
     pods = {f"c{number}": make_pod() for number in range(6)}
     present: set[str] = set()
-    for number in range(ROUNDS[victim]):
+    for number in range(ROUNDS):
         container, netns = rng.choice(list(pods.items()))
         command = "DEL" if container in present else "ADD"
         call = spawn(node, command, container, netns)
@@ -90,7 +89,7 @@ def test_killed_at_random_points(
             node.end(kill=True)
         else:
             call.kill()
-        call.communicate(timeout=60)
+        call.communicate(timeout=30)
         if victim == "agent":
             node.start()
         if command == "ADD":
@@ -117,7 +116,7 @@ def test_a_runtime_that_never_retries(node: Node, make_pod: Callable[[], str]) -
         call = spawn(node, "ADD", f"c{number}", make_pod())
         wait_a_moment(rng)
         node.end(kill=True)
-        call.communicate(timeout=60)
+        call.communicate(timeout=30)
         node.start()
     valid: list[dict[str, str]] = []
     assert node.cni("GC", config={**CONF, "cni.dev/valid-attachments": valid}).status == 0

@@ -59,15 +59,10 @@ def node_roles(node: Object) -> str:
     return ",".join(sorted(roles - {""})) or NONE
 
 
-def node_addresses(node: Object, kind: str) -> str:
-    """The node's addresses of `kind` (`InternalIP`), one a family."""
+def node_address(node: Object, kind: str) -> str:
+    """The node's first address of `kind` (`InternalIP`)."""
     addresses = field(node, "status.addresses") or ()
-    return ",".join(str(a.get("address")) for a in addresses if a.get("type") == kind) or NONE
-
-
-def _pod_ips(pod: Object) -> str:
-    ips = [str(entry.get("ip")) for entry in field(pod, "status.podIPs") or ()]
-    return ",".join(ips) or _text("status.podIP")(pod)
+    return next((str(a.get("address")) for a in addresses if a.get("type") == kind), NONE)
 
 
 def _node_cidrs(node: Object) -> str:
@@ -115,7 +110,7 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("STATUS", status_word),
         Column("RESTARTS", restarts),
         _AGE,
-        Column("IP", _pod_ips, wide=True),
+        Column("IP", _text("status.podIP"), wide=True),
         Column("NODE", _text("spec.nodeName"), wide=True),
     ),
     "Node": (
@@ -124,7 +119,7 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("ROLES", node_roles),
         _AGE,
         Column("VERSION", _text("status.nodeInfo.kubeletVersion", UNKNOWN)),
-        Column("INTERNAL-IP", lambda node: node_addresses(node, "InternalIP"), wide=True),
+        Column("INTERNAL-IP", lambda node: node_address(node, "InternalIP"), wide=True),
         Column("POD-CIDR", _node_cidrs, wide=True),
         Column("OS-IMAGE", _text("status.nodeInfo.osImage", UNKNOWN), wide=True),
         Column("KERNEL-VERSION", _text("status.nodeInfo.kernelVersion", UNKNOWN), wide=True),

@@ -6,9 +6,8 @@ One JSON object a line, over a Unix stream socket. A request is `{"op": ...}`:
 
     status   answered with one Snapshot
     watch    answered with a Snapshot now and after each change, until either side hangs up
-    reload   the supervisor reads `lab.json` again, adds, removes, kills and boots nodes, makes and
-             lifts partitions, answers with a Snapshot (`error` says what did not work)
-    restart  the `process` is ended and started again, with the options that are now in `lab.json`
+    reload   the supervisor reads `lab.json` again, adds and removes nodes, answers with a Snapshot
+             (`error` says what did not work)
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from typing import Literal
 import msgspec
 
 from podwire.errors import LabError
-from podwire.lab.faults import API, Faults
 from podwire.lab.registry import LabInfo
 
 State = Literal["starting", "waiting", "ready", "backoff"]
@@ -28,10 +26,7 @@ State = Literal["starting", "waiting", "ready", "backoff"]
 
 
 class ProcessStatus(msgspec.Struct, frozen=True):
-    """One process of the lab; `since` is the time of the last change of state (Unix seconds).
-
-    One that is `stale` was started with other options than the lab's record has now.
-    """
+    """One process of the lab; `since` is the time of the last change of state (Unix seconds)."""
 
     name: str
     state: State
@@ -39,18 +34,13 @@ class ProcessStatus(msgspec.Struct, frozen=True):
     restarts: int
     since: float
     message: str = ""
-    stale: bool = False
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """A lab as its supervisor sees it. `error` is set when it could not make the lab so.
-
-    `nodes` are those that can become ready: not the dead, nor those that are cut off from the API.
-    """
+    """A lab as its supervisor sees it. `error` is set when it could not make the lab so."""
 
     processes: tuple[ProcessStatus, ...] = ()
     nodes: tuple[str, ...] = ()
-    faults: Faults = Faults()
     error: str | None = None
     remedy: str | None = None
 
@@ -64,15 +54,15 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     @property
     def ready(self) -> bool:
-        """Whether all that can be ready is."""
-        return all(
-            process.state == "ready" for process in self.processes if process.name == API
-        ) and all(self.node_ready(node) for node in self.nodes)
+        """Whether the API and every node are ready."""
+        api = self.process("api")
+        if api is None or api.state != "ready":
+            return False
+        return bool(self.nodes) and all(self.node_ready(node) for node in self.nodes)
 
 
 class Request(msgspec.Struct, frozen=True):
-    op: Literal["status", "watch", "reload", "restart"]
-    process: str = ""
+    op: Literal["status", "watch", "reload"]
 
 
 class Control:
@@ -97,9 +87,9 @@ class Control:
         self._lines.close()
         self._socket.close()
 
-    def request(self, op: Literal["status", "reload", "restart"], process: str = "") -> Snapshot:
+    def request(self, op: Literal["status", "reload"]) -> Snapshot:
         """Ask, and return the answer. Raises LabError also for an answer that is an error."""
-        self._send(Request(op, process))
+        self._send(op)
         snapshot = self._receive()
         if snapshot.error is not None:
             raise LabError(snapshot.error, remedy=snapshot.remedy)
@@ -112,13 +102,13 @@ class Control:
         ends.
         """
         self._socket.settimeout(timeout_s)
-        self._send(Request("watch"))
+        self._send("watch")
         while True:
             yield self._receive()
 
-    def _send(self, request: Request) -> None:
+    def _send(self, op: Literal["status", "watch", "reload"]) -> None:
         try:
-            self._socket.sendall(msgspec.json.encode(request) + b"\n")
+            self._socket.sendall(msgspec.json.encode(Request(op)) + b"\n")
         except OSError as error:
             raise self._gone() from error
 

@@ -41,8 +41,6 @@ from podwire.trace.wire import (
     Prepared,
     Request,
     Response,
-    Status,
-    StatusTold,
     Stop,
     Stopped,
     Welcome,
@@ -66,7 +64,6 @@ _ANSWERS: dict[type, type] = {
     Explain: Explained,
     Check: Done,
     Hold: Done,
-    Status: StatusTold,
 }
 
 
@@ -160,8 +157,6 @@ class Connection:
     async def call(self, request: Ask) -> Answers: ...
     @overload
     async def call(self, request: Explain) -> Explained: ...
-    @overload
-    async def call(self, request: Status) -> StatusTold: ...
     @overload
     async def call(self, request: Check | Hold) -> Done: ...
     async def call(self, request: Request) -> Response:

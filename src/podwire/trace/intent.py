@@ -29,8 +29,9 @@ from podwire.model.state import (
     Sysctl,
     Veth,
     Vxlan,
+    Why,
 )
-from podwire.plan.wiring import plan_attachment
+from podwire.plan.wiring.bridge import plan_attachment
 
 #: Entries by (IP version, prefix length), then by the network as a number.
 _Prefixes = dict[tuple[int, int], dict[int, Route | Address]]
@@ -198,8 +199,8 @@ class Intent:
         inside = Link(
             name=one.ifname,
             kind=Veth(peer=one.host_ifname, peer_mac=b""),
-            mtu=plan.port.mtu,
+            mtu=plan.host.mtu,
             mac=one.mac,
-            why=plan.port.why,
+            why=Why(plan.host.why.object, plan.host.why.reason),
         )
-        return Intent({plan.port.why.object: (inside, *plan.pod)}, config=self.config)
+        return Intent({plan.host.why.object: (inside, *plan.pod)}, config=self.config)

@@ -15,9 +15,6 @@ from podwire.cluster.kube.reflect import reflect
 from podwire.cluster.kube.resources import (
     CONFIGMAPS,
     EVENTS,
-    IP_POOLS,
-    IPAM_BLOCKS,
-    IPAM_RANGES,
     LEASES,
     NAMESPACES,
     NODES,
@@ -28,9 +25,6 @@ from podwire.cluster.kube.resources import (
 __all__ = [
     "CONFIGMAPS",
     "EVENTS",
-    "IPAM_BLOCKS",
-    "IPAM_RANGES",
-    "IP_POOLS",
     "LEASES",
     "NAMESPACES",
     "NODES",

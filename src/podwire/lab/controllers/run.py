@@ -22,8 +22,7 @@ _NODE_MASK_V6 = 64
 
 @dataclass(frozen=True)
 class ControllerSettings:
-    """cluster_cidrs: nodes' subnets are cut from these, a network for each IP family; the first is
-    the primary. None where pods' addresses come from elsewhere.
+    """cluster_cidrs: the pod addresses, a network for each IP family; the first is the primary.
 
     node_mask: prefix length of a node's IPv4 block (IPv6: /64). lease_s: how long a node's Lease
     may go without renewal. orphan_s: how long a pod may name a node that there isn't.
@@ -37,7 +36,7 @@ class ControllerSettings:
     def pools(self) -> list[Pool]:
         """The pools of node blocks; raises `InputError`."""
         networks = [ip_network(cidr) for cidr in self.cluster_cidrs]
-        if len({network.version for network in networks}) != len(networks):
+        if not networks or len({network.version for network in networks}) != len(networks):
             raise InputError("expected one network for each IP family", field="cluster-cidr")
         return [
             Pool(network, self.node_mask if network.version == 4 else _NODE_MASK_V6)
@@ -47,10 +46,9 @@ class ControllerSettings:
 
 def make_controllers(objects: Objects, settings: ControllerSettings) -> list[Controller]:
     """All controllers; raises `InputError` for settings that make no sense."""
-    pools = settings.pools()
     return [
         NamespaceDeletion(objects),
-        *([PodCidrs(objects, pools)] if pools else []),
+        PodCidrs(objects, settings.pools()),
         NodeRemoval(objects, orphan_s=settings.orphan_s),
         NodeHealth(objects, lease_s=settings.lease_s),
         Scheduler(objects),

@@ -75,9 +75,10 @@ def _roles(node: Object) -> str:
 
 def _address(kind: str) -> Column:
     def value(node: Object) -> str:
-        found = (node.get("status") or {}).get("addresses") or []
-        ips = [str(one.get("address")) for one in found if one.get("type") == kind]
-        return ",".join(ips) or "<none>"
+        for address in (node.get("status") or {}).get("addresses") or []:
+            if address.get("type") == kind:
+                return str(address.get("address"))
+        return "<none>"
 
     return Column(
         {"InternalIP": "Internal-IP", "ExternalIP": "External-IP"}[kind], value, wide=True

@@ -93,10 +93,11 @@ def _container_rules(container: dict[str, Json], path: str, causes: Causes) -> N
         names.add(name)
     paths: set[str] = set()
     for index, mount in enumerate(container.get("volumeMounts") or []):
-        place = mount.get("mountPath")  # that it has to be there is checked elsewhere
-        if place and place in paths:
-            causes.invalid(f"{path}.volumeMounts[{index}].mountPath", place, "must be unique")
-        paths.add(place)
+        if mount.get("mountPath") in paths:
+            causes.invalid(
+                f"{path}.volumeMounts[{index}].mountPath", mount["mountPath"], "must be unique"
+            )
+        paths.add(mount.get("mountPath"))
 
 
 def _container(restart_policies: tuple[str, ...]) -> Record:
