@@ -94,10 +94,10 @@ def measure_limit(name: str, nodes: dict[str, Node]) -> float:
         f" ip -n {name} address add 10.0.1.0/32 dev flannel.1"
     )
     with socket_in(fd) as sock:
-        indexes = {link: state.index for link, state in links(sock).items()}
+        scope = tables.Scope({link: state.index for link, state in links(sock).items()})
         entries = [entry for node in nodes.values() for entry in plan_peer(CONFIG, node)]
         messages = [
-            table.add(*table.wire(entry, indexes))
+            table.add(*table.wire(entry, scope))
             for table in (tables.NEIGHBORS, tables.FDB, tables.ROUTES)
             for entry in entries
             if tables.TABLE_OF[type(entry)] is table

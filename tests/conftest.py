@@ -1,4 +1,5 @@
-"""Fixtures that make real network namespaces, and take them away again whatever happens."""
+"""Fixtures that make real network namespaces, and take them away again whatever happens; and the
+settings of pytest and Hypothesis for all tests."""
 
 from __future__ import annotations
 
@@ -12,8 +13,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import settings
 
 from podwire.kernel import netns
+from tests import parallel
+
+# The same few examples in every run: what passed once passes again, and a failure is of the change.
+# `--hypothesis-profile explore` looks for new ones. A machine that stalls is no failure.
+settings.register_profile("podwire", max_examples=40, deadline=None, derandomize=True)
+settings.register_profile("explore", max_examples=1000, deadline=None)
+settings.load_profile("podwire")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        parallel.shorten_basetemp(config)
+        config.pluginmanager.register(parallel.Worker())
+    elif config.getoption("dist", "no") != "no":
+        config.pluginmanager.register(parallel.Controller())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    parallel.dearest_first(items, config.rootpath)
 
 
 def _kubectl_minor() -> int:
@@ -53,7 +75,9 @@ class Namespace:
             check=False,
         )
         if check and done.returncode != 0:
-            raise AssertionError(f"{self.name}: {line}\n{done.stdout}{done.stderr}")
+            raise AssertionError(
+                f"{self.name}: {line}: exit status {done.returncode}\n{done.stdout}{done.stderr}"
+            )
         return done.stdout
 
 
@@ -68,7 +92,7 @@ def namespaces() -> Iterator[Callable[[], Namespace]]:
         one = Namespace(f"pwt-{secrets.token_hex(4)}")
         subprocess.run(["ip", "netns", "add", one.name], check=True)
         made.append(one)
-        one.run("ip link set lo up")
+        subprocess.run(["ip", "-n", one.name, "link", "set", "lo", "up"], check=True)
         return one
 
     try:

@@ -103,3 +103,32 @@ class ForbiddenError(ApiError):
 
 class InvalidError(ApiError):
     """422: the object was understood and is wrong; `details["causes"]` names the fields."""
+
+
+class StoreError(PodwireError):
+    """The etcd store refused or could not do what it was asked. `code` is gRPC's status code."""
+
+    def __init__(self, message: str, *, code: int = 2, remedy: str | None = None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.code = code
+
+
+class StoreUnavailableError(StoreError):
+    """The store can't be reached, has no leader, or did not answer in time.
+
+    `may_have_happened`: the request was sent, so a change in it may have been made nevertheless.
+    """
+
+    def __init__(
+        self, message: str, *, remedy: str | None = None, may_have_happened: bool = False
+    ) -> None:
+        super().__init__(message, code=14, remedy=remedy)
+        self.may_have_happened = may_have_happened
+
+
+class StoreForbiddenError(StoreError):
+    """The store wants a user, another password, or other permissions."""
+
+
+class StoreCompactedError(StoreError):
+    """The store no longer knows the revision asked for, or never did; list again."""

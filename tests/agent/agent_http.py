@@ -49,7 +49,7 @@ class AgentHttp:
 
 class _UnixConnection(HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("agent", timeout=10)
+        super().__init__("agent", timeout=60)
         self._path = path
 
     def connect(self) -> None:

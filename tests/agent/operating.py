@@ -78,6 +78,6 @@ def nothing_left(agent: AgentProcess) -> None:
 def raw(agent: AgentProcess) -> socket.socket:
     """A bare connection to the operator socket."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(20)
+    sock.settimeout(60)
     sock.connect(str(agent.home / "run" / "operator.sock"))
     return sock

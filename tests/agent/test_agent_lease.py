@@ -1,4 +1,4 @@
-"""From a Node object and the underlay to this node's configuration, as plain values."""
+"""From what the store and the underlay say to this node's configuration, as plain values."""
 
 from __future__ import annotations
 
@@ -8,116 +8,142 @@ from typing import Any
 import msgspec
 import pytest
 
-from podwire.agent.config import AgentConfig, parse_network
-from podwire.agent.lease import node_config, random_mac
-from podwire.cluster.nodes import (
-    BACKEND_DATA,
-    MANAGED,
-    PUBLIC_IP_OVERWRITE,
-    NodeObject,
-    lease_annotations,
+from podwire.agent.fabrics import FabricOptions
+from podwire.agent.lease import (
+    check_subnets,
+    network_config,
+    random_mac,
+    relevant,
+    wanted_lease,
 )
-from podwire.errors import InputError
-from podwire.model.cluster import Lease, NetworkConfig, Underlay
+from podwire.cluster.source import Own
+from podwire.errors import InputError, PodwireError
+from podwire.model.cluster import Lease, NetworkConfig, Node, Underlay
 
-CONFIG = AgentConfig(node_name="node1", network=parse_network("10.244.0.0/16"))
+NETWORK = (ip_network("10.244.0.0/16"),)
+BOTH = (*NETWORK, ip_network("fd00:244::/48"))
 UNDERLAY = Underlay("eth0", ip_address("172.18.0.11"), 1500)
-KERNELS, PUBLISHED = bytes.fromhex("020000000001"), bytes.fromhex("02000000000f")
+DUAL = msgspec.structs.replace(UNDERLAY, ip6=ip_address("fd00:172:18::11"))
+OF_IPV6 = Underlay("eth0", ip_address("fd00:172:18::11"), 1500)
+KERNELS, KERNELS6 = bytes.fromhex("020000000001"), bytes.fromhex("020000000006")
+PUBLISHED = bytes.fromhex("02000000000f")
+MACS = {4: KERNELS, 6: KERNELS6}
 
 
-def node(cidrs: list[str] | None = None, **annotations: str) -> NodeObject:
-    spec = {"podCIDR": cidrs[0], "podCIDRs": cidrs} if cidrs else {}
-    obj = {"metadata": {"name": "node1", "annotations": annotations}, "spec": spec}
-    return msgspec.convert(obj, NodeObject)
+def own(lease: Lease | None = None, *public_ips: str) -> Own:
+    return Own(Node("node1", lease=lease), tuple(map(ip_address, public_ips)))
 
 
-def leased(obj: NodeObject, config: AgentConfig = CONFIG, **more: Any) -> NetworkConfig:
-    options = {"underlay": UNDERLAY, "vtep_mac": KERNELS, **more}
-    found = node_config(config, obj, options["underlay"], options["vtep_mac"])
-    assert isinstance(found, NetworkConfig), found
-    return found
+def wanted(underlay: Underlay = UNDERLAY, about: Own | None = None, **options: Any) -> Lease:
+    return wanted_lease(FabricOptions(**options).fabric(), about or own(), underlay, MACS)
 
 
-def test_a_lease_is_the_nodes_cidr_reached_at_its_underlay_address() -> None:
-    assert leased(node(["10.244.1.0/24"])) == NetworkConfig(
-        node="node1",
-        network=(ip_network("10.244.0.0/16"),),
-        lease=Lease(
-            subnets=(ip_network("10.244.1.0/24"),),
-            backend="vxlan",
-            public_ip=ip_address("172.18.0.11"),
-            vni=1,
-            vtep_mac=KERNELS,
-        ),
-        underlay=UNDERLAY,
-        mtu=1450,
+def config(underlay: Underlay = UNDERLAY, **options: Any) -> NetworkConfig:
+    fabric = FabricOptions(**options).fabric()
+    lease = msgspec.structs.replace(wanted(underlay, **options), subnets=(NETWORK[0],))
+    return network_config("node1", fabric, NETWORK, lease, underlay)
+
+
+def test_a_lease_is_reached_at_the_underlays_address_and_the_store_says_which_subnets() -> None:
+    assert wanted() == Lease(
+        subnets=(), backend="vxlan", public_ip=UNDERLAY.ip, vni=1, vtep_mac=KERNELS
     )
 
 
-def test_numbers_of_the_configuration_are_the_devices() -> None:
-    config = msgspec.structs.replace(CONFIG, vni=7, vxlan_port=4789, masquerade=False)
-    found = leased(node(["10.244.1.0/24"]), config)
-    assert (found.vxlan_dev, found.vxlan_port, found.masquerade) == ("flannel.7", 4789, False)
-    assert found.lease.vni == 7
+def test_both_families_of_the_underlay_have_a_vtep_each() -> None:
+    found = wanted(DUAL)
+    assert (found.public_ip, found.vtep_mac) == (DUAL.ip, KERNELS)
+    assert (found.public_ip6, found.vtep_mac6) == (DUAL.ip6, KERNELS6)
+    alone = wanted(OF_IPV6)
+    assert (alone.public_ip, alone.vtep_mac) == (OF_IPV6.ip, KERNELS6)
+    assert (alone.public_ip6, alone.vtep_mac6) == (None, None)
 
 
 @pytest.mark.parametrize(
-    ("address", "underlay_mtu", "mtu"),
-    [("172.18.0.11", 1500, 1450), ("172.18.0.11", 9000, 8950), ("fd00::11", 1500, 1430)],
+    ("options", "backend"),
+    [
+        ({"profile": "flannel-host-gw"}, "host-gw"),
+        ({"profile": "flannel-udp"}, "udp"),
+        ({"profile": "calico"}, "host-gw"),
+        ({"transport": "auto"}, "auto"),
+        ({"profile": "weave"}, "l2-vxlan"),
+    ],
+)
+def test_each_transport_is_published_by_flannels_word(
+    options: dict[str, Any], backend: str
+) -> None:
+    found = wanted(**options)
+    assert found.backend == backend
+    assert (found.vtep_mac is None) == (backend in ("host-gw", "udp")) == (found.vni == 0)
+
+
+def test_numbers_of_the_options_are_the_devices() -> None:
+    found = config(DUAL, vni=7, vxlan_port=4789)
+    assert (found.vxlan_dev, found.vxlan_port) == ("flannel.7", 4789)
+    assert found.fabric.vxlan_dev6 == "flannel-v6.7"
+    assert found.lease.vni == 7
+    assert config(vni=9_999_999).fabric.vxlan_dev6 == "flan6.9999999"
+    assert config(profile="weave", vxlan_port=7000).vxlan_dev == "vxlan-7000"
+    assert config(profile="calico-vxlan", vni=7).vxlan_dev == "vxlan.calico"
+
+
+@pytest.mark.parametrize(
+    ("underlay", "options", "mtu"),
+    [
+        (UNDERLAY, {}, 1450),
+        (msgspec.structs.replace(UNDERLAY, mtu=9000), {}, 8950),
+        (OF_IPV6, {}, 1430),
+        (DUAL, {}, 1430),
+        (UNDERLAY, {"mtu": 1400}, 1400),
+        (UNDERLAY, {"profile": "flannel-host-gw"}, 1500),
+        (UNDERLAY, {"profile": "flannel-udp"}, 1472),
+        (UNDERLAY, {"profile": "flannel-udp", "encrypt": True}, 1440),
+        (UNDERLAY, {"transport": "auto"}, 1450),
+    ],
 )
 def test_the_pods_mtu_leaves_room_for_the_encapsulation(
-    address: str, underlay_mtu: int, mtu: int
+    underlay: Underlay, options: dict[str, Any], mtu: int
 ) -> None:
-    underlay = Underlay("eth0", ip_address(address), underlay_mtu)
-    assert leased(node(["10.244.1.0/24"]), underlay=underlay).mtu == mtu
+    assert config(underlay, **options).mtu == mtu
 
 
-def test_two_families_are_one_lease() -> None:
-    config = msgspec.structs.replace(CONFIG, network=parse_network("10.244.0.0/16,fd00:244::/48"))
-    cidrs = ["10.244.1.0/24", "fd00:244:0:1::/64"]
-    assert leased(node(cidrs), config).lease.subnets == tuple(map(ip_network, cidrs))
+def test_an_underlay_of_ipv6_is_of_no_concern_to_pods_without() -> None:
+    assert relevant(DUAL, NETWORK) == UNDERLAY
+    assert relevant(DUAL, BOTH) == DUAL
+    assert relevant(OF_IPV6, NETWORK) == OF_IPV6
 
 
-def test_a_node_without_a_cidr_is_told_what_it_waits_for() -> None:
-    reason = node_config(CONFIG, node(), UNDERLAY, KERNELS)
-    assert isinstance(reason, str)
-    assert "node1 has no spec.podCIDR" in reason
-    assert "--allocate-node-cidrs" in reason
-
-
-@pytest.mark.parametrize(
-    "cidrs", [["10.245.1.0/24"], ["10.0.0.0/8"], ["10.244.1.0/24", "fd00:244:0:1::/64"]]
-)
-def test_a_cidr_outside_of_the_network_is_refused(cidrs: list[str]) -> None:
+@pytest.mark.parametrize("subnet", ["10.245.1.0/24", "10.0.0.0/8", "fd00:244:0:1::/64"])
+def test_a_subnet_outside_of_the_network_is_refused(subnet: str) -> None:
     with pytest.raises(InputError) as refused:
-        node_config(CONFIG, node(cidrs), UNDERLAY, KERNELS)
+        check_subnets("node1", NETWORK, (ip_network("10.244.1.0/24"), ip_network(subnet)))
     assert refused.value.field == "spec.podCIDR"
-    assert cidrs[-1] in refused.value.message
+    assert subnet in refused.value.message
     assert "--network" in (refused.value.remedy or "")
 
 
+def test_a_family_that_a_node_has_no_subnet_of_is_told() -> None:
+    subnets = (ip_network("10.244.1.0/24"), ip_network("fd00:244:0:1::/64"))
+    check_subnets("node1", BOTH, subnets)
+    with pytest.raises(PodwireError, match="no subnet of IPv6, which the cluster network fd00"):
+        check_subnets("node1", BOTH, subnets[:1])
+
+
 def test_the_published_mac_wins_over_the_kernels_which_wins_over_a_new_one() -> None:
-    lease = Lease((), "vxlan", ip_address("172.18.0.11"), vni=1, vtep_mac=PUBLISHED)
-    published = node(["10.244.1.0/24"], **lease_annotations(lease))
-    assert leased(published).lease.vtep_mac == PUBLISHED
-    assert leased(node(["10.244.1.0/24"])).lease.vtep_mac == KERNELS
-    made = leased(node(["10.244.1.0/24"]), vtep_mac=None).lease.vtep_mac
-    assert made is not None
-    assert made not in (KERNELS, PUBLISHED)
-
-
-@pytest.mark.parametrize("data", ["", "null", "{", '{"VNI": 1, "VtepMAC": "ours"}'])
-def test_a_published_mac_that_is_none_is_passed_over(data: str) -> None:
-    damaged = node(["10.244.1.0/24"], **{MANAGED: "true", BACKEND_DATA: data})
-    assert leased(damaged).lease.vtep_mac == KERNELS
+    lease = Lease((), "vxlan", UNDERLAY.ip, vni=1, vtep_mac=PUBLISHED)
+    assert wanted(about=own(lease)).vtep_mac == PUBLISHED
+    assert wanted(DUAL, own(lease)).vtep_mac6 == KERNELS6
+    assert wanted().vtep_mac == KERNELS
+    made = wanted_lease(FabricOptions().fabric(), own(), UNDERLAY, {}).vtep_mac
+    assert made not in (None, KERNELS, PUBLISHED)
 
 
 def test_an_administrators_public_ip_wins_over_the_underlays() -> None:
-    found = leased(node(["10.244.1.0/24"], **{PUBLIC_IP_OVERWRITE: "203.0.113.7"}))
-    assert found.lease.public_ip == ip_address("203.0.113.7")
-    assert found.underlay.ip == ip_address("172.18.0.11")
-    with pytest.raises(InputError, match="public-ip-overwrite"):
-        leased(node(["10.244.1.0/24"], **{PUBLIC_IP_OVERWRITE: "here"}))
+    found = wanted(DUAL, own(None, "203.0.113.7", "2001:db8::7"))
+    assert [str(one.ip) for one in found.endpoints] == ["203.0.113.7", "2001:db8::7"]
+    with pytest.raises(InputError, match="another family") as refused:
+        wanted(UNDERLAY, own(None, "2001:db8::7"))
+    assert refused.value.field == "public-ip-overwrite"
 
 
 def test_a_random_mac_is_local_unicast_and_another_each_time() -> None:

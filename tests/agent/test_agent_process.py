@@ -41,7 +41,7 @@ def get(namespace: Namespace, path: str) -> tuple[int, str, str]:
     fd = netns.open_netns(namespace.path)
     try:
         with netns.entered(fd):
-            connection = HTTPConnection("127.0.0.1", 9910, timeout=10)
+            connection = HTTPConnection("127.0.0.1", 9910, timeout=60)
             connection.request("GET", path)
     finally:
         os.close(fd)
@@ -283,7 +283,7 @@ def test_an_option_that_cannot_be_is_refused_at_once(
         ["ip", "netns", "exec", namespace.name, str(PODWIRE), "agent", *here, *options],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 1
@@ -310,7 +310,7 @@ def test_a_health_port_that_is_taken_is_told(cluster: Cluster, agent: AgentProce
         until(lambda: ":9910" in agent.namespace.run("ss -ltn"), "the port is taken")
         agent.start()
         assert agent.process is not None
-        assert agent.process.wait(20) == 1
+        assert agent.process.wait(60) == 1
         assert "cannot listen on 127.0.0.1:9910" in agent.log
         assert "--health-address" in agent.log
     finally:

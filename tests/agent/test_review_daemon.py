@@ -298,7 +298,7 @@ def test_stopping_is_clean_and_quick_at_any_time(
         )
     started = time.monotonic()
     assert agent.stop() == 0
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     assert "Traceback" not in agent.log
     if phase == "no API":
         cluster.api.start()

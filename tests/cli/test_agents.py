@@ -97,7 +97,7 @@ async def test_a_cluster_has_several_agents(of_cluster: Agents) -> None:
 @pytest.fixture
 def no_labs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No lab, no cluster: a host, perhaps with an agent at the path returned."""
-    monkeypatch.setattr(registry, "LABS", tmp_path / "labs")
+    monkeypatch.setattr(registry, "LABS", tmp_path)
     monkeypatch.setattr(module, "HOST_SOCKET", tmp_path / "operator.sock")
     for name in ("PODWIRE_LAB", "KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)

@@ -46,7 +46,7 @@ def lab() -> Iterator[str]:
             },
         }
         podwire(name, "apply", "-f", "-", stdin=json.dumps(pod).encode())
-        podwire(name, "wait", "pod/a", "--for=condition=Ready", "--timeout=20s")
+        podwire(name, "wait", "pod/a", "--for=condition=Ready", "--timeout=60s")
         yield name
     finally:
         podwire(name, "lab", "down", name)
@@ -106,7 +106,7 @@ def test_a_command_that_ends_first_ends_exec(lab: str) -> None:
         done = subprocess.run(
             [PODWIRE, "--lab", lab, "exec", "-i", "a", "-c", "main", "--", "true"],
             stdin=reader,
-            timeout=20,
+            timeout=60,
             check=False,
         )
         assert done.returncode == 0
@@ -125,7 +125,7 @@ def test_ctrl_c_ends_exec(lab: str) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "on\n"
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     assert (process.returncode, err.strip()) == (130, "")
 
 
@@ -158,7 +158,7 @@ class Terminal:
 
     def expect(self, text: str) -> None:
         """Read until `text` appears."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while text.encode() not in self._seen:
             readable, _, _ = select.select([self._master], [], [], deadline - time.monotonic())
             assert readable, self._seen
@@ -178,18 +178,18 @@ class Terminal:
 
 def test_a_terminal_is_passed_on(lab: str) -> None:
     script = (
-        "stty size; until [ \"$(stty size)\" = '44 111' ]; do sleep 0.05; done; echo resized;"
-        "read line; echo got $line; read line || exit 5"
+        'size() { until [ "$(stty size)" = "$1" ]; do sleep 0.05; done; echo it is $1; };'
+        "size '33 99'; size '44 111'; read line; echo got $line; read line || exit 5"
     )
     terminal = Terminal(lab, "sh", "-c", script, rows=33, columns=99)
     try:
-        terminal.expect("33 99")
+        terminal.expect("it is 33 99")
         terminal.resize(44, 111)
-        terminal.expect("resized")
+        terminal.expect("it is 44 111")
         terminal.type("one\r")
         terminal.expect("got one")
         terminal.type("\x04")
-        assert terminal.process.wait(20) == 5
+        assert terminal.process.wait(60) == 5
         assert terminal.settings() == terminal.before
     finally:
         terminal.close()
@@ -202,7 +202,7 @@ def test_ctrl_c_goes_to_the_command(lab: str) -> None:
         terminal.expect("ready")
         terminal.type("\x03")
         terminal.expect("caught")
-        assert terminal.process.wait(20) == 9
+        assert terminal.process.wait(60) == 9
         assert terminal.settings() == terminal.before
     finally:
         terminal.close()
@@ -244,7 +244,7 @@ def test_logs_follow_until_the_container_ends(lab: str) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "one\n"
     podwire(lab, "exec", "short", "--", "touch", "/tmp/go")
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, "two\n")
     podwire(lab, "wait", "pod/short", "--for=jsonpath={.status.phase}=Succeeded")
     podwire(lab, "exec", "a", "-c", "main", "--", "rm", "-f", "/tmp/go")

@@ -7,7 +7,7 @@ import io
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podwire.cli.printing import (
@@ -144,6 +144,7 @@ json_values = st.recursive(
 )
 
 
+@settings(max_examples=25)
 @given(json_values)
 def test_yaml_can_be_read_back(value: object) -> None:
     assert yaml.safe_load(to_yaml(value)) == value

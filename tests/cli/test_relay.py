@@ -18,7 +18,7 @@ def listener(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.bind(str(tmp_path / "operator.sock"))
         sock.listen()
-        sock.settimeout(20)
+        sock.settimeout(60)
         yield sock
 
 
@@ -65,11 +65,11 @@ def test_bytes_go_both_ways_whole(listener: socket.socket, tmp_path: Path) -> No
 def test_it_ends_when_its_input_does(listener: socket.socket, tmp_path: Path) -> None:
     with relay(tmp_path / "operator.sock") as process:
         agent, _ = listener.accept()
-        agent.settimeout(20)
+        agent.settimeout(60)
         assert process.stdin is not None
         process.stdin.close()
         assert agent.recv(1) == b""
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_it_ends_when_nobody_reads_it(listener: socket.socket, tmp_path: Path) -> None:
@@ -77,19 +77,19 @@ def test_it_ends_when_nobody_reads_it(listener: socket.socket, tmp_path: Path) -
         listener.accept()
         assert process.stdout is not None
         process.stdout.close()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_it_ends_with_the_agent(listener: socket.socket, tmp_path: Path) -> None:
     with relay(tmp_path / "operator.sock") as process:
         agent, _ = listener.accept()
         agent.close()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_without_an_agent_it_says_so(tmp_path: Path) -> None:
     with relay(tmp_path / "operator.sock") as process:
-        assert process.wait(20) == 1
+        assert process.wait(60) == 1
         assert process.stderr is not None
         text = process.stderr.read().decode()
     assert "no agent listens" in text

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from podwire.cluster.kube import ClientConfig
 
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 
 
 @dataclass

@@ -20,12 +20,15 @@ from podwire.cluster.nodes import (
     PUBLIC_IP_OVERWRITE,
     PUBLIC_IPV6,
     PUBLIC_IPV6_OVERWRITE,
+    PUBLIC_KEY,
+    RANGES,
+    SUBNETS,
     NodeObject,
     differs,
     lease_annotations,
     network_available,
     node_from_object,
-    public_ip_overwrite,
+    public_ip_overwrites,
     published_vtep_mac,
 )
 from podwire.errors import InputError
@@ -88,6 +91,67 @@ def test_a_backend_without_data_writes_null() -> None:
     )
 
 
+#: What flanneld writes where the underlay and the pods have both families.
+DUAL = FLANNELS | {
+    "flannel.alpha.coreos.com/backend-v6-data": '{"VNI":1,"VtepMAC":"0a:00:00:00:00:06"}',
+    "flannel.alpha.coreos.com/public-ipv6": "fd00:172:18::12",
+}
+
+
+def test_both_families_of_the_underlay_are_read_and_written_as_flannel_does() -> None:
+    lease = msgspec.structs.replace(
+        LEASE, public_ip6=ip_address("fd00:172:18::12"), vtep_mac6=bytes.fromhex("0a0000000006")
+    )
+    assert node_from_object(node(DUAL))[0].lease == lease
+    assert lease_annotations(lease) == DUAL
+
+
+#: What Flannel publishes of a family that a node has not, or had.
+ABSENT = {PUBLIC_IP: "0.0.0.0", BACKEND_DATA: "null"}  # noqa: S104
+
+
+@pytest.mark.parametrize("nothing", [{}, ABSENT])
+def test_a_node_of_an_underlay_of_ipv6_alone(nothing: dict[str, str]) -> None:
+    only = {key: value for key, value in DUAL.items() if key not in (PUBLIC_IP, BACKEND_DATA)}
+    found, problems = node_from_object(node(only | nothing))
+    assert problems == []
+    assert found.lease is not None
+    assert (found.lease.public_ip, found.lease.public_ip6) == (ip_address("fd00:172:18::12"), None)
+    assert found.lease.vtep_mac == bytes.fromhex("0a0000000006")
+    assert lease_annotations(found.lease) == only
+
+
+@pytest.mark.parametrize("backend", ["", None])
+def test_a_lease_of_flannels_udp_backend_has_no_type(backend: str | None) -> None:
+    annotations = {MANAGED: "true", PUBLIC_IP: "172.18.0.12", BACKEND_DATA: "null"}
+    if backend is not None:
+        annotations[BACKEND_TYPE] = backend
+    found, problems = node_from_object(node(annotations))
+    assert (found.lease, problems) == (Lease(LEASE.subnets, "udp", LEASE.public_ip), [])
+
+
+def test_a_key_travels_in_base64() -> None:
+    lease = Lease(LEASE.subnets, "udp", LEASE.public_ip, public_key=bytes(range(32)))
+    assert node_from_object(node(lease_annotations(lease)))[0].lease == lease
+    for text in ("", "?", "AAAA"):
+        found, (problem,) = node_from_object(node(lease_annotations(lease) | {PUBLIC_KEY: text}))
+        assert found.lease is None
+        assert "podwire.io/public-key" in problem
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "l2-vxlan"])
+@pytest.mark.parametrize("texts", [("172.31.0.64/26", "172.31.9.9/32", "fd00::/122"), ()])
+def test_subnets_that_are_no_podcidrs_stand_in_an_annotation(
+    backend: str, texts: tuple[str, ...]
+) -> None:
+    subnets = tuple(map(ip_network, texts))
+    lease = msgspec.structs.replace(LEASE, subnets=subnets, backend=backend)
+    written = lease_annotations(lease, LEASE.subnets)
+    assert written[RANGES if backend == "l2-vxlan" else SUBNETS] == ",".join(texts)
+    assert node_from_object(node(written))[0].lease == lease
+    assert lease_annotations(LEASE, LEASE.subnets) == FLANNELS
+
+
 def test_a_node_that_nobody_manages_has_no_lease_and_no_problem() -> None:
     for unmanaged in (None, {}, FLANNELS | {MANAGED: "false"}):
         found, problems = node_from_object(node(unmanaged))
@@ -104,6 +168,11 @@ def test_podcidr_alone_counts_where_podcidrs_is_missing() -> None:
     [
         ({PUBLIC_IP: "172.18.0"}, "public-ip"),
         ({PUBLIC_IP: ""}, "public-ip"),
+        ({PUBLIC_IP: "fd00::1"}, "not an IPv4 address"),
+        ({PUBLIC_IPV6: "172.18.0.12"}, "not an IPv6 address"),
+        ({PUBLIC_IPV6: "fd00::1"}, "backend-v6-data"),
+        ({PUBLIC_IPV6: "ff02::1"}, "public-ipv6"),
+        ({SUBNETS: "172.31.0.64/26,?"}, "podwire.io/subnets"),
         ({BACKEND_DATA: ""}, "backend-data"),
         ({BACKEND_DATA: "null"}, "backend-data"),
         ({BACKEND_DATA: '{"VNI": "one", "VtepMAC": "d6:2f:4b:4e:5a:11"}'}, "VNI"),
@@ -148,6 +217,13 @@ def test_only_what_differs_is_to_be_patched() -> None:
     assert differs(node(None), FLANNELS) == FLANNELS
 
 
+def test_what_is_left_of_another_lease_is_removed() -> None:
+    others = {BACKEND_V6_DATA: "null", PUBLIC_IPV6: "fd00::1", SUBNETS: "10.0.0.0/26", "mine": "1"}
+    assert differs(node(FLANNELS | others), FLANNELS) == dict.fromkeys(
+        (BACKEND_V6_DATA, PUBLIC_IPV6, SUBNETS)
+    )
+
+
 def test_the_published_mac() -> None:
     assert published_vtep_mac(node(FLANNELS)) == LEASE.vtep_mac
     assert published_vtep_mac(node(None)) is None
@@ -155,13 +231,18 @@ def test_the_published_mac() -> None:
 
 
 def test_an_overwritten_public_ip() -> None:
-    assert public_ip_overwrite(node(None)) is None
-    assert public_ip_overwrite(node({PUBLIC_IP_OVERWRITE: ""})) is None
-    given_one = node({PUBLIC_IP_OVERWRITE: "203.0.113.7"})
-    assert public_ip_overwrite(given_one) == ip_address("203.0.113.7")
+    assert public_ip_overwrites(node(None)) == ()
+    assert public_ip_overwrites(node({PUBLIC_IP_OVERWRITE: ""})) == ()
+    both = node({PUBLIC_IP_OVERWRITE: "203.0.113.7", PUBLIC_IPV6_OVERWRITE: "2001:db8::7"})
+    assert public_ip_overwrites(both) == (ip_address("203.0.113.7"), ip_address("2001:db8::7"))
+
+
+@pytest.mark.parametrize("text", ["node2", "2001:db8::7", "127.0.0.1"])
+def test_an_overwrite_that_is_no_address_of_a_node_is_refused(text: str) -> None:
     with pytest.raises(InputError) as refused:
-        public_ip_overwrite(node({PUBLIC_IP_OVERWRITE: "node2"}))
+        public_ip_overwrites(node({PUBLIC_IP_OVERWRITE: text}))
     assert refused.value.field == f"metadata.annotations[{PUBLIC_IP_OVERWRITE}]"
+    assert refused.value.remedy is not None
 
 
 def test_the_condition_says_that_the_network_is_available() -> None:
@@ -189,7 +270,19 @@ DATA = st.fixed_dictionaries(
 )
 TEXTS = (
     st.text(max_size=40)
-    | st.sampled_from(["true", "vxlan", "host-gw", "udp", "null", "10.244.1.0/24", "fe80::1%eth0"])
+    | st.sampled_from(
+        [
+            "true",
+            "vxlan",
+            "host-gw",
+            "udp",
+            "null",
+            "10.244.1.0/24",
+            "fe80::1%eth0",
+            "10.1.0.0/26,",
+            "QUJD",
+        ]
+    )
     | (JSON | DATA).map(json.dumps)
     | st.ip_addresses().map(str)
     | st.binary(min_size=6, max_size=6).map(format_mac)
@@ -213,10 +306,10 @@ def test_whatever_stands_on_a_node_its_reader_never_fails(
     assert found.name == "node2"
     assert all(isinstance(problem, str) and problem for problem in problems)
     assert len(found.pod_cidrs) + len(found.internal_ips) + len(problems) >= len(cidrs)
-    mac = published_vtep_mac(obj)
-    assert mac is None or len(mac) == 6
+    macs = {published_vtep_mac(obj, version) for version in (4, 6)}
+    assert all(mac is None or len(mac) == 6 for mac in macs)
     if found.lease is not None and found.lease.backend == "vxlan":
-        assert found.lease.vtep_mac == mac
+        assert {one.vtep_mac for one in found.lease.endpoints} <= macs - {None}
 
 
 @given(

@@ -50,7 +50,7 @@ class Mirror:
         self._changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()
@@ -182,7 +182,7 @@ async def test_what_a_callback_raises_ends_it(wired: KubeClient) -> None:
         raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await reflect(wired, CONFIGMAPS, on_sync=fail, on_event=lambda event: None)
 
 

@@ -1,31 +1,41 @@
 """The CNI part of an agent as a process of its own, for tests that kill it.
 
-    agent_process.py STATE_DIR SOCKET SUBNET[,SUBNET] [--not-ready]
+    agent_process.py STATE_DIR SOCKET SUBNET[,SUBNET] [--not-ready] [--routed]
+                     [--annotations JSON]
 
-Runs in the network namespace that it is started in, makes the bridge there, prints "ready" when it
-listens, and stops on SIGTERM.
+Runs in the network namespace that it is started in, makes what the wiring needs there, prints
+"ready" when it listens, and stops on SIGTERM.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import json
 import signal
-import sys
+from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from podwire import log
 from podwire.cni.server import CniServer
 from podwire.cni.service import CniService
+from podwire.ipam.record import PodIdentity
 from podwire.ipam.store import Store
 from podwire.kernel.reconcile import Reconciler
 from podwire.model.cluster import Lease, NetworkConfig, Underlay
 from podwire.model.state import Desired
-from podwire.plan.wiring import bridge
+from podwire.plan.node import plan_tables
+from podwire.plan.profiles import PROFILES
+from podwire.plan.profiles import fabric as choose
+from podwire.plan.wiring import wiring_of
 
 
-def network_config(subnets: str) -> NetworkConfig:
-    """A node with these subnets; only what the bridge wiring looks at matters."""
+def network_config(subnets: str, *, routed: bool) -> NetworkConfig:
+    """A node with these subnets; only what the wiring looks at matters."""
+    fabric = PROFILES["flannel-vxlan"]
+    if routed:
+        fabric = choose("calico", ipam="node-subnet")
     networks = tuple(map(ip_network, subnets.split(",")))
     return NetworkConfig(
         node="node1",
@@ -35,23 +45,30 @@ def network_config(subnets: str) -> NetworkConfig:
         lease=Lease(networks, "vxlan", ip_address("172.18.0.11")),
         underlay=Underlay("eth0", ip_address("172.18.0.11"), 1500),
         mtu=1450,
+        fabric=fabric,
     )
 
 
-async def main(state_dir: Path, socket_path: Path, subnets: str, *, ready: bool) -> None:
-    config = network_config(subnets)
+async def main(options: argparse.Namespace) -> None:
+    config = network_config(options.subnets, routed=options.routed)
     reconciler = Reconciler()
-    reconciler.replace(Desired({"Node/node1": bridge.plan_node(config)}))
+    entries = (*wiring_of(config.fabric).plan_node(config), *plan_tables(config))
+    reconciler.replace(Desired({"Node/node1": entries}))
     report = reconciler.reconcile()
     reconciler.close()
     if report.failures:
-        raise SystemExit(f"bridge: {report.failures}")
-    store = Store(state_dir / "ipam.db")
-    service = CniService(store)
+        raise SystemExit(f"node: {report.failures}")
+
+    async def annotations(pod: PodIdentity) -> Mapping[str, str]:
+        found: dict[str, str] = options.annotations.get(str(pod), {})
+        return found
+
+    store = Store(options.state_dir / "ipam.db")
+    service = CniService(store, annotations=annotations)
     await service.start()
-    if ready:
+    if not options.not_ready:
         service.network = config
-    server = CniServer(socket_path, service)
+    server = CniServer(options.socket, service)
     await server.start()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -64,6 +81,11 @@ async def main(state_dir: Path, socket_path: Path, subnets: str, *, ready: bool)
 
 if __name__ == "__main__":
     log.setup("info")
-    asyncio.run(
-        main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], ready="--not-ready" not in sys.argv)
-    )
+    parser = argparse.ArgumentParser()
+    parser.add_argument("state_dir", type=Path)
+    parser.add_argument("socket", type=Path)
+    parser.add_argument("subnets")
+    parser.add_argument("--not-ready", action="store_true")
+    parser.add_argument("--routed", action="store_true")
+    parser.add_argument("--annotations", type=json.loads, default={})
+    asyncio.run(main(parser.parse_args()))

@@ -98,7 +98,7 @@ class Node:
             self.process.terminate()
         assert self.process.stdout is not None
         self.process.stdout.close()
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=60)
         self.process = None
 
     def restart(self, *flags: str, kill: bool = False) -> None:

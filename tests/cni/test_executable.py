@@ -67,7 +67,7 @@ class Agent:
         return self.received[shim.REQUEST_HEADER.size + self.header[1] :]
 
     def close(self) -> None:
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=60)
         self._listener.close()
         while self.fds:
             os.close(self.fds.pop())

@@ -11,7 +11,7 @@ import pytest
 from podwire.cni import results
 from podwire.cni.types import Dns, NetConf, PrevResult
 from podwire.model.cluster import Attachment
-from podwire.model.state import Route, Why
+from podwire.model.state import Bridge, Link, Route, Veth, Why
 
 ATTACHMENT = Attachment(
     container_id="c1",
@@ -27,19 +27,24 @@ ROUTES = [
     Route(dst=ip_network("0.0.0.0/0"), dev="eth0", via=ip_address("10.244.1.1"), why=Why("", "")),
     Route(dst=ip_network("::/0"), dev="eth0", via=ip_address("fd00::1"), why=Why("", "")),
 ]
+WHY = Why("", "")
+LINKS = [
+    Link(name="cni0", kind=Bridge(), mac=b"\x0a\x58\x0a\xf4\x01\x01", why=WHY),
+    Link(name="veth1", kind=Veth(peer="eth0", peer_mac=ATTACHMENT.mac), why=WHY),
+]
 
 
-def result(version: str, prev: PrevResult | None = None, dns: Dns | None = None) -> dict[str, Any]:
+def result(
+    version: str,
+    prev: PrevResult | None = None,
+    dns: Dns | None = None,
+    *,
+    node: list[Link] = LINKS,
+    routes: list[Route] = ROUTES,
+) -> dict[str, Any]:
     conf = NetConf(cni_version=version, name="n", type="podwire", prev_result=prev, dns=dns)
     answer: dict[str, Any] = json.loads(
-        results.add_result(
-            version,
-            conf,
-            ATTACHMENT,
-            bridge="cni0",
-            bridge_mac=b"\x0a\x58\x0a\xf4\x01\x01",
-            routes=ROUTES,
-        )
+        results.add_result(version, conf, ATTACHMENT, node=node, routes=routes)
     )
     return answer
 
@@ -64,6 +69,28 @@ def test_what_each_version_has(version: str, family: bool, mtu: bool) -> None:
     assert answer["routes"] == [
         {"dst": "0.0.0.0/0", "gw": "10.244.1.1"},
         {"dst": "::/0", "gw": "fd00::1"},
+    ]
+
+
+@pytest.mark.parametrize(("version", "scope"), [("1.0.0", {}), ("1.1.0", {"scope": 253})])
+def test_a_routed_pod_has_no_bridge_and_a_gateway_on_its_link(
+    version: str, scope: dict[str, int]
+) -> None:
+    gateway = ip_address("169.254.1.1")
+    routes = [
+        Route(dst=ip_network(gateway), dev="eth0", via=None, why=WHY),
+        Route(dst=ip_network("0.0.0.0/0"), dev="eth0", via=gateway, why=WHY),
+    ]
+    port = Link(
+        name="cali1", kind=Veth(peer="eth0", peer_mac=ATTACHMENT.mac), mac=b"\xee" * 6, why=WHY
+    )
+    answer = result(version, node=[port], routes=routes)
+    host, pod = answer["interfaces"]
+    assert (host["name"], host["mac"], pod["name"]) == ("cali1", "ee:ee:ee:ee:ee:ee", "eth0")
+    assert {entry["interface"] for entry in answer["ips"]} == {1}
+    assert answer["routes"] == [
+        {"dst": "169.254.1.1/32", **scope},
+        {"dst": "0.0.0.0/0", "gw": "169.254.1.1"},
     ]
 
 

@@ -92,21 +92,22 @@ async def test_a_refusal_keeps_the_row_and_does_not_block_anybody(
     await unregistrar.gone(key)
     assert store.records[key].state is State.DELETING
     with pytest.raises(KernelError, match="could not be deleted"):
-        await unregistrar.make_room(key, "/run/netns/x")
+        await unregistrar.make_room(key, "/run/netns/x", "other")
     kernel.error = None
-    await unregistrar.make_room(key, "/run/netns/x")
+    await unregistrar.make_room(key, "/run/netns/x", "other")
     assert not store.records
     await unregistrar.stop()
 
 
-async def test_only_what_is_in_the_way_is_waited_for(store: Store) -> None:
+@pytest.mark.parametrize(("netns", "name"), [("/run/netns/a", "other"), ("/run/netns/b", "vetha")])
+async def test_only_what_is_in_the_way_is_waited_for(store: Store, netns: str, name: str) -> None:
     kernel = Kernel()
     unregistrar = Unregistrar(store, kernel.unregister)
     deleting(store, "a", "/run/netns/a")
     unregistrar.start()
-    await unregistrar.make_room(Key("b", "eth0"), "/run/netns/b")
-    await unregistrar.make_room(Key("b", "net1"), "/run/netns/a")
-    waiting = asyncio.create_task(unregistrar.make_room(Key("b", "eth0"), "/run/netns/a"))
+    await unregistrar.make_room(Key("b", "eth0"), "/run/netns/b", "other")
+    await unregistrar.make_room(Key("b", "net1"), "/run/netns/a", "other")
+    waiting = asyncio.create_task(unregistrar.make_room(Key("b", "eth0"), netns, name))
     while not kernel.batches:
         await asyncio.sleep(0)
     assert not waiting.done()
@@ -123,6 +124,6 @@ async def test_stopping_waits_also_for_a_key_whose_row_is_gone(store: Store) -> 
     unregistrar.start()
     store.forget([key])
     kernel.gate.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await unregistrar.stop()
     assert kernel.batches == [[]]

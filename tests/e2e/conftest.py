@@ -12,15 +12,15 @@ from podwire.lab import Lab
 
 
 @pytest.fixture(scope="module")
-def make_lab() -> Iterator[Callable[[int], Lab]]:
-    """Makes labs of so many nodes, with random names."""
+def make_lab() -> Iterator[Callable[..., Lab]]:
+    """Makes labs of so many nodes, with random names, and with the options of `Lab`."""
     if os.geteuid() != 0:
         pytest.fail("this test makes a lab: run it as root (sudo script/test)")
     with ExitStack() as labs:
-        yield lambda nodes: labs.enter_context(Lab(nodes=nodes))
+        yield lambda nodes, **options: labs.enter_context(Lab(nodes=nodes, **options))
 
 
 @pytest.fixture(scope="module")
-def lab(make_lab: Callable[[int], Lab]) -> Lab:
+def lab(make_lab: Callable[..., Lab]) -> Lab:
     """A lab of three nodes for all tests of the module."""
     return make_lab(3)

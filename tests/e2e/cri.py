@@ -17,7 +17,7 @@ from pathlib import Path
 Message = Mapping[int, "str | int | bytes | Message"]
 Fields = dict[int, list[bytes | int]]
 
-_TIMEOUT_S = 30
+_TIMEOUT_S = 60
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 

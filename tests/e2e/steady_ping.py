@@ -40,7 +40,7 @@ class SteadyPing:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._process.communicate("\n", timeout=10)
+        self._process.communicate("\n", timeout=60)
         self._final = self.answered
         self._output.close()
 

@@ -64,7 +64,7 @@ class Tcpdump:
     def frames(self) -> list[Captured]:
         """End it; what it has seen, in its order."""
         self._process.send_signal(signal.SIGINT)
-        data, errors = self._process.communicate(timeout=20)
+        data, errors = self._process.communicate(timeout=60)
         received = re.search(rb"(\d+) packets? captured", errors)
         found = list(_read(data))
         assert received is None or len(found) == int(received[1])

@@ -66,7 +66,7 @@ class Running:
     def end(self, number: int = signal.SIGINT) -> str:
         """End it with a signal, which has to work; what it said."""
         self.process.send_signal(number)
-        assert self.process.wait(30) == 0, self.told
+        assert self.process.wait(60) == 0, self.told
         return self.told
 
 
@@ -152,7 +152,7 @@ def test_it_ends_by_itself_after_a_count_or_a_time(site: Site, tmp_path: Path) -
     file = tmp_path / "counted.pcapng"
     with capture(site, tmp_path, "icmp", "-c", "5", "-o", str(file)) as running:
         assert site.a.ping(site.b, count=3).lost == 0
-        assert running.process.wait(30) == 0
+        assert running.process.wait(60) == 0
         assert "5 packets of" in running.told
     assert len(read(file)) == 5
     done = site.podwire.run("capture", "icmp", "--duration", "100ms", "-o", str(file))
@@ -173,8 +173,8 @@ def test_a_pipe_gets_packets_as_they_come(site: Site, tmp_path: Path) -> None:
         assert running.process.stdout is not None
         running.process.stdout.close()  # the reader's now
         assert site.a.ping(site.b, count=2).lost == 0
-        assert reader.communicate(timeout=30)[0].split() == [b"98"] * 4
-        assert running.process.wait(30) == 0
+        assert reader.communicate(timeout=60)[0].split() == [b"98"] * 4
+        assert running.process.wait(60) == 0
         assert "4 packets of 1 interfaces" in running.told
 
 
@@ -197,7 +197,7 @@ def test_an_agent_that_dies_leaves_a_file_and_is_told(site: Site, tmp_path: Path
         until(lambda: "the agent of node2 went away" in running.told, "it is told")
         assert site.a.ping(site.b, count=1).lost == 0
         running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(30) == 1, "a part is missing"
+        assert running.process.wait(60) == 1, "a part is missing"
     counts = Counter(one.interface for one in read(file))
     assert counts["pod:default/a/eth0"] == 4
     assert counts["pod:default/b/eth0"] >= 1

@@ -52,7 +52,7 @@ def processes_that_know(lab: str) -> list[str]:
 def two_pods(podwire: Command) -> tuple[str, str]:
     """The example, applied; the IPs of pod1 and pod2."""
     assert podwire.ok("apply", "-f", str(TWO_PODS)) == "pod/pod1 created\npod/pod2 created\n"
-    podwire.ok("wait", "--for=condition=Ready", "pod/pod1", "pod/pod2", "--timeout=30s")
+    podwire.ok("wait", "--for=condition=Ready", "pod/pod1", "pod/pod2", "--timeout=60s")
     return podwire.field("pod1", ".status.podIP"), podwire.field("pod2", ".status.podIP")
 
 
@@ -130,12 +130,12 @@ def test_a_container_that_ends_is_restarted_on_the_same_ip_and_logs(
         },
     }
     podwire.ok("apply", "-f", "-", stdin=json.dumps(pod))
-    podwire.ok("wait", "--for=condition=Ready", "pod/again", "--timeout=30s")
+    podwire.ok("wait", "--for=condition=Ready", "pod/again", "--timeout=60s")
     ip = podwire.field("again", ".status.podIP")
     podwire.run("exec", "again", "--", "pkill", "-9", "-x", "sleep")
     count = ".status.containerStatuses[0].restartCount"
     until(lambda: podwire.field("again", count) == "1", "it is restarted")
-    podwire.ok("wait", "--for=condition=Ready", "pod/again", "--timeout=30s")
+    podwire.ok("wait", "--for=condition=Ready", "pod/again", "--timeout=60s")
     assert podwire.field("again", ".status.podIP") == ip
     until(lambda: podwire.ok("logs", "again") == f"{ip}\n", "the second one has logged")
     podwire.ok("delete", "pod", "again", "--grace-period=0")

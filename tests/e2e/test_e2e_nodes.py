@@ -11,7 +11,6 @@ import pytest
 
 from podwire.cluster.kube import NODES
 from podwire.lab import Lab, LabNode, LabPod
-from podwire.lab.registry import UNDERLAY_GATEWAY
 
 from ..agent.agent_http import AgentHttp
 from .steady_ping import SteadyPing
@@ -21,6 +20,7 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 BACKEND_DATA = "flannel.alpha.coreos.com/backend-data"
 PUBLIC_IP = "flannel.alpha.coreos.com/public-ip"
+UNDERLAY_GATEWAY = "172.18.0.1"
 
 
 @pytest.fixture(scope="module")

@@ -355,6 +355,6 @@ def test_an_interrupted_trace_leaves_nothing(
     waiting: subprocess.Popen[bytes], concerned: list[Place], number: signal.Signals
 ) -> None:
     waiting.send_signal(number)
-    code = waiting.wait(20)
+    code = waiting.wait(60)
     assert code == (130 if number is signal.SIGINT else -number)
     nothing_left(*concerned)

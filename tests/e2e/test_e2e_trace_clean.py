@@ -115,7 +115,7 @@ def test_ended_at_any_moment_it_leaves_nothing(
                     process.wait((moment + chance.random()) / MOMENTS * life_s)
                 except subprocess.TimeoutExpired:
                     process.send_signal(number)
-                process.communicate(timeout=20)
+                process.communicate(timeout=60)
     assert is_complete(tracer, "pod1", "pod2")
 
 
@@ -144,11 +144,11 @@ def test_an_agent_killed_meanwhile_leaves_nothing(
     os.kill(doomed, signal.SIGKILL)
     until(lambda: not any(map(is_loaded, attached)), "the kernel has dropped the program")
     if node == "node1":
-        _, said = waiting.communicate(timeout=20)
+        _, said = waiting.communicate(timeout=60)
         assert (waiting.returncode, b"the agent of node1 went away" in said) == (1, True), said
     else:
         waiting.send_signal(signal.SIGINT)
-        waiting.wait(20)
+        waiting.wait(60)
     nothing_left(*places)
     until(lambda: lab.node(node).process("agent").pid not in (None, doomed), "a new agent runs")
     until(lambda: tracer.run("pod1", "pod2").code == 0, "it traces again")
@@ -176,11 +176,18 @@ def test_many_traces_take_nothing_for_good(
 
     traces(10)  # By then everything is there that is made when it is first needed.
     nothing_left(*places)
-    threads = [agent(pid).threads for pid in agents]
+    # asyncio's pool for what blocks grows when it is first busy, and stays.
+    pool = min(32, (os.cpu_count() or 1) + 4)
+    threads = [agent(pid).threads + pool for pid in agents]
     memory = [resident_kb(pid) for pid in agents]
     with nothing_more(lab, places):
-        traces(50)
-    until(lambda: [agent(pid).threads for pid in agents] <= threads, "no thread is left")
+        traces(30)
+    until(
+        lambda: all(
+            agent(pid).threads <= before for pid, before in zip(agents, threads, strict=True)
+        ),
+        "no thread is left",
+    )
     grown = [resident_kb(pid) - before for pid, before in zip(agents, memory, strict=True)]
     assert all(one < GROWTH_KB for one in grown), grown
 

@@ -117,7 +117,7 @@ def test_a_killed_command_leaves_nothing(lab: Lab, tracer: Tracer, pods: dict[st
         try:
             until(lambda: len(left(*places)) >= 4, "it watches")
             process.kill()
-            process.wait(20)
+            process.wait(60)
             nothing_left(*places)
         finally:
             process.kill()

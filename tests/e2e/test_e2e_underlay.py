@@ -12,13 +12,14 @@ import pytest
 
 from podwire.kernel import netns
 from podwire.lab import Lab, LabPod
-from podwire.lab.registry import NETNS_DIR, UNDERLAY_GATEWAY
+from podwire.lab.registry import NETNS_DIR
 
 from .capture import Capture, Encapsulated, Packet
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 ICMP = 1
+UNDERLAY_GATEWAY = "172.18.0.1"
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_a_server_outside_sees_the_node(lab: Lab, a: LabPod) -> None:
             connection, (ip, _) = server.accept()
             connection.sendall(b"welcome")
             connection.close()
-            assert client.communicate(timeout=10) == ("welcome", "")
+            assert client.communicate(timeout=60) == ("welcome", "")
     assert ip == lab.node("node1").ip
 
 
@@ -114,7 +115,7 @@ def listen(namespace: Path) -> socket.socket:
             server = socket.create_server(("", 0))
     finally:
         os.close(fd)
-    server.settimeout(10)
+    server.settimeout(60)
     return server
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 #: How long a condition may take on a machine that has much else to do; none is waited for so long.
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 def until(condition: Callable[[], T], what: str, deadline_s: float = DEADLINE_S) -> T:

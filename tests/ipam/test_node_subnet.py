@@ -8,12 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from podwire.ipam.node_subnet import (
-    WINDOW,
-    ExhaustedError,
-    RequestedAddressError,
-    SubnetPool,
-)
+from podwire.ipam.node_subnet import ExhaustedError, RequestedAddressError, SubnetPool
+from podwire.ipam.span import WINDOW
 from podwire.model.state import IPAddress
 
 SUBNETS = ["10.244.1.0/24", "fd00:10:244:1::/64"]

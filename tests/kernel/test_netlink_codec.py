@@ -35,7 +35,7 @@ def test_garbage_attributes_and_messages_end_quietly(data: bytes) -> None:
 def test_routes_come_back(dst: bytes, plen: int, index: int, via: bytes, onlink: bool) -> None:
     key = RouteKey(socket.AF_INET, dst, plen, 0)
     value = RouteValue(index, via, b"", onlink)
-    encoded = messages.add_route(key, value, replace=False, protocol=112)
+    encoded = messages.add_route(key, value, replace=False)
     assert messages.parse_route(payload(encoded)) == (key, value, 112, 254)
 
 
@@ -58,6 +58,6 @@ def test_addresses_come_back(ip: bytes, plen: int, index: int) -> None:
 
 def test_only_notifications_about_a_table_name_one() -> None:
     name = attr(1, b"podwire\0")
-    assert nft.notified_table(10 << 8 | 1, b"\1\0\0\0" + name) == "podwire"
+    assert nft.notified_table(10 << 8 | 1, b"\1\0\0\0" + name) == ("inet", "podwire")
     assert nft.notified_table(10 << 8 | 15, b"\1\0\0\0" + attr(2, b"\0\0\0\1")) is None
     assert nft.notified_table(2, b"\1\0\0\0" + name) is None

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from ipaddress import ip_address, ip_network
 
-import msgspec
 import pytest
 
 from podwire.kernel.messages import (
@@ -14,39 +12,14 @@ from podwire.kernel.messages import (
     RTNLGRP_LINK,
     RTNLGRP_NEIGH,
 )
-from podwire.kernel.netlink import NetlinkSocket
+from podwire.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
+from podwire.kernel.nft import NFNLGRP_NFTABLES
 from podwire.kernel.reconcile import Reconciler
-from podwire.model.cluster import ClusterView, Lease, NetworkConfig, Node, Underlay
-from podwire.plan.node import cause_of_node, plan, plan_peer
+from podwire.model.state import Desired
 from tests.conftest import Namespace
+from tests.kernel.entries import DESIRED, UNDERLAY, cause, peer
 
 pytestmark = pytest.mark.root
-
-UNDERLAY = (
-    "ip link add eth0 type veth peer name wire && ip link set eth0 up && ip link set wire up"
-    " && ip address add 172.18.0.11/16 dev eth0"
-)
-
-
-def lease(number: int) -> Lease:
-    return Lease(
-        subnets=(ip_network(f"10.244.{number}.0/24"),),
-        backend="vxlan",
-        public_ip=ip_address(f"172.18.0.{10 + number}"),
-        vni=1,
-        vtep_mac=b"\x02\0\0\0\0" + bytes([number]),
-    )
-
-
-CONFIG = NetworkConfig(
-    node="node1",
-    network=(ip_network("10.244.0.0/16"),),
-    lease=lease(1),
-    underlay=Underlay("eth0", ip_address("172.18.0.11"), 1500),
-    mtu=1450,
-)
-NODES = {f"node{number}": Node(f"node{number}", lease=lease(number)) for number in (1, 2, 3)}
-DESIRED = plan(ClusterView(CONFIG, NODES))
 
 
 @pytest.fixture
@@ -63,7 +36,9 @@ def test_the_kernel_ends_up_as_flannel_would_leave_it(
 ) -> None:
     report = reconciler.reconcile(record=True)
     assert report.failures == []
-    assert report.changes == len(report.lines) == 2 + 2 + 1 + 3 * 2 + 1
+    assert (
+        report.changes == len(report.lines) == 2 + 2 + 1 + 3 * 2 + 1
+    )  # elements come with their table
     (vtep,) = json.loads(inside.run("ip -d -j link show flannel.1"))
     data = vtep["linkinfo"]["info_data"]
     assert (data["id"], data["port"], data["local"]) == (1, 8472, "172.18.0.11")
@@ -123,6 +98,10 @@ def test_the_printed_lines_do_what_applying_does(inside: Namespace, reconciler: 
         "nft flush chain inet podwire postrouting",
         "nft delete element inet podwire cluster4 '{ 10.244.0.0/16 }'",
         "nft add element inet podwire cluster4 '{ 8.8.8.0/24 }'",
+        "nft add element inet podwire peers4 '{ 192.0.2.1 }'",
+        "nft delete element inet podwire peers4 '{ 172.18.0.12 }'",
+        "nft flush set inet podwire peers4",
+        "nft add table ip podwire",
         "sysctl -qw net.ipv4.ip_forward=0",
     ],
 )
@@ -149,19 +128,28 @@ def test_whatever_is_disturbed_comes_back(
         "ip route add 10.244.9.0/24 via 10.244.2.0 dev flannel.1 onlink proto 112",
         "ip neigh add 10.244.9.0 lladdr 02:00:00:00:00:09 dev flannel.1 nud permanent",
         "bridge fdb append 02:00:00:00:00:09 dev flannel.1 dst 172.18.0.99 self permanent",
+        "nft add element inet podwire peers4 '{ 192.0.2.1 }'",
+        "nft delete element inet podwire peers4 '{ 172.18.0.12 }'",
+        "nft delete element inet podwire cluster4 '{ 10.244.0.0/16 }'",
+        "nft flush chain inet podwire postrouting",
+        "nft delete table inet podwire",
     ],
 )
 def test_a_notification_tells_a_disturbance_from_our_own_work(
     inside: Namespace, reconciler: Reconciler, disturbance: str
 ) -> None:
-    with NetlinkSocket(groups=(RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_ROUTE)) as watch:
+    groups = (RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_ROUTE)
+    with (
+        NetlinkSocket(groups=groups) as route,
+        NetlinkSocket(NETLINK_NETFILTER, groups=(NFNLGRP_NFTABLES,)) as netfilter,
+    ):
 
         def amiss() -> bool:
-            return any(reconciler.is_amiss(one.type, one.payload) for one in watch.notifications())
+            return reconciler.any_amiss([*route.notifications(), *netfilter.notifications()])
 
         reconciler.reconcile()
         assert not amiss()
-        reconciler.update(cause_of_node("node3"), ())
+        reconciler.update(cause(3), ())
         assert not amiss()
         inside.run("ip link add other type bridge; ip route add 10.99.0.0/24 via 172.18.0.1")
         assert not amiss()
@@ -189,7 +177,7 @@ def test_what_others_made_is_left_alone(inside: Namespace, reconciler: Reconcile
     )
     before = inside.run(look)
     reconciler.reconcile()
-    reconciler.replace(msgspec.structs.replace(DESIRED, by_cause={}))
+    reconciler.replace(Desired({}))
     reconciler.reconcile()
     assert inside.run(look) == before
 
@@ -209,7 +197,7 @@ def test_nothing_of_ours_stays_when_nothing_is_wanted(
     inside: Namespace, reconciler: Reconciler
 ) -> None:
     reconciler.reconcile()
-    reconciler.replace(msgspec.structs.replace(DESIRED, by_cause={}))
+    reconciler.replace(Desired({}))
     assert reconciler.reconcile().failures == []
     links = {one["ifname"] for one in json.loads(inside.run("ip -j link"))}
     assert links == {"lo", "eth0", "wire"}
@@ -220,48 +208,41 @@ def test_an_update_touches_one_peers_entries_only(
     inside: Namespace, reconciler: Reconciler
 ) -> None:
     reconciler.reconcile()
-    moved = Node(
-        "node2",
-        lease=msgspec.structs.replace(
-            lease(2), vtep_mac=b"\x02\0\0\0\0\x22", public_ip=ip_address("172.18.0.22")
-        ),
-    )
-    report = reconciler.update(cause_of_node("node2"), plan_peer(CONFIG, moved))
+    report = reconciler.update(cause(2), peer(2, mac=0x22, at=22))
     assert report is not None
-    assert (report.changes, report.failures) == (3, [])
+    # Another MAC is a change of the neighbour, and another entry of the FDB.
+    assert (report.changes, report.failures) == (1 + 2 + 2, [])
     assert "172.18.0.22" in inside.run("bridge fdb show dev flannel.1")
+    assert "172.18.0.22" in inside.run("nft list set inet podwire peers4")
     assert reconciler.plan() == []
-    gone = reconciler.update(cause_of_node("node2"), ())
+    gone = reconciler.update(cause(2), ())
     assert gone is not None
-    assert gone.changes == 3
+    assert gone.changes == 4
     assert inside.run("ip route show 10.244.2.0/24") == ""
     assert reconciler.plan() == []
 
 
 def test_a_subnet_that_changes_hands_is_not_lost(inside: Namespace, reconciler: Reconciler) -> None:
     reconciler.reconcile()
-    heir = Node("node4", lease=msgspec.structs.replace(lease(4), subnets=lease(2).subnets))
-    for cause, entries in (("node4", plan_peer(CONFIG, heir)), ("node2", ())):
-        if reconciler.update(cause_of_node(cause), entries) is None:
+    for number, entries in ((4, peer(4, subnet=2)), (2, ())):
+        if reconciler.update(cause(number), entries) is None:
             reconciler.reconcile()
     assert "10.244.2.0/24" in inside.run("ip route show")
     assert "02:00:00:00:00:04" in inside.run("ip neigh show 10.244.2.0 dev flannel.1")
     assert reconciler.plan() == []
 
 
-@pytest.mark.parametrize("order", [("node4", "node2"), ("node2", "node4")])
+@pytest.mark.parametrize("order", [(4, 2), (2, 4)])
 def test_what_two_causes_want_is_the_firsts_whatever_came_first(
-    inside: Namespace, reconciler: Reconciler, order: tuple[str, str]
+    inside: Namespace, reconciler: Reconciler, order: tuple[int, int]
 ) -> None:
-    claimed = lease(9).subnets
     reconciler.reconcile()
-    for name in order:
-        node = Node(name, lease=msgspec.structs.replace(lease(int(name[-1])), subnets=claimed))
-        if reconciler.update(cause_of_node(name), plan_peer(CONFIG, node)) is None:
+    for number in order:
+        if reconciler.update(cause(number), peer(number, subnet=9)) is None:
             reconciler.reconcile()
     assert reconciler.plan() == []
     assert "02:00:00:00:00:02" in inside.run("ip neigh show 10.244.9.0 dev flannel.1")
-    assert reconciler.update(cause_of_node("node2"), ()) is None
+    assert reconciler.update(cause(2), ()) is None
     reconciler.reconcile()
     assert "02:00:00:00:00:04" in inside.run("ip neigh show 10.244.9.0 dev flannel.1")
 

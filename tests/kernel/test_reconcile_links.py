@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from ipaddress import ip_address, ip_interface
 
 import pytest
 
@@ -13,23 +12,10 @@ from podwire.kernel.attach import attach
 from podwire.kernel.messages import RTNLGRP_LINK
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.reconcile import Reconciler
-from podwire.model.cluster import Attachment
-from podwire.plan.node import cause_of_attachment
-from podwire.plan.wiring.bridge import plan_attachment
 from tests.conftest import Namespace
-from tests.kernel.test_reconcile import CONFIG, DESIRED, UNDERLAY
+from tests.kernel.entries import DESIRED, UNDERLAY, pod, port
 
 pytestmark = pytest.mark.root
-
-ATTACHMENT = Attachment(
-    container_id="c1",
-    ifname="eth0",
-    netns="/run/netns/c1",
-    host_ifname="vethc1",
-    mac=bytes.fromhex("0a580af40105"),
-    ips=(ip_interface("10.244.1.5/24"),),
-    gateways=(ip_address("10.244.1.1"),),
-)
 
 
 @pytest.fixture
@@ -84,11 +70,10 @@ def test_a_foreign_link_that_goes_makes_room(inside: Namespace, reconciler: Reco
 def test_a_pod_that_comes_and_goes_is_no_alarm(
     inside: Namespace, reconciler: Reconciler, make_namespace: Callable[[], Namespace]
 ) -> None:
-    pod = make_namespace()
+    namespace = make_namespace()
     reconciler.reconcile()
-    wiring = plan_attachment(CONFIG, ATTACHMENT)
-    cause = cause_of_attachment(ATTACHMENT)
-    fd = netns.open_netns(pod.path)
+    host, cause = port(), "Attachment/c1/eth0"
+    fd = netns.open_netns(namespace.path)
     try:
         with NetlinkSocket() as sock, NetlinkSocket(groups=(RTNLGRP_LINK,)) as watch:
 
@@ -98,15 +83,15 @@ def test_a_pod_that_comes_and_goes_is_no_alarm(
                 return any(reconciler.is_amiss(one.type, one.payload) for one in found)
 
             for _ in range(2):
-                attach(sock, wiring.host, wiring.pod, fd)
-                reconciler.note_link(cause, wiring.host)
+                attach(sock, host, pod(), fd)
+                reconciler.note(cause, (host,))
                 assert not amiss()
-                reconciler.note_link(cause, None)
-                inside.run(f"ip link del {ATTACHMENT.host_ifname}")
+                reconciler.note(cause, ())
+                inside.run(f"ip link del {host.name}")
                 assert not amiss()
-            attach(sock, wiring.host, wiring.pod, fd)
-            reconciler.note_link(cause, wiring.host)
-            inside.run(f"ip link set {ATTACHMENT.host_ifname} nomaster")
+            attach(sock, host, pod(), fd)
+            reconciler.note(cause, (host,))
+            inside.run(f"ip link set {host.name} nomaster")
             assert amiss()
     finally:
         os.close(fd)

@@ -108,13 +108,14 @@ def test_back_off_grows_to_a_limit_and_spares_the_first() -> None:
 def test_status_of_a_running_pod() -> None:
     parsed, record = case(pod(), running("c0"))
     record.phase, record.ips, record.attached = "Running", ("10.244.0.2", "fd00::2"), True
-    built = status.build(parsed, record, [], "172.18.0.11")
+    built = status.build(parsed, record, [], ("172.18.0.11", "fd00:172:18::11"))
     assert (built["phase"], built["podIP"], built["hostIP"]) == (
         "Running",
         "10.244.0.2",
         "172.18.0.11",
     )
     assert built["podIPs"] == [{"ip": "10.244.0.2"}, {"ip": "fd00::2"}]
+    assert built["hostIPs"] == [{"ip": "172.18.0.11"}, {"ip": "fd00:172:18::11"}]
     assert {one["type"]: one["status"] for one in built["conditions"]} == {
         "PodReadyToStartContainers": "True",
         "Initialized": "True",
@@ -127,7 +128,7 @@ def test_status_of_a_running_pod() -> None:
 
 def test_status_names_what_is_not_ready() -> None:
     parsed, record = case(pod(containers=2), running("c0"))
-    built = status.build(parsed, record, [], "")
+    built = status.build(parsed, record, [], ("",))
     ready = condition(built, "Ready")
     assert (ready["status"], ready["reason"]) == ("False", "ContainersNotReady")
     assert ready["message"] == "containers with unready status: [c1]"
@@ -142,7 +143,7 @@ def test_status_keeps_times_of_what_did_not_change_and_conditions_of_others() ->
         {"type": "Initialized", "status": "False", "lastTransitionTime": long_ago},
         {"type": "example.com/gate", "status": "True"},
     ]
-    built = status.build(parsed, record, before, "")
+    built = status.build(parsed, record, before, ("",))
     assert condition(built, "Ready")["lastTransitionTime"] == long_ago
     assert condition(built, "Initialized")["lastTransitionTime"] != long_ago
     assert condition(built, "example.com/gate") == before[2]
@@ -150,7 +151,7 @@ def test_status_keeps_times_of_what_did_not_change_and_conditions_of_others() ->
 
 def test_containers_wait_for_init_containers() -> None:
     parsed, record = case(pod(inits=1), running("i0"))
-    built = status.build(parsed, record, [], "")
+    built = status.build(parsed, record, [], ("",))
     assert built["containerStatuses"][0]["state"] == {"waiting": {"reason": "PodInitializing"}}
     assert condition(built, "Initialized")["status"] == "False"
     assert built["initContainerStatuses"][0]["state"]["running"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from podwire.errors import InputError, LabError
-from podwire.lab import Lab, checks, lifecycle, registry
+from podwire.lab import Lab, checks, readiness, registry
 from podwire.lab.registry import LabInfo
 
 PODWIRE = str(Path(sys.executable).parent / "podwire")
@@ -58,13 +58,6 @@ def test_bad_names_are_refused(name: str) -> None:
 def test_number_of_nodes_has_a_range(count: int) -> None:
     with pytest.raises(InputError, match="not between 1 and 100"):
         checks.check_node_count(count)
-
-
-def test_addresses_and_macs_of_nodes_are_all_different() -> None:
-    nodes = [registry.NodeRecord(f"node{index}", index) for index in range(1, 101)]
-    assert nodes[0].address == "172.18.0.11"
-    assert nodes[0].mac == "02:00:ac:12:00:0b"
-    assert len({node.address for node in nodes}) == len({node.mac for node in nodes}) == 100
 
 
 def test_socket_paths_fit_the_longest_names() -> None:
@@ -179,7 +172,7 @@ def test_interrupted_up_leaves_nothing(after_s: float) -> None:
         # Not a wait for a condition: the moment of the interruption is what is varied.
         time.sleep(after_s)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) in (130, 0)
+        assert process.wait(60) in (130, 0)
         if process.returncode == 130:
             assert not LabInfo(name).dir.exists()
             assert not list(registry.NETNS_DIR.glob(f"{name}-*"))
@@ -278,4 +271,4 @@ def test_down_from_inside_is_refused(lab: Lab) -> None:
     )
     assert refused.returncode == 1
     assert "runs inside lab" in refused.stderr
-    lifecycle.wait_ready(lab.info, timeout_s=5)
+    readiness.wait_ready(lab.info, timeout_s=5)

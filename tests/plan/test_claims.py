@@ -74,7 +74,7 @@ def test_a_peer_that_no_tunnel_reaches_is_left_out_with_the_reason() -> None:
     for change, says in (
         ({"vni": 2}, "is in VNI 2, this node in 1"),
         ({"backend": "host-gw"}, "has backend host-gw, this node vxlan"),
-        ({"public_ip": ip_address("fd00::2")}, "this node's tunnel is over IPv4"),
+        ({"public_ip": ip_address("fd00::2")}, "no family in common"),
     ):
         other = msgspec.structs.replace(good, lease=msgspec.structs.replace(good.lease, **change))
         (sentence,) = objections(CONFIG, other)

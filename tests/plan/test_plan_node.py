@@ -24,7 +24,7 @@ from podwire.model.state import (
     Vxlan,
     Why,
 )
-from podwire.plan.node import objections, plan, plan_peer, plan_self, plan_table
+from podwire.plan.node import objections, plan, plan_peer, plan_self, plan_tables
 from podwire.plan.wiring.bridge import plan_attachment
 
 WHY = Why("", "")
@@ -58,16 +58,19 @@ def bare(entries: tuple[Entry, ...]) -> list[Entry]:
 
 def test_a_peer_is_a_neighbor_a_route_and_an_fdb_entry() -> None:
     base = ip_address("10.244.2.0")
-    assert bare(plan_peer(CONFIG, NODE2)) == [
+    guard, *entries = plan_peer(CONFIG, NODE2)
+    assert describe(guard) == "inet podwire peers4 { 172.18.0.12 }"
+    assert bare(tuple(entries)) == [
         Neighbor(dev="flannel.1", ip=base, mac=MAC2, why=WHY),
-        Route(dst=ip_network("10.244.2.0/24"), via=base, dev="flannel.1", onlink=True, why=WHY),
         FdbEntry(dev="flannel.1", mac=MAC2, dst=ip_address("172.18.0.12"), why=WHY),
+        Route(dst=ip_network("10.244.2.0/24"), via=base, dev="flannel.1", onlink=True, why=WHY),
     ]
 
 
 def test_every_entry_says_who_asked_for_it() -> None:
     whys = {describe(entry): str(entry.why) for entry in plan_peer(CONFIG, NODE2)}
     assert whys == {
+        "inet podwire peers4 { 172.18.0.12 }": "Node/node2 has 172.18.0.12",
         "10.244.2.0 lladdr 02:00:00:00:00:02 dev flannel.1": "Node/node2 leases 10.244.2.0/24",
         "10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink": "Node/node2 leases 10.244.2.0/24",
         "02:00:00:00:00:02 dst 172.18.0.12 dev flannel.1": ("Node/node2 is reached at 172.18.0.12"),
@@ -75,18 +78,10 @@ def test_every_entry_says_who_asked_for_it() -> None:
 
 
 def test_own_entries_are_flannels() -> None:
-    own = bare(plan_self(CONFIG))
-    table = own.pop()
+    *own, table, bridge_table = bare(plan_self(CONFIG))
+    assert isinstance(bridge_table, NftTable)
+    assert bridge_table.family == "bridge"
     assert own == [
-        Link(
-            name="flannel.1",
-            kind=Vxlan(vni=1, port=8472, local=ip_address("172.18.0.11"), dev="eth0"),
-            mtu=1450,
-            mac=MAC1,
-            alias="podwire VTEP of node1",
-            why=WHY,
-        ),
-        Address(dev="flannel.1", ip=ip_interface("10.244.1.0/32"), why=WHY),
         Link(
             name="cni0",
             kind=Bridge(),
@@ -97,10 +92,22 @@ def test_own_entries_are_flannels() -> None:
         ),
         Address(dev="cni0", ip=ip_interface("10.244.1.1/24"), why=WHY),
         Sysctl(key="net/ipv4/ip_forward", value="1", why=WHY),
+        Link(
+            name="flannel.1",
+            kind=Vxlan(vni=1, port=8472, local=ip_address("172.18.0.11"), dev="eth0"),
+            mtu=1450,
+            mac=MAC1,
+            alias="podwire VTEP of node1",
+            why=WHY,
+        ),
+        Address(dev="flannel.1", ip=ip_interface("10.244.1.0/32"), why=WHY),
     ]
     assert isinstance(table, NftTable)
     assert {chain.name: [rule.text for rule in chain.rules] for chain in table.chains} == {
-        "tunnel_in": ['iifname "eth0" udp dport 8472 notrack'],
+        "tunnel_in": [
+            'udp dport 8472 ip saddr != @peers4 counter name "vxlan_stranger" drop',
+            'iifname "eth0" udp dport 8472 notrack',
+        ],
         "tunnel_out": ["udp dport 8472 notrack"],
         "postrouting": [
             "ip saddr @cluster4 ip daddr != @cluster4 ip daddr != 224.0.0.0/4"
@@ -110,7 +117,7 @@ def test_own_entries_are_flannels() -> None:
 
 
 def test_without_masquerade_nothing_is_translated() -> None:
-    table = plan_table(msgspec.structs.replace(CONFIG, masquerade=False))
+    table, _ = plan_tables(msgspec.structs.replace(CONFIG, masquerade=False))
     assert [chain.name for chain in table.chains] == ["tunnel_in", "tunnel_out"]
     assert table.sets == ()
 
@@ -128,9 +135,9 @@ def test_a_pod_gets_its_address_a_default_route_and_the_network() -> None:
     )
     planned = plan_attachment(CONFIG, attachment)
     gateway = ip_address("10.244.1.1")
-    assert planned.host.master == "cni0"
-    assert planned.host.kind == Veth(peer="eth0", peer_mac=MAC1)
-    assert str(planned.host.why) == "Pod/default/a has 10.244.1.5"
+    assert planned.port.master == "cni0"
+    assert planned.port.kind == Veth(peer="eth0", peer_mac=MAC1)
+    assert str(planned.port.why) == "Pod/default/a has 10.244.1.5"
     assert bare(planned.pod) == [
         Address(dev="eth0", ip=ip_interface("10.244.1.5/24"), why=WHY),
         Route(dst=ip_network("0.0.0.0/0"), via=gateway, dev="eth0", why=WHY),
@@ -184,7 +191,7 @@ def test_ten_thousand_nodes_are_planned() -> None:
     desired = plan(ClusterView(config, nodes))
     entries = list(desired.entries())
     routes = {entry.dst for entry in entries if isinstance(entry, Route)}
-    assert len(entries) == 3 * 10_000 + len(plan_self(config))
+    assert len(entries) == 4 * 10_000 + len(plan_self(config))
     assert len(routes) == 10_000
     assert len(desired.by_cause) == 10_001
 

@@ -78,6 +78,6 @@ async def stub_agent(
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let the loop run until it holds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0)

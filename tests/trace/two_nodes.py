@@ -27,7 +27,8 @@ from podwire.model.cluster import Attachment, ClusterView, Lease, NetworkConfig,
 from podwire.model.probe import Probe, ProbeMatch
 from podwire.model.state import Address
 from podwire.plan.node import cause_of_attachment, plan
-from podwire.plan.wiring.bridge import gateway, mac_for, plan_attachment
+from podwire.plan.macs import mac_for
+from podwire.plan.wiring.bridge import gateway, plan_attachment
 from podwire.trace.decide import Decider
 from podwire.trace.decode import decode
 from podwire.trace.intent import Intent
@@ -39,7 +40,7 @@ from tests.conftest import Namespace
 
 PODS = {"a": 1, "c": 1, "b": 2}  # the node of each
 _HOST = {"a": 2, "c": 3, "b": 2}  # its number in the node's subnets
-_PATIENCE_S = 10.0
+_PATIENCE_S = 60
 _FORGET = ("neigh flush nud failed", "neigh flush nud incomplete")
 #: What the taps let through; a probe's own packets are told by its number.
 _SEEN = "icmp or icmp6 or udp port 8472"
@@ -155,8 +156,9 @@ class Network:
                 wiring = plan_attachment(config, attachment)
                 inside = netns.open_netns(attachment.netns)
                 stack.callback(os.close, inside)
-                attach(sock, wiring.host, wiring.pod, inside)
-                reconciler.note_link(cause_of_attachment(attachment), wiring.host)
+                with netns.entered(fd):
+                    attach(sock, wiring.host, wiring.pod, inside)
+                reconciler.note(cause_of_attachment(attachment), wiring.host)
         self._places: dict[int, Places] = {}
         stack.callback(self._close_places)
         self.look()

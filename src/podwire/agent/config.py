@@ -7,20 +7,26 @@ from pathlib import Path
 
 import msgspec
 
+from podwire.agent.fabrics import FabricOptions
 from podwire.errors import InputError
 from podwire.model.state import IPNetwork
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Paths, names and numbers. `network` is the whole cluster's pod network, a CIDR a family."""
+    """Paths, names and numbers.
+
+    `network` is the whole cluster's pod network, a CIDR a family; none for the profile's own or
+    what the store says. `store` is `kube`, or the URL of an etcd.
+    """
 
     node_name: str
-    network: tuple[IPNetwork, ...]
+    network: tuple[IPNetwork, ...] = ()
+    options: FabricOptions = FabricOptions()
+    store: str = "kube"
     kubeconfig: Path | None = None
     iface: str | None = None
-    vni: int = 1
-    vxlan_port: int = 8472
     masquerade: bool = True
+    probe_interval_s: float = 1.0
     health_address: str = "127.0.0.1:9910"
     run_dir: Path = Path("/run/podwire")
     state_dir: Path = Path("/var/lib/podwire")
@@ -40,6 +46,25 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     def operator_socket(self) -> Path:
         return self.run_dir / "operator.sock"
 
+    @property
+    def tunnel_socket(self) -> Path:
+        return self.run_dir / "tunnel.sock"
+
+    @property
+    def paths_file(self) -> Path:
+        """The peers that VXLAN does not get through to."""
+        return self.run_dir / "paths.json"
+
+    @property
+    def tunnel_key(self) -> Path:
+        """The private key of the encrypted tunnel."""
+        return self.state_dir / "tunnel.key"
+
+    @property
+    def fabric_file(self) -> Path:
+        """What the kernel was last made to hold: to be removed when it is another fabric."""
+        return self.state_dir / "fabric.json"
+
 
 def parse_network(text: str) -> tuple[IPNetwork, ...]:
     """`10.244.0.0/16`, or one of each family with a comma. Raises InputError."""
@@ -57,6 +82,30 @@ def parse_network(text: str) -> tuple[IPNetwork, ...]:
             f"{text} names two networks of one family", field="--network", remedy="give one each"
         )
     return tuple(networks)
+
+
+def parse_block_size(text: str) -> dict[int, int]:
+    """`26`, or `26,122` for both families: prefix lengths by IP version. Raises InputError."""
+    found: dict[int, int] = {}
+    for part in text.split(","):
+        length = int(part) if part.strip().isdecimal() else 0
+        # Larger ones leave a node no choice, smaller ones are a route for each handful of pods.
+        version = next((v for v, (low, high) in _BLOCK_LEN.items() if low <= length <= high), None)
+        if version is None or version in found:
+            low, high = _BLOCK_LEN[4]
+            low6, high6 = _BLOCK_LEN[6]
+            raise InputError(
+                f"{text!r} is no prefix length of {low} to {high} (IPv4) or {low6} to {high6}"
+                " (IPv6), nor one of each",
+                field="--block-size",
+                remedy="e.g. 26, or 26,122",
+            )
+        found[version] = length
+    return found
+
+
+#: Prefix lengths of blocks, by IP version: Calico's limits.
+_BLOCK_LEN = {4: (20, 32), 6: (116, 128)}
 
 
 def parse_listen(text: str) -> tuple[str, int]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from ipaddress import ip_interface
 from pathlib import Path
 
 from podwire.errors import PodwireError
 from podwire.model.cluster import NetworkConfig
-from podwire.plan.wiring.bridge import gateway_interface
+from podwire.model.state import IPNetwork
+from podwire.plan.wiring.bridge import gateway
 
 
 def subnet_env(config: NetworkConfig) -> str:
@@ -18,11 +21,26 @@ def subnet_env(config: NetworkConfig) -> str:
         subnet = next((net for net in config.lease.subnets if net.version == version), None)
         if network is not None and subnet is not None:
             lines.append(f"{prefix}NETWORK={network}")
-            lines.append(f"{prefix}SUBNET={gateway_interface(subnet)}")
+            lines.append(f"{prefix}SUBNET={gateway(subnet)}/{subnet.prefixlen}")
     lines.append(f"FLANNEL_MTU={config.mtu}")
     # What flanneld means by it: masquerading is done here, so the container runtime need not.
     lines.append(f"FLANNEL_IPMASQ={'true' if config.masquerade else 'false'}")
     return "\n".join(lines) + "\n"
+
+
+def read_subnet_env(path: Path) -> tuple[IPNetwork, ...]:
+    """The subnets in such a file: those that this node had before. None where it can't be read."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return ()
+    values = dict(line.strip().split("=", 1) for line in lines if "=" in line)
+    found = []
+    for key in ("FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"):
+        # Whatever else stands there: it is only what we ask for first.
+        with contextlib.suppress(ValueError, KeyError):
+            found.append(ip_interface(values[key]).network)
+    return tuple(found)
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> bool:

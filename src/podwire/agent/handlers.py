@@ -18,6 +18,7 @@ from concurrent import futures
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from podwire.agent.doctor.run import check
+from podwire.agent.status import node_status
 from podwire.agent.watching import Deliverer, Sender, Watched
 from podwire.errors import InputError, KernelError, PodwireError
 from podwire.kernel import netns
@@ -71,6 +72,7 @@ class Handlers:
             wire.Explain: self._explain,
             wire.Check: self._check,
             wire.Hold: self._hold,
+            wire.Status: self._status,
         }
 
     def welcome(self) -> wire.Welcome:
@@ -93,7 +95,7 @@ class Handlers:
             clock=clock(),
             time_ns=time.time_ns(),
             not_ready=agent.not_ready or "",
-            network=tuple(map(str, agent.config.network)),
+            network=tuple(map(str, agent.networks)),
             held=agent.held,
             **about,
         )
@@ -242,6 +244,9 @@ class Handlers:
     async def _hold(self, request: wire.Hold) -> wire.Done:
         self._agent.hold(request.on)
         return wire.Done(to=request.id)
+
+    async def _status(self, request: wire.Status) -> wire.StatusTold:
+        return wire.StatusTold(to=request.id, status=await node_status(self._agent))
 
     async def _open(self, make: Callable[[], C]) -> C:
         """Make something in a thread, which is closed there if nobody waits for it any more."""

@@ -1,4 +1,6 @@
-"""This node's lease: from the Node object and the underlay to a `NetworkConfig`, and published.
+"""This node's lease: what is wanted of the store, and what is planned from with what it gave.
+
+    own + underlay + fabric ─▶ wanted ─(store)▶ lease ─▶ NetworkConfig
 
 Pure but for the random MAC of a node's very first VTEP.
 """
@@ -6,72 +8,117 @@ Pure but for the random MAC of a node's very first VTEP.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 
-from podwire.agent.config import AgentConfig
-from podwire.cluster.nodes import (
-    PUBLIC_IP_OVERWRITE,
-    NodeObject,
-    node_from_object,
-    public_ip_overwrite,
-    published_vtep_mac,
-)
-from podwire.errors import InputError
-from podwire.model.cluster import Lease, NetworkConfig, Underlay
-from podwire.plan.transport import vxlan
+import msgspec
+
+from podwire.cluster.source import Own
+from podwire.errors import InputError, PodwireError
+from podwire.model.cluster import Endpoint, Lease, NetworkConfig, Underlay
+from podwire.model.fabric import Fabric
+from podwire.model.state import IPNetwork
+from podwire.plan.node import pod_mtu
+from podwire.plan.transport import transport_of
 
 
-def node_config(
-    config: AgentConfig, obj: NodeObject, underlay: Underlay, vtep_mac: bytes | None
-) -> NetworkConfig | str:
-    """The configuration to plan from, or a sentence that says what is still missing.
+def relevant(underlay: Underlay, networks: tuple[IPNetwork, ...]) -> Underlay:
+    """The underlay less what its pods' families do not need.
 
-    `vtep_mac` is this node's own as it stands in the kernel or was used last, if known; what it
-    published before comes first, since the peers have programmed that.
+    Without pods of IPv6, tunnels over it would only cost 20 bytes of every packet. IPv4 stays: a
+    peer may have nothing else.
     """
-    node, problems = node_from_object(obj)
-    unread = [problem for problem in problems if problem.startswith("spec.")]
-    if unread:
-        raise InputError("; ".join(unread), field="spec.podCIDR")
-    if not node.pod_cidrs:
-        return (
-            f"node {node.name} has no spec.podCIDR yet: the cluster's controller manager has to"
-            " allocate node CIDRs (--allocate-node-cidrs)"
-        )
-    if len({subnet.version for subnet in node.pod_cidrs}) != len(node.pod_cidrs):
-        cidrs = ", ".join(map(str, node.pod_cidrs))
-        raise InputError(f"{cidrs} are two of one family", field="spec.podCIDRs")
-    for subnet in node.pod_cidrs:
-        networks = [net for net in config.network if net.version == subnet.version]
-        if not any(subnet.subnet_of(net) for net in networks):  # type: ignore[arg-type]
+    if underlay.ip6 is None or any(network.version == 6 for network in networks):
+        return underlay
+    return msgspec.structs.replace(underlay, ip6=None)
+
+
+def wanted_lease(
+    fabric: Fabric,
+    own: Own,
+    underlay: Underlay,
+    vtep_macs: Mapping[int, bytes],
+    public_key: bytes | None = None,
+) -> Lease:
+    """What this node asks the store for; the subnets are for the store to say.
+
+    `vtep_macs` are this node's own by the underlay's IP version, as they stand in the kernel or
+    were used last, if known; what it published before comes first, since the peers have programmed
+    that. Raises InputError.
+    """
+    overwrites = {ip.version: ip for ip in own.public_ips}
+    versions = {ip.version for ip in underlay.ips}
+    for version, ip in overwrites.items():
+        if version not in versions:
             raise InputError(
-                f"{subnet} is outside of the cluster network {', '.join(map(str, config.network))}",
+                f"{ip} is of another family than the underlay's address {underlay.ip}",
+                field="public-ip-overwrite",
+                remedy="name the underlay with --iface, or remove the annotation",
+            )
+    published = own.node.lease
+    endpoints = []
+    for ip in underlay.ips:
+        public_ip, mac = overwrites.get(ip.version, ip), None
+        if fabric.uses_vxlan:
+            before = published.endpoint(ip.version) if published is not None else None
+            # At another address it may be of another node: in etcd nobody sees to unique names.
+            known = before.vtep_mac if before is not None and before.ip == public_ip else None
+            mac = known or vtep_macs.get(ip.version) or random_mac()
+        endpoints.append(Endpoint(public_ip, mac))
+    first, second = endpoints[0], endpoints[1] if len(endpoints) > 1 else None
+    return Lease(
+        subnets=(),
+        backend=transport_of(fabric).BACKEND,
+        public_ip=first.ip,
+        vni=fabric.vni if fabric.uses_vxlan else 0,
+        vtep_mac=first.vtep_mac,
+        public_ip6=second.ip if second is not None else None,
+        vtep_mac6=second.vtep_mac if second is not None else None,
+        public_key=public_key,
+    )
+
+
+def check_subnets(
+    node: str, networks: tuple[IPNetwork, ...], subnets: tuple[IPNetwork, ...]
+) -> None:
+    """That a node's subnets are of its network, in each of its families.
+
+    Raises InputError for what somebody configured wrongly, PodwireError for what is still missing.
+    """
+    for subnet in subnets:
+        same = [network for network in networks if network.version == subnet.version]
+        if not any(subnet.subnet_of(network) for network in same):  # type: ignore[arg-type]
+            raise InputError(
+                f"{subnet} is outside of the cluster network {', '.join(map(str, networks))}",
                 field="spec.podCIDR",
                 remedy="give the agent the cluster's own pod network with --network",
             )
-    public_ip = public_ip_overwrite(obj) or underlay.ip
-    if public_ip.version != underlay.ip.version:
-        raise InputError(
-            f"{public_ip} is of another family than the underlay's address {underlay.ip}",
-            field=f"metadata.annotations[{PUBLIC_IP_OVERWRITE}]",
-            remedy="name the underlay with --iface, or remove the annotation",
-        )
-    mac = published_vtep_mac(obj) or vtep_mac or random_mac()
-    lease = Lease(
-        subnets=node.pod_cidrs,
-        backend=vxlan.BACKEND,
-        public_ip=public_ip,
-        vni=config.vni,
-        vtep_mac=mac,
-    )
+    for network in networks:
+        if not any(subnet.version == network.version for subnet in subnets):
+            raise PodwireError(
+                f"node {node} has no subnet of IPv{network.version}, which the cluster network"
+                f" {network} asks for",
+                remedy=f"give nodes CIDRs of both families, or leave {network} out of --network",
+            )
+
+
+def network_config(
+    node: str,
+    fabric: Fabric,
+    networks: tuple[IPNetwork, ...],
+    lease: Lease,
+    underlay: Underlay,
+    *,
+    masquerade: bool = True,
+) -> NetworkConfig:
+    """What this node is planned from."""
     return NetworkConfig(
-        node=config.node_name,
-        network=config.network,
+        node=node,
+        network=networks,
         lease=lease,
         underlay=underlay,
-        mtu=vxlan.mtu(underlay.mtu, underlay.ip.version),
-        vxlan_dev=f"flannel.{config.vni}",
-        vxlan_port=config.vxlan_port,
-        masquerade=config.masquerade,
+        mtu=pod_mtu(fabric, underlay),
+        fabric=fabric,
+        masquerade=masquerade,
     )
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from podwire.trace.status import DropCount
 
 RECONCILE_SECONDS = Histogram(
     "podwire_reconcile_seconds",
@@ -23,3 +29,27 @@ CNI_SECONDS = Histogram(
     buckets=(0.001, 0.002, 0.004, 0.008, 0.016, 0.05, 0.2, 1, 5),
 )
 ADDRESSES = Gauge("podwire_ipam_addresses", "Pod addresses of this node in use.")
+
+
+class _Dropped(Collector):
+    """What others count, as it was told last."""
+
+    def __init__(self) -> None:
+        self._counts: tuple[DropCount, ...] = ()
+
+    def set(self, counts: Iterable[DropCount]) -> None:
+        self._counts = tuple(counts)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            "podwire_dropped_packets_total",
+            "Packets dropped, by reason: by the guards in nft, and by the UDP tunnel.",
+            labels=["reason"],
+        )
+        for one in self._counts:
+            family.add_metric([one.reason], one.packets)
+        yield family
+
+
+DROPPED = _Dropped()
+REGISTRY.register(DROPPED)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
+from typing import TypeAlias
 
 from podwire.agent import metrics
 from podwire.agent.config import AgentConfig
@@ -12,25 +14,36 @@ from podwire.agent.worker import KernelWorker
 from podwire.cni import install
 from podwire.cni.server import CniServer
 from podwire.cni.service import CniService
+from podwire.ipam.allocator import Allocator
+from podwire.ipam.record import PodIdentity
 from podwire.ipam.store import Store
 from podwire.model.cluster import Attachment, NetworkConfig
 from podwire.plan.node import cause_of_attachment
-from podwire.plan.wiring.bridge import plan_port
+from podwire.plan.wiring import plan_attachment
+
+#: Of a pod of this node. It raises PodwireError where they can't be found out.
+Annotations: TypeAlias = Callable[[PodIdentity], Awaitable[Mapping[str, str]]]
 
 
 class Pods:
     """Answers the runtime's CNI calls from `async with` on; refuses them until `use`."""
 
-    def __init__(self, config: AgentConfig, worker: KernelWorker) -> None:
+    def __init__(
+        self, config: AgentConfig, worker: KernelWorker, annotations: Annotations | None = None
+    ) -> None:
+        """`annotations(pod)` are those of a pod; None where pods have none."""
         self._config = config
         self._worker = worker
+        self._annotations = annotations
 
     async def __aenter__(self) -> Pods:
         async with contextlib.AsyncExitStack() as stack:
-            store = Store(self._config.state_dir / "ipam.db")
+            store = self.store = Store(self._config.state_dir / "ipam.db")
             stack.callback(store.close)
+            asked = {"annotations": self._annotations} if self._annotations is not None else {}
             self._service = CniService(
                 store,
+                **asked,
                 observe=self._observe,
                 attached=lambda one: self._note(one, attached=True),
                 detached=lambda one: self._note(one, attached=False),
@@ -54,6 +67,10 @@ class Pods:
     def say_not_ready(self, reason: str) -> None:
         """What runtimes are told until `use`."""
         self._service.not_ready = reason
+
+    def hand_out_by(self, allocator: Allocator | None) -> None:
+        """Who hands out addresses from the next `use` on; None for the node's own subnet."""
+        self._service.allocator = allocator
 
     def use(self, network: NetworkConfig) -> list[Attachment]:
         """Wire pods into `network` from now on; the pods that are there already."""
@@ -85,9 +102,10 @@ class Pods:
 
     def _note(self, attachment: Attachment, *, attached: bool) -> None:
         assert self._service.network is not None or not attached  # noqa: S101
-        link = plan_port(self._service.network, attachment) if self._service.network else None
-        note = self._worker.reconciler.note_link
-        self._worker.submit(note, cause_of_attachment(attachment), link if attached else None)
+        network = self._service.network
+        entries = plan_attachment(network, attachment).host if network and attached else ()
+        note = self._worker.reconciler.note
+        self._worker.submit(note, cause_of_attachment(attachment), entries)
         metrics.ADDRESSES.inc(len(attachment.ips) if attached else -len(attachment.ips))
 
     @staticmethod

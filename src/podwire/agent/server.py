@@ -15,6 +15,7 @@ from aiohttp import web
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from podwire.agent import metrics
 from podwire.agent.config import AgentConfig, parse_listen
 from podwire.errors import InputError
 
@@ -63,13 +64,14 @@ def _app(agent: Agent) -> web.Application:
             return web.Response(text="ok\n")
         return web.Response(status=503, text=f"{agent.not_ready}\n")
 
-    async def metrics(_: web.Request) -> web.Response:
+    async def prometheus(_: web.Request) -> web.Response:
+        metrics.DROPPED.set(await agent.drops.read())
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/metrics", prometheus)
     return app
 
 

@@ -1,15 +1,17 @@
 """Teardown: take all that Podwire made off this host. A verb of its own, never a side effect.
 
-The order is the reverse of a start: runtimes are told first that pods can't be wired, then pods'
-interfaces, the kernel's entries, and the files go.
+The order is the reverse of a start: runtimes are told first that pods can't be wired, then the
+tunnel's process, pods' interfaces, the kernel's entries, and the files go.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 
 from podwire.agent.config import AgentConfig
+from podwire.agent.tunnel import stop_tunnel
 from podwire.cni import install
 from podwire.errors import PodwireError
 from podwire.ipam.store import Store
@@ -39,6 +41,8 @@ def teardown(config: AgentConfig, *, force: bool) -> Iterator[str]:
                 )
             for path in install.uninstall(config.cni_bin_dir, config.cni_conf_dir):
                 yield f"rm {path}"
+            if asyncio.run(stop_tunnel(config.tunnel_socket)):
+                yield "the UDP tunnel's process is stopped"
             detach(sock, *ports)
             yield from (f"ip link del {name}" for name in ports)
         reconciler = Reconciler()
@@ -54,8 +58,8 @@ def teardown(config: AgentConfig, *, force: bool) -> Iterator[str]:
     for path in (
         config.subnet_file,
         *(config.state_dir / f"ipam.db{suffix}" for suffix in ("-wal", "-shm", "")),
-        config.cni_socket,
-        config.api_socket,
+        *(config.tunnel_key, config.fabric_file, config.paths_file),
+        *(config.cni_socket, config.api_socket, config.tunnel_socket),
     ):
         if path.exists():
             path.unlink()

@@ -45,15 +45,20 @@ def log_objections(
         log.warning("more leases not believed", extra=fields(count=len(found) - limit))
 
 
-def warn_of_strays(network: NetworkConfig, attachments: Sequence[Attachment]) -> None:
-    """Pods keep their addresses, but peers send what is for these to another node or nowhere."""
-    strays = [
+def strays(network: NetworkConfig, attachments: Sequence[Attachment]) -> list[str]:
+    """The pods with addresses outside of the lease: peers send what is for these to another node,
+    or nowhere."""
+    return [
         one.pod or one.container_id
         for one in attachments
         if not any(ip.ip in subnet for ip in one.ips for subnet in network.lease.subnets)
     ]
-    if strays:
+
+
+def warn_of_strays(network: NetworkConfig, attachments: Sequence[Attachment]) -> None:
+    """Pods keep their addresses, whatever becomes of the lease."""
+    if found := strays(network, attachments):
         log.warning(
             "pods have addresses outside of the lease: delete them, so that they get new ones",
-            extra=fields(pods=",".join(strays)),
+            extra=fields(pods=",".join(found)),
         )

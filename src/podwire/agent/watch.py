@@ -10,7 +10,7 @@ import asyncio
 import errno
 from collections.abc import Callable
 
-from podwire.kernel import messages, nft
+from podwire.kernel import link_messages, messages, nft
 from podwire.kernel.netlink import NETLINK_NETFILTER, Message, NetlinkSocket
 
 _ROUTE_GROUPS = (
@@ -29,24 +29,26 @@ _GATHER_S = 0.01
 
 
 class KernelWatch:
-    """Calls `on_rtnetlink(messages)`, `on_nft(table names)` and, when some were lost, `on_loss`."""
+    """Calls `on_rtnetlink(messages)`, `on_nft(messages)` and, when some were lost, `on_loss`."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         *,
         on_rtnetlink: Callable[[list[Message]], None],
-        on_nft: Callable[[set[str]], None],
+        on_nft: Callable[[list[Message]], None],
         on_loss: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._on_loss = on_loss
         # A fresh 10,000-node cluster makes 30,000 notifications of our own in a second.
         self._route = NetlinkSocket(groups=_ROUTE_GROUPS, receive_buffer=32 * 1024 * 1024)
-        self._nft = NetlinkSocket(NETLINK_NETFILTER, groups=(nft.NFNLGRP_NFTABLES,))
+        self._nft = NetlinkSocket(
+            NETLINK_NETFILTER, groups=(nft.NFNLGRP_NFTABLES,), receive_buffer=32 * 1024 * 1024
+        )
         self._timers: dict[NetlinkSocket, asyncio.TimerHandle] = {}
         self._listen(self._route, on_rtnetlink)
-        self._listen(self._nft, lambda found: on_nft(_tables(found)))
+        self._listen(self._nft, on_nft)
 
     def close(self) -> None:
         for timer in self._timers.values():
@@ -83,11 +85,6 @@ class KernelWatch:
             deliver(found)
 
 
-def _tables(found: list[Message]) -> set[str]:
-    names = (nft.notified_table(one.type, one.payload) for one in found)
-    return {name for name in names if name is not None}
-
-
 def may_concern_underlay(notified: Message, dev: str | None) -> bool:
     """Whether an rtnetlink notification may be about the underlay link `dev`, or, where there is
     none yet, about what might become it."""
@@ -96,7 +93,7 @@ def may_concern_underlay(notified: Message, dev: str | None) -> bool:
             # Links of pods have link-local ones, which are no concern.
             return messages.parse_address(notified.payload)[1] == messages.RT_SCOPE_UNIVERSE
         case messages.RTM_NEWLINK | messages.RTM_DELLINK:
-            return dev is None or messages.parse_link(notified.payload).name == dev
+            return dev is None or link_messages.parse_link(notified.payload).name == dev
         case messages.RTM_NEWROUTE:
             return dev is None
     return False

@@ -59,8 +59,4 @@ class KernelWorker:
 
     async def any_amiss(self, messages: list[Message]) -> bool:
         """Whether any of these notifications shows what is not wanted."""
-        is_amiss = self._reconciler.is_amiss
-        return await self.call(lambda: any(is_amiss(one.type, one.payload) for one in messages))
-
-    async def any_nft_amiss(self, tables: set[str]) -> bool:
-        return await self.call(lambda: any(map(self._reconciler.nft_is_amiss, tables)))
+        return await self.call(self._reconciler.any_amiss, messages)

@@ -11,10 +11,16 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from podwire.cli.context import target_options
+from podwire.cli.fabrics import chosen_fabric, fabric_options
+
+if TYPE_CHECKING:
+    from podwire.agent.config import AgentConfig
+    from podwire.cluster.source import LeaseSource
 
 _PATH = click.Path(path_type=Path, resolve_path=True)
 
@@ -25,6 +31,8 @@ _PATH = click.Path(path_type=Path, resolve_path=True)
 Examples:
   podwire agent --kubeconfig /etc/kubernetes/kubelet.conf --node-name "$(hostname)"
   podwire agent --iface eth1 --network 10.244.0.0/16     in a pod, with its service account
+  podwire agent --profile calico                         Calico's fabric
+  podwire agent --store etcd://10.0.0.1:2379             Flannel's network, without Kubernetes
   podwire agent hold --node node1                        break things there and trace them
 """,
 )
@@ -41,31 +49,30 @@ Examples:
     help="Credentials for the API.  [default: $KUBECONFIG, else the pod's own]",
 )
 @click.option(
+    "--store",
+    metavar="STORE",
+    default="kube",
+    show_default=True,
+    help="Where leases are: kube (podCIDRs and annotations of Nodes), or Flannel's in etcd: "
+    "etcd://HOST:PORT[,HOST:PORT…][/PREFIX].",
+)
+@fabric_options
+@click.option(
     "--network",
     metavar="CIDR",
-    default="10.244.0.0/16",
-    show_default=True,
-    help="The cluster's pod network; one CIDR, or one of each family with a comma.",
+    help="The cluster's pod network; one CIDR, or one of each family with a comma."
+    "  [default: the profile's, 10.244.0.0/16 in Flannel's]",
 )
 @click.option(
     "--iface", metavar="LINK", help="Underlay link, by name or address.  [default: the node IP's]"
 )
 @click.option(
-    "--vni",
-    # The device's name has to fit into 15 characters (IFNAMSIZ), which the largest VNIs do not.
-    type=click.IntRange(1, 9_999_999),
-    metavar="VNI",
-    default=1,
+    "--probe-interval",
+    type=click.FloatRange(0.1, 60),
+    metavar="SECONDS",
+    default=1.0,
     show_default=True,
-    help="VXLAN network identifier; the device is named after it (flannel.VNI).",
-)
-@click.option(
-    "--vxlan-port",
-    type=click.IntRange(1, 65535),
-    metavar="PORT",
-    default=8472,
-    show_default=True,
-    help="UDP port of the tunnels; the same on all nodes.",
+    help="With --transport auto: how often VXLAN to each peer is probed.",
 )
 @click.option(
     "--masquerade/--no-masquerade",
@@ -125,12 +132,13 @@ Examples:
 @click.pass_context
 def agent(
     ctx: click.Context,
+    /,
     node_name: str | None,
     kubeconfig: Path | None,
-    network: str,
+    store: str,
+    network: str | None,
     iface: str | None,
-    vni: int,
-    vxlan_port: int,
+    probe_interval: float,
     masquerade: bool,
     health_address: str,
     run_dir: Path,
@@ -139,6 +147,7 @@ def agent(
     cni_bin_dir: Path,
     subnet_file: Path,
     log_level: str,
+    **fabric: Any,
 ) -> None:
     """Run this node's agent: lease its subnet, program the kernel, wire pods.
 
@@ -152,17 +161,18 @@ def agent(
 
     from podwire import log
     from podwire.agent.config import AgentConfig, parse_network
-    from podwire.cluster.kube import ClientConfig
+    from podwire.agent.stores import lease_source
 
     log.setup(log_level)
     config = AgentConfig(
         node_name=node_name or socket.gethostname(),
-        network=parse_network(network),
+        network=parse_network(network) if network is not None else (),
+        options=chosen_fabric(**fabric),
+        store=store,
         kubeconfig=kubeconfig,
         iface=iface,
-        vni=vni,
-        vxlan_port=vxlan_port,
         masquerade=masquerade,
+        probe_interval_s=probe_interval,
         health_address=health_address,
         run_dir=run_dir,
         state_dir=state_dir,
@@ -170,7 +180,7 @@ def agent(
         cni_bin_dir=cni_bin_dir,
         subnet_file=subnet_file,
     )
-    asyncio.run(_run(config, ClientConfig.load(kubeconfig)))
+    asyncio.run(_run(config, lease_source(config)))
 
 
 _node_option = click.option(
@@ -235,19 +245,15 @@ def relay(path: Path) -> None:
     pump(path, sys.stdin.fileno(), sys.stdout.fileno())
 
 
-async def _run(config: object, client_config: object) -> None:
+async def _run(config: AgentConfig, source: LeaseSource) -> None:
     import asyncio
 
-    from podwire.agent.config import AgentConfig
     from podwire.agent.daemon import Agent
-    from podwire.cluster.kube import ClientConfig
     from podwire.errors import PodwireError
 
-    assert isinstance(config, AgentConfig)  # noqa: S101
-    assert isinstance(client_config, ClientConfig)  # noqa: S101
     if os.geteuid() != 0:
         raise PodwireError("the agent programs the kernel, which takes root", remedy="use sudo")
-    task = asyncio.ensure_future(Agent(config, client_config).run())
+    task = asyncio.ensure_future(Agent(config, source).run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)

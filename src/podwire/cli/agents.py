@@ -69,6 +69,23 @@ class Agents:
             self._stack.push_async_exit(self._client)
         return self._client
 
+    async def all_nodes(self) -> list[str | None]:
+        """Every node of the lab or cluster; None for this host, where no cluster is named."""
+        if self._lab is not None:
+            # From the lab's own record, so that a lab whose API is down can be asked about.
+            try:
+                record = self._lab.record()
+            except PermissionError as error:
+                text = f"the agents of lab {self._lab.name} may be asked by root only"
+                raise PodwireError(text, remedy="use sudo") from error
+            return [node.name for node in record.nodes] if record is not None else []
+        if self._target.kubeconfig is None and HOST_SOCKET.exists():
+            return [None]
+        from podwire.cluster.kube import NODES
+
+        listed = await self.client.list(NODES)
+        return sorted(node["metadata"]["name"] for node in listed.items)
+
     async def dial(self, node: str | None = None) -> Connection:
         """A connection to the agent of `node`; without one, of this host.
 
@@ -116,7 +133,7 @@ async def _dial_socket(path: Path, agent: str) -> Connection:
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET):
-            raise PodwireError(f"{agent}: {path}: {error.strerror}") from error
+            raise PodwireError(f"{agent}: {path}: {error.strerror or error}") from error
         raise AgentAwayError(
             f"{agent} does not run: {path}: {os.strerror(error.errno)}",
             remedy="is `podwire agent` running there? In a lab, `podwire lab status` tells",

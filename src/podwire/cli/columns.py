@@ -59,10 +59,15 @@ def node_roles(node: Object) -> str:
     return ",".join(sorted(roles - {""})) or NONE
 
 
-def node_address(node: Object, kind: str) -> str:
-    """The node's first address of `kind` (`InternalIP`)."""
+def node_addresses(node: Object, kind: str) -> str:
+    """The node's addresses of `kind` (`InternalIP`), one a family."""
     addresses = field(node, "status.addresses") or ()
-    return next((str(a.get("address")) for a in addresses if a.get("type") == kind), NONE)
+    return ",".join(str(a.get("address")) for a in addresses if a.get("type") == kind) or NONE
+
+
+def _pod_ips(pod: Object) -> str:
+    ips = [str(entry.get("ip")) for entry in field(pod, "status.podIPs") or ()]
+    return ",".join(ips) or _text("status.podIP")(pod)
 
 
 def _node_cidrs(node: Object) -> str:
@@ -110,7 +115,7 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("STATUS", status_word),
         Column("RESTARTS", restarts),
         _AGE,
-        Column("IP", _text("status.podIP"), wide=True),
+        Column("IP", _pod_ips, wide=True),
         Column("NODE", _text("spec.nodeName"), wide=True),
     ),
     "Node": (
@@ -119,7 +124,7 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("ROLES", node_roles),
         _AGE,
         Column("VERSION", _text("status.nodeInfo.kubeletVersion", UNKNOWN)),
-        Column("INTERNAL-IP", lambda node: node_address(node, "InternalIP"), wide=True),
+        Column("INTERNAL-IP", lambda node: node_addresses(node, "InternalIP"), wide=True),
         Column("POD-CIDR", _node_cidrs, wide=True),
         Column("OS-IMAGE", _text("status.nodeInfo.osImage", UNKNOWN), wide=True),
         Column("KERNEL-VERSION", _text("status.nodeInfo.kernelVersion", UNKNOWN), wide=True),

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 import click
 
 from podwire.agent.doctor.names import CHECKS
-from podwire.cli.context import target, target_options
+from podwire.cli.context import target_options
 from podwire.errors import PodwireError
 
 if TYPE_CHECKING:
-    from podwire.cli.agents import Agents
     from podwire.cli.examination import NodeReport
 
 #: Sooner than that, a person does not wonder.
@@ -73,32 +72,12 @@ async def _examine(
     from podwire.cli.examination import HERE, examine
 
     async with agents() as them:
-        chosen: list[str | None] = list(dict.fromkeys(nodes)) or await _all_nodes(them)
+        chosen: list[str | None] = list(dict.fromkeys(nodes)) or await them.all_nodes()
         if not chosen:
             raise PodwireError("there is no node to examine", remedy="podwire get nodes lists them")
         waiting = {node or HERE for node in chosen}
         async with _progress(waiting):
             return await examine(them, chosen, checks, fix=fix, waiting=waiting)
-
-
-async def _all_nodes(them: Agents) -> list[str | None]:
-    """Every node of the lab or cluster; None for this host, where no cluster is named."""
-    from podwire.cli.agents import HOST_SOCKET
-    from podwire.cluster.kube import NODES
-
-    lab = target().lab_info()
-    if lab is not None:
-        # From the lab's own record, so that a lab whose API is down can be examined.
-        try:
-            record = lab.record()
-        except PermissionError as error:
-            text = f"the agents of lab {lab.name} may be asked by root only"
-            raise PodwireError(text, remedy="use sudo") from error
-        return [node.name for node in record.nodes] if record is not None else []
-    if target().kubeconfig is None and HOST_SOCKET.exists():
-        return [None]
-    listed = await them.client.list(NODES)
-    return sorted(node["metadata"]["name"] for node in listed.items)
 
 
 @contextlib.asynccontextmanager

@@ -1,6 +1,7 @@
 """`podwire lab`: make, look at and remove clusters on this machine.
 
-What lives here: arguments, and words on the terminal. What happens is `podwire.lab`'s.
+What lives here: arguments, and words on the terminal. What happens is `podwire.lab`'s. Faults are
+in `lab_faults`, a change of the network in `lab_change`.
 """
 
 from __future__ import annotations
@@ -9,37 +10,20 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from podwire.cli.context import target, target_options
+from podwire.cli.context import target_options
+from podwire.cli.fabrics import fabric_options
+from podwire.cli.lab_change import set_profile
+from podwire.cli.lab_faults import heal, kill, partition
+from podwire.cli.lab_shape import chosen_shape, resolve, shape_options
+from podwire.cli.progress import TerminalProgress
 
 if TYPE_CHECKING:
     from podwire.lab.control import Snapshot
-    from podwire.lab.registry import LabInfo
-
-_CLEAR_LINE = "\r\x1b[K"
-
-
-class TerminalProgress:
-    """Steps as lines; on a terminal also what is being waited for, on a line that is replaced."""
-
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._coloured = self._live and not os.environ.get("NO_COLOR")
-        self._started = time.monotonic()
-
-    def done(self, text: str) -> None:
-        mark = click.style("✓", fg="green") if self._coloured else "✓"
-        clear = _CLEAR_LINE if self._live else ""
-        seconds = f"{time.monotonic() - self._started:5.1f} s"
-        print(f"{clear}{seconds}  {mark} {text}", file=sys.stderr, flush=True)
-
-    def waiting(self, text: str) -> None:
-        if self._live:
-            seconds = f"{time.monotonic() - self._started:5.1f} s"
-            print(f"{_CLEAR_LINE}{seconds}  … {text}", end="", file=sys.stderr, flush=True)
+    from podwire.lab.registry import LabInfo, LabRecord
 
 
 @click.group()
@@ -51,7 +35,16 @@ def lab() -> None:
     """
 
 
-@lab.command()
+@lab.command(
+    epilog="""\b
+Examples:
+  podwire lab up                                             three nodes, Flannel's VXLAN
+  podwire lab up --profile calico --family dual
+  podwire lab up --profile calico-vxlan --cross-subnet --underlay routed
+  podwire lab up --transport auto --agent-option=--probe-interval=0.2
+  podwire lab up --name b --store etcd                       a second lab, leases in etcd
+"""
+)
 @click.option(
     "--nodes",
     type=click.IntRange(min=1),
@@ -59,12 +52,17 @@ def lab() -> None:
     help="How many nodes a new lab gets.  [default: 3]",
 )
 @click.option("--name", default="lab", show_default=True, metavar="NAME", help="Name of the lab.")
-def up(nodes: int | None, name: str) -> None:
-    """Make a lab, or start again one that has stopped."""
+@fabric_options
+@shape_options
+def up(nodes: int | None, name: str, **options: Any) -> None:
+    """Make a lab, or start again one that has stopped.
+
+    A new lab gets a pod network as the options say; one that exists keeps its own.
+    """
     from podwire.lab import lifecycle
 
     started = time.monotonic()
-    info = lifecycle.up(name, nodes, TerminalProgress())
+    info = lifecycle.up(name, nodes, TerminalProgress(), chosen_shape(options))
     record = info.record()
     count = len(record.nodes) if record else 0
     option = "" if _only_lab(info) else f"--lab {name} "
@@ -95,18 +93,12 @@ def down(name: str | None, every: bool) -> None:
         raise click.UsageError("give NAME or --all, not both")
     progress = TerminalProgress()
     # Not by registry.resolve: of a lab whose directory is lost, namespaces may be left to remove.
-    names = [info.name for info in registry.list_labs()] if every else [name or _resolve().name]
+    names = [info.name for info in registry.list_labs()] if every else [name or resolve().name]
     for each in names:
         progress.waiting(f'removing lab "{each}"')
         lifecycle.down(each, progress)
     if not names:
         print("There is no lab on this machine.")
-
-
-def _resolve() -> LabInfo:
-    from podwire.lab import registry
-
-    return registry.resolve(target().lab)
 
 
 @lab.command("list")
@@ -139,14 +131,14 @@ def list_() -> None:
 @lab.command()
 @target_options
 def status() -> None:
-    """Show the processes of a lab; exit status 1 when not all is well."""
+    """Show a lab's network, faults and processes; exit status 1 when not all is well."""
     from podwire.lab.control import Control
 
-    info = _resolve()
+    info = resolve()
     with Control(info) as control:
         snapshot = control.request("status")
     _print_status(info, snapshot)
-    if not snapshot.ready:
+    if not snapshot.ready or snapshot.faults:
         sys.exit(1)
 
 
@@ -155,11 +147,11 @@ def _print_status(info: LabInfo, snapshot: Snapshot) -> None:
 
     record = info.record()
     if record is not None:
-        print(
-            f"lab {info.name}: {len(record.nodes)} nodes, API https://127.0.0.1:{record.api_port}"
-        )
-        addresses = ", ".join(f"{node.name} {node.address}" for node in record.nodes[:8])
-        print(f"underlay 172.18.0.0/16: {addresses}{', …' if len(record.nodes) > 8 else ''}\n")
+        _print_shape(record)
+    for sentence in snapshot.faults.sentences():
+        print(sentence)
+    if snapshot.faults:
+        print(f"undo it with: podwire --lab {info.name} lab heal\n")
     table = Table(("PROCESS", "STATUS", "PID", "RESTARTS", "AGE", "MESSAGE"))
     table.print(
         (
@@ -168,9 +160,28 @@ def _print_status(info: LabInfo, snapshot: Snapshot) -> None:
             str(process.pid or "-"),
             str(process.restarts),
             human_duration(time.time() - process.since),
-            process.message,
+            process.message or ("runs with options of before" if process.stale else ""),
         )
         for process in snapshot.processes
+    )
+
+
+def _print_shape(record: LabRecord) -> None:
+    """What the lab is made of, three lines."""
+    from podwire.lab.addressing import segments
+
+    shape, nodes = record.shape, record.nodes
+    fabric = shape.resolved
+    networks = ", ".join(map(str, shape.network))
+    links = segments(shape.underlay, shape.underlay_versions)
+    on = " and ".join(", ".join(map(str, link.networks)) for link in links)
+    addresses = ", ".join(f"{node.name} {' '.join(record.ips(node))}" for node in nodes[:8])
+    more = ", …" if len(nodes) > 8 else ""
+    print(
+        f"lab {record.name}: {len(nodes)} nodes, API https://127.0.0.1:{record.api_port}\n"
+        f"network {networks}: {fabric.profile}"
+        f" ({fabric.ipam} × {fabric.wiring} × {fabric.transport})\n"
+        f"underlay {on}: {addresses}{more}\n"
     )
 
 
@@ -178,7 +189,7 @@ def _print_status(info: LabInfo, snapshot: Snapshot) -> None:
 @target_options
 def kubeconfig() -> None:
     """Print the line that points kubectl at a lab: eval "$(podwire lab kubeconfig)"."""
-    print(f"export KUBECONFIG={_resolve().kubeconfig}")
+    print(f"export KUBECONFIG={resolve().kubeconfig}")
 
 
 @lab.group()
@@ -191,9 +202,12 @@ def node() -> None:
 def node_add() -> None:
     """Add a node to a running lab."""
     from podwire.lab import lifecycle
+    from podwire.lab.readiness import existing
 
-    added = lifecycle.add_node(_resolve(), TerminalProgress())
-    print(f"{added.name} ({added.address}) is ready.")
+    info = resolve()
+    added = lifecycle.add_node(info, TerminalProgress())
+    record = existing(info)
+    print(f"{added.name} ({record.ips(added)[0]}) is ready.")
 
 
 @node.command("remove")
@@ -203,7 +217,7 @@ def node_remove(node_name: str) -> None:
     """Remove a node and its pods from a running lab."""
     from podwire.lab import lifecycle
 
-    lifecycle.remove_node(_resolve(), node_name, TerminalProgress())
+    lifecycle.remove_node(resolve(), node_name, TerminalProgress())
 
 
 @lab.command()
@@ -214,7 +228,7 @@ def logs(process: str, follow: bool) -> None:
     """Print the log of a lab's PROCESS: api, supervisor, node1/agent, node1/kubelet, …"""
     from podwire.errors import LabError
 
-    info = _resolve()
+    info = resolve()
     path: Path = info.log(process)
     if not path.is_file():
         known = sorted(file.stem for file in (info.dir / "log").glob("*.log"))
@@ -236,10 +250,14 @@ def shell(node_name: str, command: tuple[str, ...]) -> None:
 
     if command[:1] == ("--",):
         command = command[1:]  # click keeps it, since options after NODE are the command's
-    argv = enter.node_command(_resolve(), node_name, command or (_shell(),))
+    argv = enter.node_command(resolve(), node_name, command or (_shell(),))
     sys.stdout.flush()
     os.execvp(argv[0], argv)
 
 
 def _shell() -> str:
     return os.environ.get("SHELL", "/bin/sh")
+
+
+for _command in (partition, kill, heal, set_profile):
+    lab.add_command(_command)

@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("podwire.cli.explain:explain", "Say what an entry or address is, and what for."),
     "doctor": ("podwire.cli.doctor:doctor", "Examine nodes, and mend what is wrong."),
     "capture": ("podwire.cli.capture:capture", "Capture at all interfaces of pods and nodes."),
+    "status": ("podwire.cli.status:status", "Show nodes' fabric, and the ways to their peers."),
     "plan": ("podwire.cli.plan:plan", "Show a node's desired network and the difference to it."),
     "agent": ("podwire.cli.agent:agent", "Run the node agent, or tell one what to do."),
     "cni": ("podwire.cli.cni:cni", "Install the CNI plugin on this host."),

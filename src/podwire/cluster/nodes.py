@@ -1,12 +1,16 @@
 """Leases in Flannel's layout on Kubernetes Node objects: read from peers, published for ourselves.
 
 A node's subnets are its `spec.podCIDRs`; how to reach them stands in the annotations that flanneld
-writes with `--kube-subnet-mgr`, so nodes of both read each other. What a node published wrongly
-makes that node unreachable, never the reader fail: `node_from_object` says what it left out.
+writes with `--kube-subnet-mgr`, so nodes of both read each other. What Flannel has no words for is
+in annotations of our own: the subnets where podCIDRs are not used, and the key of the UDP tunnel.
+What a node published wrongly makes that node unreachable, never the reader fail:
+`node_from_object` says what it left out.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +18,7 @@ from typing import Any
 import msgspec
 
 from podwire.errors import InputError
-from podwire.model.cluster import Lease, Node
+from podwire.model.cluster import Endpoint, Lease, Node
 from podwire.model.state import IPAddress, IPNetwork, format_mac, parse_mac
 
 PREFIX = "flannel.alpha.coreos.com/"
@@ -26,6 +30,34 @@ PUBLIC_IP = PREFIX + "public-ip"
 PUBLIC_IPV6 = PREFIX + "public-ipv6"
 PUBLIC_IP_OVERWRITE = PREFIX + "public-ip-overwrite"
 PUBLIC_IPV6_OVERWRITE = PREFIX + "public-ipv6-overwrite"
+
+OUR_PREFIX = "podwire.io/"
+#: A node's blocks and borrowed addresses, which its podCIDRs are not.
+SUBNETS = OUR_PREFIX + "subnets"
+#: Its parts of the one big range that all pods are in; nobody needs routes to them.
+RANGES = OUR_PREFIX + "ranges"
+PUBLIC_KEY = OUR_PREFIX + "public-key"
+
+#: All that a lease is published in: those that `lease_annotations` has not must not be there.
+LEASE_KEYS = (
+    *(MANAGED, BACKEND_TYPE, BACKEND_DATA, BACKEND_V6_DATA, PUBLIC_IP, PUBLIC_IPV6),
+    *(SUBNETS, RANGES, PUBLIC_KEY),
+)
+
+#: By the IP version of the underlay: where the address stands, its overwrite, and the VTEP.
+_ENDPOINT_KEYS = {
+    4: (PUBLIC_IP, PUBLIC_IP_OVERWRITE, BACKEND_DATA),
+    6: (PUBLIC_IPV6, PUBLIC_IPV6_OVERWRITE, BACKEND_V6_DATA),
+}
+#: What Flannel publishes as the address of a family that a node does not have.
+_NONE = ("", "0.0.0.0", "::")  # noqa: S104  nothing listens there
+
+#: Backends whose nodes have a VTEP.
+VXLAN_BACKENDS = ("vxlan", "l2-vxlan", "auto")
+_RANGES_BACKEND = "l2-vxlan"
+#: flanneld's udp backend publishes no type.
+_UNNAMED_BACKEND = "udp"
+_KEY_BYTES = 32
 
 
 class _Metadata(msgspec.Struct, gc=False):
@@ -108,19 +140,23 @@ def node_from_object(obj: NodeObject) -> tuple[Node, list[str]]:
     return node, problems
 
 
-def lease_annotations(lease: Lease) -> dict[str, str]:
-    """What a node publishes about its lease."""
-    data = "null"
-    if lease.vtep_mac is not None:
-        data = msgspec.json.encode(
-            {"VNI": lease.vni, "VtepMAC": format_mac(lease.vtep_mac)}
-        ).decode()
-    return {
-        MANAGED: "true",
-        BACKEND_TYPE: lease.backend,
-        BACKEND_DATA: data,
-        PUBLIC_IP: str(lease.public_ip),
-    }
+def lease_annotations(lease: Lease, pod_cidrs: Sequence[IPNetwork] | None = None) -> dict[str, str]:
+    """What a node publishes about its lease; `pod_cidrs` are those of its own Node object, where
+    the lease may have other subnets."""
+    found = {MANAGED: "true", BACKEND_TYPE: lease.backend}
+    for endpoint in lease.endpoints:
+        address, _, data = _ENDPOINT_KEYS[endpoint.ip.version]
+        found[address] = str(endpoint.ip)
+        found[data] = "null"
+        if endpoint.vtep_mac is not None:
+            vtep = {"VNI": lease.vni, "VtepMAC": format_mac(endpoint.vtep_mac)}
+            found[data] = msgspec.json.encode(vtep).decode()
+    if pod_cidrs is not None and tuple(pod_cidrs) != lease.subnets:
+        key = RANGES if lease.backend == _RANGES_BACKEND else SUBNETS
+        found[key] = ",".join(map(str, lease.subnets))
+    if lease.public_key is not None:
+        found[PUBLIC_KEY] = base64.b64encode(lease.public_key).decode()
+    return found
 
 
 def network_available(now: str) -> dict[str, str]:
@@ -135,57 +171,113 @@ def network_available(now: str) -> dict[str, str]:
     }
 
 
-def published_vtep_mac(obj: NodeObject) -> bytes | None:
-    """The VTEP MAC that this node published before; peers already know it, so it is kept."""
+def published_vtep_mac(obj: NodeObject, version: int = 4) -> bytes | None:
+    """The MAC of the VTEP over that IP version that this node published before; peers already know
+    it, so it is kept."""
     try:
-        return _vtep_mac(_vxlan_data(obj))
+        data = _vxlan_data(obj, _ENDPOINT_KEYS[version][2])
+        return _vtep_mac(data, _ENDPOINT_KEYS[version][2])
     except InputError:
         return None
 
 
-def public_ip_overwrite(obj: NodeObject) -> IPAddress | None:
-    """The address that an administrator set for peers to use (a NAT in front of the node)."""
-    text = obj.annotation(PUBLIC_IP_OVERWRITE)
+def public_ip_overwrites(obj: NodeObject) -> tuple[IPAddress, ...]:
+    """The addresses that an administrator set for peers to use (a NAT in front of the node)."""
+    found = (_public_ip_overwrite(obj, version) for version in _ENDPOINT_KEYS)
+    return tuple(ip for ip in found if ip is not None)
+
+
+def _public_ip_overwrite(obj: NodeObject, version: int) -> IPAddress | None:
+    key = _ENDPOINT_KEYS[version][1]
+    text = obj.annotation(key)
     if not text:
         return None
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError as error:
-        raise InputError(
-            f"{text!r} is not an IP address",
-            field=f"metadata.annotations[{PUBLIC_IP_OVERWRITE}]",
-            remedy="set it to the address that other nodes reach this one at, or remove it",
-        ) from error
-
-
-def _lease(obj: NodeObject, cidrs: tuple[IPNetwork, ...]) -> Lease:
-    backend = obj.annotation(BACKEND_TYPE) or ""
-    text = obj.annotation(PUBLIC_IP) or ""
-    try:
-        public_ip = ipaddress.ip_address(text)
-    except ValueError:
-        raise InputError(
-            f"{text!r} is not an IP address", field=f"metadata.annotations[{PUBLIC_IP}]"
-        ) from None
-    if public_ip.is_multicast or public_ip.is_unspecified or public_ip.is_loopback:
-        raise InputError(
-            f"{public_ip} is not an address of one node", field=f"metadata.annotations[{PUBLIC_IP}]"
-        )
-    if backend != "vxlan":
-        return Lease(subnets=cidrs, backend=backend, public_ip=public_ip)
-    data = _vxlan_data(obj)
-    return Lease(
-        subnets=cidrs,
-        backend=backend,
-        public_ip=public_ip,
-        vni=data.VNI,
-        vtep_mac=_vtep_mac(data),
+    return _address_of_a_node(
+        text,
+        version,
+        key,
+        remedy="set it to the address that other nodes reach this one at, or remove it",
     )
 
 
-def _vtep_mac(data: _VxlanData) -> bytes:
+def _lease(obj: NodeObject, cidrs: tuple[IPNetwork, ...]) -> Lease:
+    backend = obj.annotation(BACKEND_TYPE) or _UNNAMED_BACKEND
+    vni, endpoints = 0, []
+    for version, (key, _, data_key) in _ENDPOINT_KEYS.items():
+        text = obj.annotation(key) or ""
+        if text in _NONE:
+            continue
+        ip, mac = _address_of_a_node(text, version, key), None
+        if backend in VXLAN_BACKENDS:
+            data = _vxlan_data(obj, data_key)
+            vni, mac = data.VNI, _vtep_mac(data, data_key)
+        endpoints.append(Endpoint(ip, mac))
+    if not endpoints:
+        text = obj.annotation(PUBLIC_IP) or ""
+        raise InputError(f"{text!r} is not an IP address", field=_field(PUBLIC_IP))
+    first, second = endpoints[0], endpoints[1] if len(endpoints) > 1 else None
+    return Lease(
+        subnets=_listed(obj, cidrs),
+        backend=backend,
+        public_ip=first.ip,
+        vni=vni,
+        vtep_mac=first.vtep_mac,
+        public_ip6=second.ip if second is not None else None,
+        vtep_mac6=second.vtep_mac if second is not None else None,
+        public_key=_public_key(obj),
+    )
+
+
+def _listed(obj: NodeObject, cidrs: tuple[IPNetwork, ...]) -> tuple[IPNetwork, ...]:
+    """The subnets of a lease, which are `cidrs` where nothing else is said. Raises InputError."""
+    for key in (SUBNETS, RANGES):
+        text = obj.annotation(key)
+        if text is None:
+            continue
+        problems: list[str] = []
+        texts = text.split(",") if text else ()
+        found = _each(texts, ipaddress.ip_network, _field(key), problems)
+        if problems:
+            raise InputError(problems[0].partition(": ")[2], field=_field(key))
+        return tuple(found)
+    return cidrs
+
+
+def _public_key(obj: NodeObject) -> bytes | None:
+    text = obj.annotation(PUBLIC_KEY)
+    if text is None:
+        return None
+    try:
+        key = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) != _KEY_BYTES:
+        raise InputError(f"{text!r} is not {_KEY_BYTES} bytes in base64", field=_field(PUBLIC_KEY))
+    return key
+
+
+def _field(key: str) -> str:
+    return f"metadata.annotations[{key}]"
+
+
+def _address_of_a_node(text: str, version: int, key: str, remedy: str | None = None) -> IPAddress:
+    """Raises InputError."""
+    try:
+        ip = ipaddress.ip_address(text)
+    except ValueError:
+        raise InputError(
+            f"{text!r} is not an IP address", field=_field(key), remedy=remedy
+        ) from None
+    if ip.version != version:
+        raise InputError(f"{text} is not an IPv{version} address", field=_field(key), remedy=remedy)
+    if ip.is_multicast or ip.is_unspecified or ip.is_loopback:
+        raise InputError(f"{ip} is not an address of one node", field=_field(key), remedy=remedy)
+    return ip
+
+
+def _vtep_mac(data: _VxlanData, key: str) -> bytes:
     """Raises InputError. The zero address in an FDB is every unknown one, so none may claim it."""
-    field = f"metadata.annotations[{BACKEND_DATA}].VtepMAC"
+    field = f"{_field(key)}.VtepMAC"
     try:
         mac = parse_mac(data.VtepMAC)
     except ValueError as error:
@@ -195,14 +287,12 @@ def _vtep_mac(data: _VxlanData) -> bytes:
     return mac
 
 
-def _vxlan_data(obj: NodeObject) -> _VxlanData:
-    text = obj.annotation(BACKEND_DATA) or ""
+def _vxlan_data(obj: NodeObject, key: str) -> _VxlanData:
     try:
-        return msgspec.json.decode(text, type=_VxlanData)
+        return msgspec.json.decode(obj.annotation(key) or "", type=_VxlanData)
     except msgspec.DecodeError as error:
         raise InputError(
-            f'{error}; expected {{"VNI": number, "VtepMAC": "…"}}',
-            field=f"metadata.annotations[{BACKEND_DATA}]",
+            f'{error}; expected {{"VNI": number, "VtepMAC": "…"}}', field=_field(key)
         ) from error
 
 
@@ -216,6 +306,7 @@ def _each(texts: Sequence[str], parse: Any, field: str, problems: list[str]) -> 
     return found
 
 
-def differs(obj: NodeObject, wanted: Mapping[str, str]) -> dict[str, str]:
-    """Those of `wanted` that the object's annotations do not have yet."""
-    return {key: value for key, value in wanted.items() if obj.annotation(key) != value}
+def differs(obj: NodeObject, wanted: Mapping[str, str]) -> dict[str, str | None]:
+    """What has to be patched so that the object has the lease `wanted`, and of no other one
+    anything: None for what has to go."""
+    return {key: wanted.get(key) for key in LEASE_KEYS if obj.annotation(key) != wanted.get(key)}

@@ -7,8 +7,14 @@ import os
 
 from podwire.cni import wiring
 from podwire.cni.types import CniError, Code
-from podwire.errors import IpamError, KernelError, PodwireError
-from podwire.ipam.node_subnet import ExhaustedError, RequestedAddressError
+from podwire.errors import (
+    ApiUnavailableError,
+    IpamError,
+    KernelError,
+    PodwireError,
+    StoreUnavailableError,
+)
+from podwire.ipam.node_subnet import ContendedError, ExhaustedError, RequestedAddressError
 from podwire.kernel import netns
 
 #: The kernel can do it, only not now: something that the agent is about to make is missing.
@@ -25,6 +31,8 @@ def as_cni_error(error: Exception) -> CniError:
             code = Code.ADDRESSES_EXHAUSTED
         case RequestedAddressError():
             code = Code.ADDRESS_REFUSED
+        case ContendedError():
+            code = Code.TRY_AGAIN_LATER
         case IpamError():
             code = Code.STORE_FAILED
         case KernelError(errno=errno.EEXIST):
@@ -33,6 +41,8 @@ def as_cni_error(error: Exception) -> CniError:
             code = Code.TRY_AGAIN_LATER
         case KernelError():
             code = Code.KERNEL_REFUSED
+        case StoreUnavailableError() | ApiUnavailableError():
+            code = Code.TRY_AGAIN_LATER
         case PodwireError():
             code = Code.IO_FAILURE
         case _:

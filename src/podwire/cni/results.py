@@ -1,8 +1,9 @@
 """The result of ADD, in the shape of each version of the specification. No I/O.
 
 0.3.1 and 0.4.0 have `version` in each entry of `ips`; 1.0.0 dropped it; 1.1.0 adds `mtu` to
-interfaces. `interfaces` are the bridge, the host's end of the veth pair, and the pod's end (the one
-with a `sandbox`), as the reference `bridge` plugin lists them; `ips` point at the pod's end.
+interfaces. `interfaces` are what the node holds, the bridge where there is one and the host's end
+of the veth pair, and the pod's end (the one with a `sandbox`), as the reference plugins `bridge`
+and `ptp` list them; `ips` point at the pod's end.
 
 In a chain where another plugin comes first, its result is passed on entry by entry, whatever is in
 there, and ours is appended: our interfaces after its, our `interface` indexes counted from there.
@@ -19,7 +20,10 @@ import msgspec
 
 from podwire.cni.types import Dns, NetConf, PrevResult, at_least
 from podwire.model.cluster import Attachment
-from podwire.model.state import Route, format_mac
+from podwire.model.state import Link, Route, format_mac
+
+#: RT_SCOPE_LINK (linux/rtnetlink.h): the destination is on the link itself.
+_SCOPE_LINK = 253
 
 
 def add_result(
@@ -27,14 +31,15 @@ def add_result(
     conf: NetConf,
     attachment: Attachment,
     *,
-    bridge: str,
-    bridge_mac: bytes,
+    node: Sequence[Link],
     routes: Sequence[Route],
 ) -> bytes:
-    """The JSON that answers ADD."""
+    """The JSON that answers ADD. `node` are the links that the node holds."""
     interfaces: list[dict[str, Any]] = [
-        {"name": bridge, "mac": format_mac(bridge_mac)},
-        {"name": attachment.host_ifname},
+        *(
+            {"name": link.name, "mac": format_mac(link.mac)} if link.mac else {"name": link.name}
+            for link in node
+        ),
         {
             "name": attachment.ifname,
             "mac": format_mac(attachment.mac),
@@ -62,7 +67,7 @@ def add_result(
             "ips": all_ips,
             "routes": [
                 *(prev.routes or []),
-                *({"dst": str(route.dst), "gw": str(route.via)} for route in routes),
+                *(_route(version, route) for route in routes),
             ],
             "dns": dns or {},
         }
@@ -100,6 +105,13 @@ def names_interface(prev: PrevResult, ifname: str) -> bool:
         interface.get("name") == ifname and interface.get("sandbox")
         for interface in prev.interfaces or []
     )
+
+
+def _route(version: str, route: Route) -> dict[str, Any]:
+    if route.via is not None:
+        return {"dst": str(route.dst), "gw": str(route.via)}
+    on_link = {"dst": str(route.dst)}
+    return {**on_link, "scope": _SCOPE_LINK} if at_least(version, "1.1.0") else on_link
 
 
 def _family(entry: dict[str, Any]) -> str:

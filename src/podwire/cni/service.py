@@ -18,28 +18,30 @@ never among them.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import ip_interface
 from typing import ParamSpec, TypeVar
 
 from podwire.cni import protocol, results, wiring
+from podwire.cni.annotations import PodWish, parse
 from podwire.cni.failures import as_cni_error, netns_error
 from podwire.cni.locks import KeyedLocks
+from podwire.cni.naming import host_ifname
 from podwire.cni.types import CniError, Code, Command, Reply, Request
 from podwire.cni.unregister import Unregistrar
 from podwire.errors import KernelError, PodwireError
-from podwire.ipam.record import Key, Record, State
+from podwire.ipam.allocator import Allocator, NodeSubnet
+from podwire.ipam.record import Key, PodIdentity, Record, State
 from podwire.ipam.store import Store
 from podwire.kernel import netns
 from podwire.log import fields
 from podwire.model.cluster import Attachment, NetworkConfig
 from podwire.model.state import IPAddress
-from podwire.plan.wiring import bridge
+from podwire.plan.macs import mac_for
+from podwire.plan.wiring import wiring_of
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +52,14 @@ T = TypeVar("T")
 _WORKERS = 4
 
 
+async def _no_annotations(pod: PodIdentity) -> Mapping[str, str]:
+    return {}
+
+
 class CniService:
     """The node's CNI plugin, less its socket.
 
+    `annotations(pod)` are those of a pod; it raises PodwireError where they can't be found out.
     `observe(command, code, seconds)` is called after every request, code 0 for success;
     `attached(attachment)` and `detached(attachment)` when an interface has come or is going.
     """
@@ -61,11 +68,13 @@ class CniService:
         self,
         store: Store,
         *,
+        annotations: Callable[[PodIdentity], Awaitable[Mapping[str, str]]] = _no_annotations,
         observe: Callable[[str, int, float], None] = lambda command, code, seconds: None,
         attached: Callable[[Attachment], None] = lambda attachment: None,
         detached: Callable[[Attachment], None] = lambda attachment: None,
     ) -> None:
         self._store = store
+        self._annotations = annotations
         self._observe = observe
         self._attached = attached
         self._detached = detached
@@ -74,6 +83,8 @@ class CniService:
         self._unregistrar = Unregistrar(store, self._unregister)
         self._locks: KeyedLocks[Key] = KeyedLocks()
         self._lost: set[Key] = set()
+        #: Who hands out addresses where that is not the node's own subnet. Set before `network`.
+        self.allocator: Allocator | None = None
         #: This node's network; None until the lease is known.
         self.network: NetworkConfig | None = None
         #: Why there is none, for the runtime.
@@ -95,7 +106,7 @@ class CniService:
                 and record.attachment.host_ifname not in ports
                 and not _namespace_exists(record.attachment)
             ):
-                self._store.begin_delete(record.key)
+                self._give_back(record.key)
                 released.append(record.key)
                 log.info("released at start", extra=_about(record))
         self._unregistrar.start()
@@ -214,13 +225,9 @@ class CniService:
             record = self._store.records.get(request.key)
             if record is None or not await self._stands(network, record, request, netns_fd):
                 record = await self._make(network, request, netns_fd)
+        links, routes = wiring.described(network, record.attachment)
         return results.add_result(
-            request.version,
-            request.conf,
-            record.attachment,
-            bridge=network.bridge,
-            bridge_mac=bridge.mac_for(bridge.gateway(network.lease.subnets[0])),
-            routes=wiring.routes(network, record.attachment),
+            request.version, request.conf, record.attachment, node=links, routes=routes
         )
 
     async def _stands(
@@ -237,12 +244,15 @@ class CniService:
 
     async def _make(self, network: NetworkConfig, request: Request, netns_fd: int) -> Record:
         started = time.perf_counter()
-        await self._unregistrar.make_room(request.key, request.netns)
-        record = self._store.reserve(
+        asked = await self._asked(network, request)
+        name = host_ifname(network.fabric, request.key, request.pod)
+        await self._replace(name, request.key)
+        await self._unregistrar.make_room(request.key, request.netns, name)
+        allocator = self.allocator or NodeSubnet(self._store, network.lease.subnets)
+        record = await allocator.reserve(
             request.key,
-            lambda ips: _attachment(network, request, ips),
-            subnets=network.lease.subnets,
-            requested=request.requested_ips,
+            lambda ips: _attachment(network, request, ips, name, may_spoof=asked.may_spoof),
+            asked.wish,
             network=request.conf.name,
             pod=request.pod,
         )
@@ -250,13 +260,36 @@ class CniService:
             await self._in_worker(self._wiring.attach, network, record.attachment, netns_fd)
         except BaseException:
             # The kernel has nothing of it any more; the background task makes sure of that.
-            self._store.begin_delete(request.key)
+            self._give_back(request.key)
             self._unregistrar.add(request.key)
             raise
         record = self._store.mark_ready(request.key)
         self._attached(record.attachment)
         log.info("added", extra=_about(record, ms=_ms_since(started)))
         return record
+
+    async def _asked(self, network: NetworkConfig, request: Request) -> PodWish:
+        """What the pod asks for, by annotation or by its runtime."""
+        found: Mapping[str, str] = {}
+        if request.pod.namespace and request.pod.name:
+            found = await self._annotations(request.pod)
+        calico = network.fabric.ipam == "blocks"
+        return parse(found, calico=calico, ips=request.requested_ips)
+
+    async def _replace(self, name: str, key: Key) -> None:
+        """Release whoever has that host end. A pod that is given a new sandbox before the old one
+        is taken away has it twice, where names are made of the pod's."""
+        for record in list(self._store.records.values()):
+            if record.attachment.host_ifname == name and record.key != key:
+                async with self._locks.held(record.key):
+                    await self._release(record.key)
+
+    def _give_back(self, key: Key) -> None:
+        """The addresses are free again; the row stays until the interface is gone."""
+        was = self._store.records[key].state
+        record = self._store.begin_delete(key)
+        if self.allocator is not None and was is not State.DELETING:
+            self.allocator.released(record)
 
     async def _release(self, key: Key) -> None:
         """Cut an attachment off and give its addresses back; nothing where there is none."""
@@ -269,7 +302,7 @@ class CniService:
         except PodwireError as error:
             # It is deleted in a moment in any case.
             log.warning("not cut off", extra=_about(record, error=error))
-        self._store.begin_delete(key)
+        self._give_back(key)
         self._lost.discard(key)
         self._unregistrar.add(key)
         if record.state is State.READY:
@@ -331,22 +364,26 @@ class CniService:
         return await loop.run_in_executor(self._workers, lambda: call(*args, **kwargs))
 
 
-def _attachment(network: NetworkConfig, request: Request, ips: Sequence[IPAddress]) -> Attachment:
-    subnets = network.lease.subnets
-    # The name is a function of the key, so that whatever a crash leaves is found again.
-    digest = hashlib.sha256("/".join(request.key).encode()).hexdigest()
+def _attachment(
+    network: NetworkConfig,
+    request: Request,
+    ips: Sequence[IPAddress],
+    name: str,
+    *,
+    may_spoof: bool,
+) -> Attachment:
+    seen = [wiring_of(network.fabric).seen_by_pod(network, ip) for ip in ips]
     return Attachment(
         container_id=request.container_id,
         ifname=request.ifname,
         netns=request.netns,
-        host_ifname=f"veth{digest[:11]}",
-        mac=request.requested_mac or bridge.mac_for(ips[0]),
-        ips=tuple(
-            ip_interface((ip, subnet.prefixlen)) for ip, subnet in zip(ips, subnets, strict=True)
-        ),
-        gateways=tuple(map(bridge.gateway, subnets)),
+        host_ifname=name,
+        mac=request.requested_mac or mac_for(ips[0]),
+        ips=tuple(ip for ip, _ in seen),
+        gateways=tuple(gateway for _, gateway in seen),
         pod=str(request.pod),
         mtu=network.mtu,
+        may_spoof=may_spoof,
     )
 
 

@@ -67,16 +67,19 @@ class Unregistrar:
         if key in self._waiting:
             await asyncio.shield(self._waiting[key])
 
-    async def make_room(self, key: Key, netns: str) -> None:
+    async def make_room(self, key: Key, netns: str, host_ifname: str) -> None:
         """Wait until nothing of an earlier attachment is in the way of a new one.
 
-        In the way is one of the same key, and one of another container in the same namespace
-        with an interface of that name. Raises KernelError when it can't be deleted.
+        In the way is one of the same key, one of another container in the same namespace with an
+        interface of that name, and one whose host end has the same name. Raises KernelError when
+        it can't be deleted.
         """
         for other in [key, *self._waiting]:
             record = self._store.records.get(other)
             if record is not None and (
-                other == key or (record.attachment.netns, other.ifname) == (netns, key.ifname)
+                other == key
+                or (record.attachment.netns, other.ifname) == (netns, key.ifname)
+                or record.attachment.host_ifname == host_ifname
             ):
                 await self.gone(other)
         if key in self._store.records:

@@ -14,8 +14,8 @@ from pathlib import Path
 from podwire.kernel import attach as kernel
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.model.cluster import Attachment, NetworkConfig
-from podwire.model.state import Route
-from podwire.plan.wiring import bridge
+from podwire.model.state import Link, Route
+from podwire.plan.wiring import plan_attachment, wiring_of
 
 
 class Wiring:
@@ -33,12 +33,12 @@ class Wiring:
 
     def attach(self, config: NetworkConfig, attachment: Attachment, netns_fd: int) -> None:
         """Make the interface; nothing is left behind on an error."""
-        plan = bridge.plan_attachment(config, attachment)
+        plan = plan_attachment(config, attachment)
         kernel.attach(self._socket, plan.host, plan.pod, netns_fd)
 
     def check(self, config: NetworkConfig, attachment: Attachment, netns_fd: int) -> list[str]:
         """What is wrong with the interface, one sentence a fault."""
-        plan = bridge.plan_attachment(config, attachment)
+        plan = plan_attachment(config, attachment)
         return kernel.check(self._socket, plan.host, plan.pod, netns_fd)
 
     def cut_off(self, attachment: Attachment) -> None:
@@ -58,10 +58,15 @@ class Wiring:
         }
 
 
-def routes(config: NetworkConfig, attachment: Attachment) -> list[Route]:
-    """The routes that an attachment has inside of the pod."""
-    plan = bridge.plan_attachment(config, attachment)
-    return [entry for entry in plan.pod if isinstance(entry, Route)]
+def described(config: NetworkConfig, attachment: Attachment) -> tuple[list[Link], list[Route]]:
+    """The links that the node holds for an attachment, and the routes that the pod has."""
+    plan = plan_attachment(config, attachment)
+    bridges = [
+        entry
+        for entry in wiring_of(config.fabric).plan_node(config)
+        if isinstance(entry, Link) and entry.name == plan.port.master
+    ]
+    return [*bridges, plan.port], [entry for entry in plan.pod if isinstance(entry, Route)]
 
 
 def is_own_netns(netns_fd: int) -> bool:

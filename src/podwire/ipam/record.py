@@ -64,7 +64,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Row(NamedTuple):
-    """A row of table `attachment`, in the order of its columns."""
+    """A row of table `attachment`; the fields are its columns."""
 
     container_id: str
     ifname: str
@@ -79,6 +79,7 @@ class Row(NamedTuple):
     pod_uid: str
     state: str
     created: float
+    may_spoof: int
 
 
 def to_row(record: Record) -> Row:
@@ -99,6 +100,7 @@ def to_row(record: Record) -> Row:
         pod_uid=pod.uid,
         state=record.state.value,
         created=record.created,
+        may_spoof=attachment.may_spoof,
     )
 
 
@@ -117,5 +119,6 @@ def from_row(row: Row) -> Record:
         gateways=tuple(ip_address(via) for _, via in pairs),
         pod=str(pod),
         mtu=row.mtu,
+        may_spoof=bool(row.may_spoof),
     )
     return Record(attachment, row.network, pod, State(row.state), row.created)

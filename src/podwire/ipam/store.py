@@ -35,13 +35,14 @@ from pathlib import Path
 import msgspec
 
 from podwire.errors import IpamError
-from podwire.ipam.node_subnet import REUSE_DELAY_S, RequestedAddressError, SubnetPool
+from podwire.ipam.node_subnet import RequestedAddressError, SubnetPool
 from podwire.ipam.record import Key, PodIdentity, Record, Row, State, from_row, to_row
+from podwire.ipam.span import REUSE_DELAY_S
 from podwire.model.cluster import Attachment
 from podwire.model.state import IPAddress, IPNetwork
 
 #: Stored in the file's `user_version`; a file with a higher one is of a later Podwire.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE attachment (
@@ -58,6 +59,7 @@ CREATE TABLE attachment (
   pod_uid TEXT NOT NULL,
   state TEXT NOT NULL CHECK (state IN ('pending', 'ready', 'deleting')),
   created REAL NOT NULL,
+  may_spoof INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (container_id, ifname)
 ) WITHOUT ROWID;
 CREATE TABLE address (
@@ -69,6 +71,9 @@ CREATE TABLE address (
 ) WITHOUT ROWID;
 CREATE TABLE pool (subnet TEXT PRIMARY KEY, last TEXT NOT NULL) WITHOUT ROWID;
 """
+
+#: What makes a database of each earlier version one of the next.
+_MIGRATIONS = {1: "ALTER TABLE attachment ADD COLUMN may_spoof INTEGER NOT NULL DEFAULT 0"}
 
 
 class Store:
@@ -121,6 +126,18 @@ class Store:
             self._pools[subnet] = self._load_pool(subnet)
         return self._pools[subnet]
 
+    def released(self) -> dict[IPAddress, float]:
+        """Addresses that were given back a moment ago, and when; longest ago first."""
+        rows = self._db.execute(
+            "SELECT ip, released FROM address WHERE released IS NOT NULL ORDER BY released"
+        )
+        return {ip_address(text): at for text, at in rows}
+
+    def last(self, subnet: IPNetwork) -> IPAddress | None:
+        """The address of `subnet` that was handed out last; None where none ever was."""
+        row = self._db.execute("SELECT last FROM pool WHERE subnet = ?", (str(subnet),)).fetchone()
+        return ip_address(row[0]) if row is not None else None
+
     # Writing: to the disk first, then to memory.
 
     def reserve(
@@ -147,22 +164,37 @@ class Store:
             wanted[subnet] if subnet in wanted else self.pool(subnet).next_free(now)
             for subnet in subnets
         )
-        record = Record(make(ips), network, pod, State.PENDING, now)
+        last = {subnet: ip for subnet, ip in zip(subnets, ips, strict=True) if subnet not in wanted}
+        return self.write(make(ips), last=last, network=network, pod=pod)
+
+    def write(
+        self,
+        attachment: Attachment,
+        *,
+        last: Mapping[IPNetwork, IPAddress],
+        network: str,
+        pod: PodIdentity,
+    ) -> Record:
+        """Write an attachment whose addresses have been chosen as `pending`.
+
+        `last` are those that the search of each subnet goes on after. Raises IpamError, also where
+        an address is held already; then nothing has changed.
+        """
+        record = Record(attachment, network, pod, State.PENDING, self._clock())
+        if record.key in self._records:
+            raise IpamError(f"container {record.key.container_id} has {record.key.ifname} already")
         with self._transaction():
-            self._insert(record, ips)
+            self._insert(record)
             self._db.executemany(
                 "INSERT INTO pool VALUES (?, ?)"
                 " ON CONFLICT (subnet) DO UPDATE SET last = excluded.last",
-                [
-                    (str(subnet), str(ip))
-                    for subnet, ip in zip(subnets, ips, strict=True)
-                    if subnet not in wanted
-                ],
+                [(str(subnet), str(ip)) for subnet, ip in last.items()],
             )
-        self._records[key] = record
-        for subnet, ip in zip(subnets, ips, strict=True):
+        self._records[record.key] = record
+        for interface in attachment.ips:
+            ip = interface.ip
             for pool in self._pools_of(ip):
-                pool.hold(ip, record.owner, advance=pool.subnet == subnet and subnet not in wanted)
+                pool.hold(ip, record.owner, advance=last.get(pool.subnet) == ip)
         return record
 
     def mark_ready(self, key: Key) -> Record:
@@ -225,11 +257,15 @@ class Store:
             wanted[subnet] = ip
         return wanted
 
-    def _insert(self, record: Record, ips: Sequence[IPAddress]) -> None:
+    def _insert(self, record: Record) -> None:
+        row = to_row(record)
+        # The columns by name: an older database has had some of them added at the end.
         self._db.execute(
-            "INSERT INTO attachment VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", to_row(record)
+            f"INSERT INTO attachment ({', '.join(Row._fields)})"
+            f" VALUES ({', '.join('?' * len(row))})",
+            row,
         )
-        for ip in ips:
+        for ip in (interface.ip for interface in record.attachment.ips):
             taken = self._db.execute(
                 "INSERT INTO address VALUES (?, ?, ?, NULL) ON CONFLICT (ip) DO UPDATE"
                 " SET container_id = excluded.container_id, ifname = excluded.ifname,"
@@ -270,6 +306,9 @@ class Store:
             if version == 0:
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
+            for older in range(version or SCHEMA_VERSION, SCHEMA_VERSION):
+                self._db.execute(_MIGRATIONS[older])
+            if version != SCHEMA_VERSION:
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if problem != "ok":
@@ -280,7 +319,8 @@ class Store:
             "DELETE FROM address WHERE released NOT BETWEEN ? AND ?",
             (self._clock() - self._reuse_delay_s, self._clock()),
         )
-        for row in self._db.execute("SELECT * FROM attachment"):
+        columns = ", ".join(Row._fields)
+        for row in self._db.execute(f"SELECT {columns} FROM attachment"):
             try:
                 record = from_row(Row(*row))
             except (ValueError, TypeError) as error:
@@ -294,15 +334,12 @@ class Store:
                 for ip in record.attachment.ips:
                     if ip.ip in subnet:
                         pool.hold(ip.ip, record.owner)
-        released = self._db.execute(
-            "SELECT ip, released FROM address WHERE released IS NOT NULL ORDER BY released"
-        )
-        for text, at in released:
-            if (address := ip_address(text)) in subnet:
+        for address, at in self.released().items():
+            if address in subnet:
                 pool.release(address, at)
-        last = self._db.execute("SELECT last FROM pool WHERE subnet = ?", (str(subnet),)).fetchone()
+        last = self.last(subnet)
         if last is not None:
-            pool.continue_after(ip_address(last[0]))
+            pool.continue_after(last)
         return pool
 
     # Around every use of the database.

@@ -19,7 +19,7 @@ from typing import TypeVar
 import msgspec
 
 from podwire.errors import KernelError, PodwireError
-from podwire.kernel import messages, netns, nft
+from podwire.kernel import link_messages, netns, nft
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe.drops import DropTap
 from podwire.kernel.observe.frames import FrameTap
@@ -164,7 +164,7 @@ def _make(sock: NetlinkSocket, kind: Bridge | Veth | Vxlan) -> None:
     try:
         what = type(kind).__name__.lower()
         link = Link(name=f"try-{what}", kind=kind, why=_WHY)
-        creation = messages.create_link(link, {"lo": 1}, peer_netns_fd=here)
+        creation = link_messages.create_link(link, {"lo": 1}, peer_netns_fd=here)
         sock.do(creation, what=f"make a {what} link")
     finally:
         os.close(here)

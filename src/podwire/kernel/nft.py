@@ -1,9 +1,12 @@
-"""nftables, through libnftables: our table read, compared and changed in one transaction.
+"""nftables, through libnftables: our tables read, compared and changed in one transaction each.
 
 The library is nft(8) itself without its process, so what is printed for a person is what runs.
 Rules come back from the kernel in another spelling than they went in, so each carries a digest of
-its own text in its comment, and a chain is compared by those. Set elements, which are the state
-that changes, are compared as they are.
+its own text in its comment, and a chain is compared by those. Elements of closed sets are compared
+as they are; those of open sets are not looked at here (`nft_elements`).
+
+A table is never replaced as a whole: only what differs is taken out and put in, so that elements
+of open sets and the values of counters stay.
 """
 
 from __future__ import annotations
@@ -13,19 +16,22 @@ import hashlib
 import re
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import msgspec
 
 from podwire.errors import KernelError, UnsupportedError
+from podwire.kernel import nft_elements
 from podwire.kernel.netlink import NLA_TYPE_MASK
+from podwire.kernel.observe.nft_messages import FAMILY_NAMES
 from podwire.model.state import NFT_TABLE, NftChain, NftHook, NftRule, NftSet, NftTable
 
 NFNLGRP_NFTABLES = 7
 
-#: The one table that is ours, and is removed as a whole when nothing in it is wanted.
+#: The table that every node has. Whatever its family, one of this name is ours, and is removed as
+#: a whole when nobody wants it.
 FAMILY, TABLE = "inet", NFT_TABLE
 
 _NFNL_SUBSYS_NFTABLES = 10
@@ -34,7 +40,7 @@ _NFTA_TABLE_NAME = 1
 
 # nftables/libnftables.h
 OUTPUT_STATELESS, OUTPUT_HANDLE = 1 << 2, 1 << 3
-_OUTPUT_JSON, _OUTPUT_NUMERIC_PRIORITY = 1 << 4, 1 << 8
+_OUTPUT_JSON, _OUTPUT_NUMERIC_PRIORITY, _OUTPUT_TERSE = 1 << 4, 1 << 8, 1 << 11
 _COMMENT = "podwire "
 
 #: What nft's language has for a name (`string` in its scanner). The kernel takes any text for one.
@@ -53,10 +59,16 @@ class SetState(msgspec.Struct, frozen=True):
 
 
 class TableState(msgspec.Struct, frozen=True):
-    """What the kernel holds of a table: sets by name; chains by name with their rules' digests."""
+    """What the kernel holds of a table: sets by name; chains by name with their rules' digests;
+    the names of counters. Of an open set the elements are left out."""
 
     sets: dict[str, SetState]
     chains: dict[str, tuple[NftHook | None, tuple[str, ...]]]
+    counters: frozenset[str] = frozenset()
+
+
+#: The elements that an open set is to have, in nft's language, by the set's name.
+Elements = Callable[[str], Sequence[str]]
 
 
 class Nft:
@@ -80,21 +92,27 @@ class Nft:
         lib.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
         lib.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
         self._lib = lib
+        self._output = output
         self._guard = nullcontext() if output & _OUTPUT_JSON else _printing
         self._context = lib.nft_ctx_new(0)
         if not self._context:
             raise UnsupportedError("libnftables could not open a netlink socket")
         lib.nft_ctx_buffer_output(self._context)
         lib.nft_ctx_buffer_error(self._context)
-        lib.nft_ctx_output_set_flags(self._context, output)
 
     def close(self) -> None:
         if self._context:
             self._lib.nft_ctx_free(self._context)
             self._context = None
 
-    def run(self, commands: str) -> bytes:
-        """Run commands as one transaction; their output. Raises KernelError, nothing applied."""
+    def run(self, commands: str, *, terse: bool = False) -> bytes:
+        """Run commands as one transaction; their output. Raises KernelError, nothing applied.
+
+        `terse` leaves sets' elements out of what is listed.
+        """
+        self._lib.nft_ctx_output_set_flags(
+            self._context, self._output | (_OUTPUT_TERSE if terse else 0)
+        )
         with self._guard:
             failed = self._lib.nft_run_cmd_from_buffer(self._context, commands.encode())
         if failed:
@@ -105,15 +123,22 @@ class Nft:
         output: bytes = self._lib.nft_ctx_get_output_buffer(self._context)
         return output
 
-    def read(self, family: str, name: str) -> TableState | None:
-        """The table as the kernel has it; None where there is none."""
+    def read(self, family: str, name: str, closed: Iterable[str] = ()) -> TableState | None:
+        """The table as the kernel has it, with the elements of the `closed` sets; None where there
+        is no such table."""
         try:
-            output = self.run(f"list table {family} {name}")
+            state = parse_table(self.run(f"list table {family} {name}", terse=True))
+            full = [
+                parse_table(self.run(f"list set {family} {name} {one}"))
+                for one in closed
+                if one in state.sets
+            ]
         except KernelError as error:
             if error.errno == 2:
                 return None
             raise
-        return parse_table(output)
+        sets = {**state.sets, **{key: one for table in full for key, one in table.sets.items()}}
+        return msgspec.structs.replace(state, sets=sets)
 
 
 def can_be_named(*names: str) -> bool:
@@ -130,11 +155,15 @@ def parse_table(output: bytes) -> TableState:
     sets: dict[str, SetState] = {}
     hooks: dict[str, NftHook | None] = {}
     rules: dict[str, list[str]] = {}
+    counters = []
     for item in msgspec.json.decode(output)["nftables"]:
         if found := item.get("set"):
             flags = tuple(sorted(_listed(found.get("flags", []))))
             elements = frozenset(map(_element, found.get("elem", [])))
-            sets[found["name"]] = SetState(str(found["type"]), flags, elements)
+            kind = " . ".join(_listed(found["type"]))
+            sets[found["name"]] = SetState(kind, flags, elements)
+        elif found := item.get("counter"):
+            counters.append(found["name"])
         elif found := item.get("chain"):
             hooks[found["name"]] = (
                 NftHook(
@@ -149,47 +178,100 @@ def parse_table(output: bytes) -> TableState:
         elif found := item.get("rule"):
             rules.setdefault(found["chain"], []).append(found.get("comment", ""))
     chains = {name: (hook, tuple(rules.get(name, ()))) for name, hook in hooks.items()}
-    return TableState(sets, chains)
+    return TableState(sets, chains, frozenset(counters))
 
 
 def wanted_state(table: NftTable) -> TableState:
     """The state that `read` finds once the table has been applied."""
     return TableState(
         {
-            one.name: SetState(one.type, tuple(sorted(one.flags)), frozenset(one.elements))
+            one.name: SetState(
+                nft_elements.listed_type(one.type),
+                tuple(sorted(one.flags)),
+                frozenset(one.elements),
+            )
             for one in table.sets
+        }
+        | {
+            one.name: SetState(nft_elements.listed_type(one.type), (), frozenset())
+            for one in table.open_sets
         },
         {one.name: (one.hook, tuple(map(_digest, one.rules))) for one in table.chains},
+        frozenset(one.name for one in table.counters),
     )
 
 
-def transaction(table: NftTable, actual: TableState | None) -> str:
+def open_sets_made(table: NftTable, actual: TableState | None) -> list[str]:
+    """The open sets that `transaction` makes, or makes anew."""
+    wanted = wanted_state(table)
+    sets = actual.sets if actual is not None else {}
+    return [
+        one.name
+        for one in table.open_sets
+        if _shape(sets.get(one.name)) != _shape(wanted.sets[one.name])
+    ]
+
+
+def transaction(
+    table: NftTable, actual: TableState | None, elements: Elements = lambda name: ()
+) -> str:
     """The nft commands that turn `actual` into `table`; empty when it already is that.
 
-    While only elements differ, only elements change: counters and the rest of the table stay.
+    Open sets that have to be made get their `elements` at once: while a set is empty, rules that
+    ask for it drop everything.
     """
     wanted = wanted_state(table)
     if actual == wanted:
         return ""
-    if actual is None or _shape(actual) != _shape(wanted):
-        return definition(table, replace=actual is not None)
-    lines = []
-    for name, one in wanted.sets.items():
-        have = actual.sets[name].elements
-        where = f"element {table.family} {table.name} {name}"
-        if gone := sorted(have - one.elements):
-            lines.append(f"delete {where} {{ {', '.join(gone)} }}")
-        if new := sorted(one.elements - have):
-            lines.append(f"add {where} {{ {', '.join(new)} }}")
+    if actual is None:
+        return definition(table, elements)
+    where = f"{table.family} {table.name}"
+    bad_sets = [
+        name for name, one in actual.sets.items() if _shape(one) != _shape(wanted.sets.get(name))
+    ]
+    bad_counters = sorted(actual.counters - wanted.counters)
+    # Rules hold on to the sets and counters that they name, and to the chains that they jump to.
+    unlinked = bool(bad_sets or bad_counters)
+    rewritten = {
+        name for name in actual.chains if unlinked or actual.chains[name] != wanted.chains.get(name)
+    }
+    bad_chains = [
+        name
+        for name in rewritten
+        if name not in wanted.chains or wanted.chains[name][0] != actual.chains[name][0]
+    ]
+    lines = [f"flush chain {where} {name}" for name in sorted(rewritten)]
+    lines += [f"delete chain {where} {name}" for name in sorted(bad_chains)]
+    lines += [f"delete set {where} {name}" for name in sorted(bad_sets)]
+    lines += [f"delete counter {where} {name}" for name in bad_counters]
+    kept = {name for name in actual.sets if name not in bad_sets}
+    for name in sorted(kept):
+        lines += _element_lines(f"element {where} {name}", actual.sets[name], wanted.sets[name])
+    new = msgspec.structs.replace(
+        table,
+        counters=tuple(one for one in table.counters if one.name not in actual.counters),
+        sets=tuple(one for one in table.sets if one.name not in kept),
+        open_sets=tuple(one for one in table.open_sets if one.name not in kept),
+        chains=tuple(
+            one for one in table.chains if one.name in rewritten or one.name not in actual.chains
+        ),
+    )
+    if new.counters or new.sets or new.open_sets or new.chains:
+        lines.append(definition(new, elements).rstrip("\n"))
     return "\n".join(lines) + "\n"
 
 
-def definition(table: NftTable, *, replace: bool) -> str:
+def definition(table: NftTable, elements: Elements) -> str:
     """The whole table as commands for `nft -f`."""
-    name = f"{table.family} {table.name}"
-    lines = [f"delete table {name}"] if replace else []
-    lines.append(f"table {name} {{")
+    lines = [f"table {table.family} {table.name} {{"]
+    lines += [f"\tcounter {one.name} {{ }}" for one in table.counters]
     lines += _blocks(map(_set_lines, table.sets))
+    for one in table.open_sets:
+        found = ", ".join(elements(one.name))
+        lines.append(f"\tset {one.name} {{")
+        lines.append(f"\t\t{nft_elements.declaration(one.type)}")
+        lines += [f"\t\telements = {{ {found} }}"] if found else []
+        lines.append("\t}")
     lines += _blocks(map(_chain_lines, table.chains))
     lines.append("}")
     return "\n".join(lines) + "\n"
@@ -199,8 +281,8 @@ def removal(family: str, name: str) -> str:
     return f"delete table {family} {name}\n"
 
 
-def notified_table(kind: int, payload: bytes) -> str | None:
-    """The name of the table that a notification of group NFNLGRP_NFTABLES is about.
+def notified_table(kind: int, payload: bytes) -> tuple[str, str] | None:
+    """(family, name) of the table that a notification of group NFNLGRP_NFTABLES is about.
 
     All its messages carry it as attribute 1, behind the 4 bytes of nfgenmsg, except those of a
     new generation, which name none.
@@ -211,11 +293,21 @@ def notified_table(kind: int, payload: bytes) -> str | None:
     size, attribute = _ATTRIBUTE.unpack_from(payload, 4)
     if attribute & NLA_TYPE_MASK != _NFTA_TABLE_NAME:
         return None
-    return payload[8 : 4 + size].rstrip(b"\0").decode(errors="replace")
+    name = payload[8 : 4 + size].rstrip(b"\0").decode(errors="replace")
+    return FAMILY_NAMES.get(payload[0], ""), name
 
 
-def _shape(state: TableState) -> tuple[object, ...]:
-    return {name: (one.type, one.flags) for name, one in state.sets.items()}, state.chains
+def _shape(state: SetState | None) -> tuple[object, ...] | None:
+    return (state.type, state.flags) if state is not None else None
+
+
+def _element_lines(where: str, have: SetState, want: SetState) -> list[str]:
+    lines = []
+    if gone := sorted(have.elements - want.elements):
+        lines.append(f"delete {where} {{ {', '.join(gone)} }}")
+    if new := sorted(want.elements - have.elements):
+        lines.append(f"add {where} {{ {', '.join(new)} }}")
+    return lines
 
 
 def _digest(rule: NftRule) -> str:

@@ -1,7 +1,7 @@
-"""What of the kernel's tables is ours: addresses, neighbours, FDB entries, routes, by key.
+"""What of the kernel's tables is ours: addresses, neighbours, FDB entries, routes, set elements.
 
-Only what Podwire alone makes: entries of its links, and routes of its protocol. The keys and values
-are those of `podwire.kernel.tables`, which are compared with what is wanted.
+Only what Podwire alone makes: entries of its links, routes of its protocols, elements of its sets.
+The keys and values are those of `podwire.kernel.tables`, which are compared with what is wanted.
 """
 
 from __future__ import annotations
@@ -12,66 +12,121 @@ from typing import Any
 
 import msgspec
 
-from podwire.kernel import messages
+from podwire.kernel import messages, nft_elements
+from podwire.kernel.messages import ANY_MAC, FdbKey, NeighborKey, PortFdbKey
 from podwire.kernel.netlink import NetlinkSocket
-from podwire.kernel.tables import ADDRESSES, FDB, NEIGHBORS, ROUTES
-from podwire.model.state import ROUTE_PROTOCOL
+from podwire.kernel.nft_elements import ElementKey
+from podwire.kernel.tables import ADDRESSES, ELEMENTS, FDB, NEIGHBORS, PORT_FDB, ROUTES, SetName
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 class Mine(msgspec.Struct, frozen=True):
-    """Indexes of our bridges and tunnels, and of the tunnels among them."""
+    """What belongs to Podwire: indexes of all of its links and, among them, of those that are not
+    pods' and of the VXLAN devices (`ports`: those in a bridge); routes' protocols; open sets with
+    the types of their parts.
+
+    `kept` are the addresses that are ours on links where others are not.
+    """
 
     links: frozenset[int]
+    own: frozenset[int]
     tunnels: tuple[int, ...]
+    ports: tuple[int, ...]
+    protocols: frozenset[int]
+    sets: Mapping[SetName, tuple[str, ...]]
+    kept: frozenset[Any]
 
 
-def _addresses(sock: NetlinkSocket, mine: Mine) -> dict[Any, Any]:
+class Sockets(msgspec.Struct, frozen=True):
+    """One of each family that is spoken."""
+
+    route: NetlinkSocket
+    netfilter: NetlinkSocket
+
+
+def _addresses(socks: Sockets, mine: Mine) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
-    for body in sock.dump(messages.RTM_GETADDR, messages.get_addresses()):
+    for body in socks.route.dump(messages.RTM_GETADDR, messages.get_addresses()):
         key, scope = messages.parse_address(body)
-        if key.ifindex in mine.links and scope == messages.RT_SCOPE_UNIVERSE:
+        if key in mine.kept or (key.ifindex in mine.own and scope == messages.RT_SCOPE_UNIVERSE):
             found[key] = None
     return found
 
 
-def _neighbors(sock: NetlinkSocket, mine: Mine) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    for index in mine.tunnels:
-        for family in _FAMILIES:
-            question = messages.get_neighbors(family, index)
-            for body in sock.dump(messages.RTM_GETNEIGH, question):
-                _, _, state, ip, mac = messages.parse_neighbor(body)
-                if state & messages.NUD_PERMANENT:
-                    found[messages.NeighborKey(index, family, ip)] = mac
-    return found
-
-
-def _fdb(sock: NetlinkSocket, mine: Mine) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    for index in mine.tunnels:
-        for body in sock.dump(messages.RTM_GETNEIGH, messages.get_fdb(index)):
-            _, where, _, dst, mac = messages.parse_neighbor(body)
-            if where == index and dst:
-                found[messages.FdbKey(index, mac)] = dst
-    return found
-
-
-def _routes(sock: NetlinkSocket, _: Mine) -> dict[Any, Any]:
+def _neighbors(socks: Sockets, mine: Mine) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for family in _FAMILIES:
-        for body in sock.dump(messages.RTM_GETROUTE, messages.get_routes(family)):
-            key, value, protocol, table = messages.parse_route(body)
-            if protocol == ROUTE_PROTOCOL and table == messages.RT_TABLE_MAIN:
-                found[key] = value
+        # All at once: the kernel walks through all of them for each question.
+        for body in socks.route.dump(messages.RTM_GETNEIGH, messages.get_neighbors(family)):
+            index, state = messages.neighbor_head(body)
+            if state & messages.NUD_PERMANENT and index in mine.links:
+                _, _, _, ip, mac = messages.parse_neighbor(body)
+                found[NeighborKey(index, family, ip)] = mac
     return found
+
+
+def _fdb(socks: Sockets, mine: Mine) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for index in mine.tunnels:
+        for body in socks.route.dump(messages.RTM_GETNEIGH, messages.get_fdb(index)):
+            one = messages.parse_neighbor_state(body)
+            if (key := fdb_key(one)) is not None and one.ifindex == index:
+                found[key] = one.dst
+    return found
+
+
+def _port_fdb(socks: Sockets, mine: Mine) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for index in mine.ports:
+        for body in socks.route.dump(messages.RTM_GETNEIGH, messages.get_fdb(index)):
+            one = messages.parse_neighbor_state(body)
+            if (key := port_fdb_key(one)) is not None and one.ifindex == index:
+                found[key] = None
+    return found
+
+
+def fdb_key(one: messages.NeighborState) -> FdbKey | None:
+    """The key of a VXLAN device's entry that somebody made; None for what it has learned."""
+    if not one.dst or one.master or not one.state & (messages.NUD_PERMANENT | messages.NUD_NOARP):
+        return None
+    return FdbKey(one.ifindex, one.mac, one.dst if one.mac == ANY_MAC else b"")
+
+
+def port_fdb_key(one: messages.NeighborState) -> PortFdbKey | None:
+    """The key of a bridge's static entry; None for what it has learned, and for the ports' own
+    MACs (`permanent`). Those of VLANs are copies."""
+    if one.dst or not one.master or one.vlan or not one.state & messages.NUD_NOARP:
+        return None
+    return PortFdbKey(one.ifindex, one.mac)
+
+
+def _routes(socks: Sockets, mine: Mine) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for protocol in sorted(mine.protocols):
+        for family in _FAMILIES:
+            question = messages.get_routes(family, protocol)
+            for body in socks.route.dump(messages.RTM_GETROUTE, question):
+                key, value, actual, table = messages.parse_route(body)
+                if actual == protocol and table == messages.RT_TABLE_MAIN:
+                    found[key] = value
+    return found
+
+
+def _elements(socks: Sockets, mine: Mine) -> dict[Any, Any]:
+    return {
+        ElementKey(*name, data, types): None
+        for name, types in mine.sets.items()
+        for data in nft_elements.read(socks.netfilter, *name)
+    }
 
 
 #: By the table's name.
-READERS: Mapping[str, Callable[[NetlinkSocket, Mine], dict[Any, Any]]] = {
+READERS: Mapping[str, Callable[[Sockets, Mine], dict[Any, Any]]] = {
     ADDRESSES.name: _addresses,
     NEIGHBORS.name: _neighbors,
     FDB.name: _fdb,
+    PORT_FDB.name: _port_fdb,
     ROUTES.name: _routes,
+    ELEMENTS.name: _elements,
 }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from shlex import quote
 
 from podwire.errors import KernelError
 
 _ROOT = Path("/proc/sys")
+
+#: Settings of one interface, which come and go with it. Those of `all` and `default` stay.
+_OF_INTERFACE = re.compile(r"net/ipv[46]/(?:conf|neigh)/(?!all/|default/)([^/]+)/")
 
 
 def read(key: str) -> str | None:
@@ -22,9 +27,19 @@ def write(key: str, value: str) -> None:
         (_ROOT / key).write_text(value)
     except OSError as error:
         raise KernelError(
-            f"sysctl {key.replace('/', '.')}={value}: {error.strerror}", errno=error.errno or 0
+            f"sysctl {key}={value}: {error.strerror}", errno=error.errno or 0
         ) from error
 
 
+def interface_of(key: str) -> str:
+    """The link whose setting it is; empty for one of the whole network stack."""
+    found = _OF_INTERFACE.match(key)
+    return found.group(1) if found else ""
+
+
 def line(key: str, value: str) -> str:
-    return f"sysctl -w {key.replace('/', '.')}={value}"
+    """The command. A device's name may have dots (`flannel.1`), which would be slashes in the usual
+    spelling, or what a shell takes for something else."""
+    plain = "." not in key and quote(key) == key
+    name = key.replace("/", ".") if plain else quote(key)
+    return f"sysctl -w {name}={value}"

@@ -1,4 +1,5 @@
-"""The kernel's tables that are compared entry by entry: addresses, neighbours, FDB, routes.
+"""The kernel's tables that are compared entry by entry: addresses, neighbours, FDBs, routes and
+the elements of nft sets.
 
 What lives here: for each table how a desired entry becomes a key and a value, the messages that
 add, change and delete one, and the same as the line that a person would type. The comparison
@@ -11,17 +12,31 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from podwire.kernel import messages
-from podwire.kernel.messages import AddressKey, FdbKey, NeighborKey, RouteKey, RouteValue
+from podwire.kernel import messages, nft_elements
+from podwire.kernel.messages import (
+    ANY_MAC,
+    IPV6_DEFAULT_METRIC,
+    RTN_BLACKHOLE,
+    AddressKey,
+    FdbKey,
+    NeighborKey,
+    PortFdbKey,
+    RouteKey,
+    RouteValue,
+)
+from podwire.kernel.nft_elements import ElementKey
 from podwire.model.state import (
-    ROUTE_PROTOCOL,
     Address,
+    Blackhole,
     FdbEntry,
+    Link,
     Neighbor,
+    NftElement,
+    PortFdbEntry,
     Route,
     Why,
     format_mac,
@@ -29,21 +44,50 @@ from podwire.model.state import (
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
-BulkEntry = Address | Neighbor | FdbEntry | Route
-Key = AddressKey | NeighborKey | FdbKey | RouteKey
+BulkEntry = Address | Neighbor | FdbEntry | PortFdbEntry | Route | Blackhole | NftElement
 Pair = tuple[Any, Any]
 Names = Mapping[int, str]
 
 
+class SetName(NamedTuple):
+    family: str
+    table: str
+    name: str
+
+
+class Scope(dict[str, int]):
+    """What wire forms depend on: interface indexes by name, and the types of the open sets.
+
+    A link that is not there gets a negative index, which no kernel entry has.
+    """
+
+    def __init__(
+        self,
+        indexes: Mapping[str, int],
+        sets: Mapping[SetName, tuple[str, ...]] | None = None,
+    ) -> None:
+        super().__init__(indexes)
+        self.sets = sets or {}
+
+    def __missing__(self, name: str) -> int:
+        self[name] = number = min(0, *self.values(), 0) - 1
+        return number
+
+
 class Table(msgspec.Struct, frozen=True):
-    """One table: its name and its ways to say a thing. `wire` maps an entry to (key, value)."""
+    """One table: its name and its ways to say a thing. `wire` maps an entry to (key, value).
+
+    `kind` is what people call it. `in_nft` tells what goes to nf_tables, and not to rtnetlink.
+    """
 
     name: str
-    wire: Callable[[Any, Mapping[str, int]], Pair]
+    kind: str
+    wire: Callable[[Any, Scope], Pair]
     add: Callable[[Any, Any], bytes]
     change: Callable[[Any, Any], bytes]
     delete: Callable[[Any, Any], bytes]
     line: Callable[[str, Any, Any, Names], str]
+    in_nft: bool = False
 
 
 class Wanted(msgspec.Struct, frozen=True, gc=False):
@@ -71,6 +115,14 @@ class Op(msgspec.Struct, frozen=True):
     def line(self, names: Names) -> str:
         return self.table.line(self.action, self.key, self.value, names)
 
+    @property
+    def ifindex(self) -> int:
+        """The link that it is about; 0 for none, negative for one that is not there."""
+        if self.table.in_nft:
+            return 0
+        index: int = self.value.ifindex if self.table is ROUTES else self.key.ifindex
+        return index
+
 
 def diff(table: Table, wanted: Mapping[Any, Wanted], actual: Mapping[Any, Any]) -> list[Op]:
     """The operations that turn `actual` into `wanted`; deletions first, to be out of the way."""
@@ -83,22 +135,37 @@ def diff(table: Table, wanted: Mapping[Any, Wanted], actual: Mapping[Any, Any]) 
     return ops
 
 
-def _address_wire(entry: Address, indexes: Mapping[str, int]) -> Pair:
+def link_local(mac: bytes) -> bytes:
+    """The IPv6 link-local address (packed) that belongs to a MAC: its modified EUI-64 (RFC 4291,
+    appendix A)."""
+    return b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+
+
+def _address_wire(entry: Address | Link, scope: Scope) -> Pair:
+    if isinstance(entry, Link):
+        if entry.mac is None:
+            raise ValueError(f"link {entry.name}: a link-local address takes a MAC")
+        return AddressKey(scope[entry.name], socket.AF_INET6, link_local(entry.mac), 64), None
     ip = entry.ip
-    key = AddressKey(indexes[entry.dev], _FAMILY[ip.version], ip.ip.packed, ip.network.prefixlen)
+    key = AddressKey(scope[entry.dev], _FAMILY[ip.version], ip.ip.packed, ip.network.prefixlen)
     return key, None
 
 
 def _address_line(action: str, key: AddressKey, _: None, names: Names) -> str:
-    verb = "del" if action == "delete" else "replace"
-    broadcast = " brd +" if key.family == socket.AF_INET and key.prefixlen < 31 else ""
-    tail = "" if action == "delete" else broadcast
-    return f"ip address {verb} {ip_address(key.ip)}/{key.prefixlen}{tail} dev {names[key.ifindex]}"
+    verb, tail = "replace", ""
+    if action == "delete":
+        verb = "del"
+    elif key.family == socket.AF_INET6:
+        tail = " nodad"
+    elif key.prefixlen < 31:
+        tail = " brd +"
+    dev = names[key.ifindex]
+    return f"ip address {verb} {ip_address(key.ip)}/{key.prefixlen} dev {dev}{tail}"
 
 
-def _neighbor_wire(entry: Neighbor, indexes: Mapping[str, int]) -> Pair:
+def _neighbor_wire(entry: Neighbor, scope: Scope) -> Pair:
     ip = entry.ip
-    return NeighborKey(indexes[entry.dev], _FAMILY[ip.version], ip.packed), entry.mac
+    return NeighborKey(scope[entry.dev], _FAMILY[ip.version], ip.packed), entry.mac
 
 
 def _neighbor_line(action: str, key: NeighborKey, mac: bytes, names: Names) -> str:
@@ -108,57 +175,77 @@ def _neighbor_line(action: str, key: NeighborKey, mac: bytes, names: Names) -> s
     return f"ip neigh replace {ip} lladdr {format_mac(mac)} dev {dev} nud permanent"
 
 
-def _fdb_wire(entry: FdbEntry, indexes: Mapping[str, int]) -> Pair:
-    return FdbKey(indexes[entry.dev], entry.mac), entry.dst.packed
+def _fdb_wire(entry: FdbEntry, scope: Scope) -> Pair:
+    dst = entry.dst.packed
+    several = dst if entry.mac == ANY_MAC else b""
+    return FdbKey(scope[entry.dev], entry.mac, several), dst
 
 
 def _fdb_line(action: str, key: FdbKey, dst: bytes, names: Names) -> str:
-    verb = "del" if action == "delete" else "replace"
+    verb = "append" if key.dst else "replace"
     where = f"dev {names[key.ifindex]} dst {ip_address(dst)} self"
-    tail = "" if action == "delete" else " permanent"
-    return f"bridge fdb {verb} {format_mac(key.mac)} {where}{tail}"
+    if action == "delete":
+        return f"bridge fdb del {format_mac(key.mac)} {where}"
+    return f"bridge fdb {verb} {format_mac(key.mac)} {where} permanent"
 
 
-def _route_wire(entry: Route, indexes: Mapping[str, int]) -> Pair:
+def _port_fdb_wire(entry: PortFdbEntry, scope: Scope) -> Pair:
+    return PortFdbKey(scope[entry.dev], entry.mac), None
+
+
+def _port_fdb_line(action: str, key: PortFdbKey, _: None, names: Names) -> str:
+    verb, tail = ("del", "") if action == "delete" else ("replace", " static")
+    return f"bridge fdb {verb} {format_mac(key.mac)} dev {names[key.ifindex]} master{tail}"
+
+
+def _route_wire(entry: Route | Blackhole, scope: Scope) -> Pair:
     dst = entry.dst
-    metric = 0 if dst.version == 4 else messages.IPV6_DEFAULT_METRIC
+    metric = 0 if dst.version == 4 else IPV6_DEFAULT_METRIC
     key = RouteKey(_FAMILY[dst.version], dst.network_address.packed, dst.prefixlen, metric)
+    if isinstance(entry, Blackhole):
+        return key, RouteValue(0, protocol=entry.protocol, kind=RTN_BLACKHOLE)
     value = RouteValue(
-        indexes[entry.dev],
+        scope[entry.dev],
         entry.via.packed if entry.via is not None else b"",
         entry.src.packed if entry.src is not None else b"",
         entry.onlink,
+        True,
+        entry.protocol,
     )
     return key, value
 
 
 def _route_line(action: str, key: RouteKey, value: RouteValue, names: Names) -> str:
     verb = {"add": "add", "change": "replace", "delete": "del"}[action]
-    parts = [f"ip route {verb} {ip_address(key.dst)}/{key.prefixlen}"]
+    parts = [f"ip route {verb}"]
+    if value.kind == RTN_BLACKHOLE:
+        parts.append("blackhole")
+    parts.append(f"{ip_address(key.dst)}/{key.prefixlen}")
     if value.via:
         parts.append(f"via {ip_address(value.via)}")
-    parts.append(f"dev {names.get(value.ifindex, '?')}")
+    if value.ifindex:
+        parts.append(f"dev {names.get(value.ifindex, '?')}")
     if value.src:
         parts.append(f"src {ip_address(value.src)}")
     if value.onlink and action != "delete":
         parts.append("onlink")
-    parts.append(f"proto {ROUTE_PROTOCOL}")
+    parts.append(f"proto {value.protocol}")
     return " ".join(parts)
 
 
-def _add_route(key: RouteKey, value: RouteValue) -> bytes:
-    return messages.add_route(key, value, replace=False, protocol=ROUTE_PROTOCOL)
+def _element_wire(entry: NftElement, scope: Scope) -> Pair:
+    types = scope.sets.get(SetName(entry.family, entry.table, entry.set))
+    if types is None:
+        raise LookupError(f"nft {entry.family} {entry.table} has no set {entry.set}")
+    return nft_elements.key_of(entry, types), None
 
 
-def _change_route(key: RouteKey, value: RouteValue) -> bytes:
-    return messages.add_route(key, value, replace=True, protocol=ROUTE_PROTOCOL)
-
-
-def _delete_route(key: RouteKey, value: RouteValue) -> bytes:
-    return messages.delete_route(key, value, protocol=ROUTE_PROTOCOL)
+def _element_line(action: str, key: ElementKey, _: None, __: Names) -> str:
+    return nft_elements.line("delete" if action == "delete" else "add", key)
 
 
 ADDRESSES = Table(
+    "address",
     "address",
     _address_wire,
     lambda key, _: messages.add_address(key),
@@ -168,22 +255,56 @@ ADDRESSES = Table(
 )
 NEIGHBORS = Table(
     "neigh",
+    "neigh",
     _neighbor_wire,
     messages.set_neighbor,
     messages.set_neighbor,
     lambda key, _: messages.delete_neighbor(key),
     _neighbor_line,
 )
-FDB = Table("fdb", _fdb_wire, messages.set_fdb, messages.set_fdb, messages.delete_fdb, _fdb_line)
-ROUTES = Table("route", _route_wire, _add_route, _change_route, _delete_route, _route_line)
+FDB = Table(
+    "fdb", "fdb", _fdb_wire, messages.set_fdb, messages.set_fdb, messages.delete_fdb, _fdb_line
+)
+PORT_FDB = Table(
+    "port fdb",
+    "fdb",
+    _port_fdb_wire,
+    lambda key, _: messages.set_port_fdb(key),
+    lambda key, _: messages.set_port_fdb(key),
+    lambda key, _: messages.delete_port_fdb(key),
+    _port_fdb_line,
+)
+ROUTES = Table(
+    "route",
+    "route",
+    _route_wire,
+    lambda key, value: messages.add_route(key, value, replace=False),
+    lambda key, value: messages.add_route(key, value, replace=True),
+    messages.delete_route,
+    _route_line,
+)
+ELEMENTS = Table(
+    "element",
+    "nft",
+    _element_wire,
+    lambda key, _: nft_elements.add(key),
+    lambda key, _: nft_elements.add(key),
+    lambda key, _: nft_elements.delete(key),
+    _element_line,
+    in_nft=True,
+)
 
 #: In the order in which entries are added: a route is the last to appear, when what it leads to
 #: is there, and the first to go.
-TABLES = (ADDRESSES, NEIGHBORS, FDB, ROUTES)
+TABLES = (ADDRESSES, ELEMENTS, NEIGHBORS, FDB, PORT_FDB, ROUTES)
+BY_NAME = {table.name: table for table in TABLES}
 
 TABLE_OF: dict[type, Table] = {
     Address: ADDRESSES,
     Neighbor: NEIGHBORS,
     FdbEntry: FDB,
+    PortFdbEntry: PORT_FDB,
     Route: ROUTES,
+    Blackhole: ROUTES,
+    NftElement: ELEMENTS,
 }

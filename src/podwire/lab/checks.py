@@ -10,12 +10,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from podwire.errors import InputError, KernelError, UnsupportedError
 from podwire.lab import namespaces as ns
 from podwire.lab.nodes import PATH
 from podwire.lab.registry import MAX_NODES
+from podwire.lab.shape import Shape
 
 _PROGRAMS = {
     "ip": "iproute2",
@@ -27,23 +30,33 @@ _PROGRAMS = {
 }
 """Program → Debian package."""
 
+_ETCD = {"etcd": "etcd-server"}
+
 _LINKS = {
     "bridge": "type bridge",
     "veth": "type veth peer name probe-peer",
-    "vxlan": "type vxlan id 1 dstport 8472 nolearning",
 }
+_VXLAN = {"vxlan": "type vxlan id 1 dstport 8472 nolearning"}
+_TUN = Path("/dev/net/tun")
 
 
-def check_machine() -> None:
+def check_machine(shape: Shape) -> None:
     """Raises UnsupportedError, naming what is missing and where to get it."""
     check_root()
-    missing = {program: package for program, package in _PROGRAMS.items() if not _find(program)}
+    programs = _PROGRAMS | (_ETCD if shape.store == "etcd" else {})
+    missing = {program: package for program, package in programs.items() if not _find(program)}
     if missing:
         packages = " ".join(sorted(set(missing.values())))
         raise UnsupportedError(
             f"not installed: {', '.join(missing)}", remedy=f"run `apt-get install {packages}`"
         )
-    _check_kernel()
+    fabric = shape.resolved
+    if fabric.uses_udp and not _TUN.exists():
+        raise UnsupportedError(
+            f"{_TUN} is missing, which the udp transport needs",
+            remedy="load the module with `modprobe tun`",
+        )
+    _check_kernel(_LINKS | (_VXLAN if fabric.uses_vxlan else {}))
 
 
 def check_root() -> None:
@@ -67,13 +80,13 @@ def _find(program: str) -> str | None:
     return shutil.which(program, path=PATH)
 
 
-def _check_kernel() -> None:
+def _check_kernel(links: Mapping[str, str]) -> None:
     try:
         pid = ns.spawn(
             ["true"],
             env={"PATH": PATH},
             new_namespaces=ns.NEW_NET | ns.NEW_MOUNT | ns.NEW_UTS | ns.NEW_IPC | ns.NEW_PID,
-            setup=_probe,
+            setup=partial(_probe, links),
         )
     except KernelError as error:
         raise UnsupportedError(
@@ -84,7 +97,7 @@ def _check_kernel() -> None:
     os.waitpid(pid, 0)
 
 
-def _probe() -> None:
+def _probe(links: Mapping[str, str]) -> None:
     """Use each feature once. Raises KernelError; runs in namespaces of its own."""
     ns.stop_propagation()
     scratch = Path("/run")
@@ -94,7 +107,7 @@ def _probe() -> None:
     layers = ",".join(f"{name}dir={scratch}/{name}" for name in ("lower", "upper", "work"))
     ns.mount("overlay", scratch / "merged", "overlay", 0, layers)
     ns.make_read_only(scratch)
-    for kind, how in _LINKS.items():
+    for kind, how in links.items():
         _run(f"make a {kind} link", "ip", "link", "add", f"probe-{kind}", *how.split())
     _run("make an nftables table", "nft", "add", "table", "inet", "probe")
 

@@ -6,8 +6,9 @@ One JSON object a line, over a Unix stream socket. A request is `{"op": ...}`:
 
     status   answered with one Snapshot
     watch    answered with a Snapshot now and after each change, until either side hangs up
-    reload   the supervisor reads `lab.json` again, adds and removes nodes, answers with a Snapshot
-             (`error` says what did not work)
+    reload   the supervisor reads `lab.json` again, adds, removes, kills and boots nodes, makes and
+             lifts partitions, answers with a Snapshot (`error` says what did not work)
+    restart  the `process` is ended and started again, with the options that are now in `lab.json`
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Literal
 import msgspec
 
 from podwire.errors import LabError
+from podwire.lab.faults import API, Faults
 from podwire.lab.registry import LabInfo
 
 State = Literal["starting", "waiting", "ready", "backoff"]
@@ -26,7 +28,10 @@ State = Literal["starting", "waiting", "ready", "backoff"]
 
 
 class ProcessStatus(msgspec.Struct, frozen=True):
-    """One process of the lab; `since` is the time of the last change of state (Unix seconds)."""
+    """One process of the lab; `since` is the time of the last change of state (Unix seconds).
+
+    One that is `stale` was started with other options than the lab's record has now.
+    """
 
     name: str
     state: State
@@ -34,13 +39,18 @@ class ProcessStatus(msgspec.Struct, frozen=True):
     restarts: int
     since: float
     message: str = ""
+    stale: bool = False
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """A lab as its supervisor sees it. `error` is set when it could not make the lab so."""
+    """A lab as its supervisor sees it. `error` is set when it could not make the lab so.
+
+    `nodes` are those that can become ready: not the dead, nor those that are cut off from the API.
+    """
 
     processes: tuple[ProcessStatus, ...] = ()
     nodes: tuple[str, ...] = ()
+    faults: Faults = Faults()
     error: str | None = None
     remedy: str | None = None
 
@@ -54,15 +64,15 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     @property
     def ready(self) -> bool:
-        """Whether the API and every node are ready."""
-        api = self.process("api")
-        if api is None or api.state != "ready":
-            return False
-        return bool(self.nodes) and all(self.node_ready(node) for node in self.nodes)
+        """Whether all that can be ready is."""
+        return all(
+            process.state == "ready" for process in self.processes if process.name == API
+        ) and all(self.node_ready(node) for node in self.nodes)
 
 
 class Request(msgspec.Struct, frozen=True):
-    op: Literal["status", "watch", "reload"]
+    op: Literal["status", "watch", "reload", "restart"]
+    process: str = ""
 
 
 class Control:
@@ -87,9 +97,9 @@ class Control:
         self._lines.close()
         self._socket.close()
 
-    def request(self, op: Literal["status", "reload"]) -> Snapshot:
+    def request(self, op: Literal["status", "reload", "restart"], process: str = "") -> Snapshot:
         """Ask, and return the answer. Raises LabError also for an answer that is an error."""
-        self._send(op)
+        self._send(Request(op, process))
         snapshot = self._receive()
         if snapshot.error is not None:
             raise LabError(snapshot.error, remedy=snapshot.remedy)
@@ -102,13 +112,13 @@ class Control:
         ends.
         """
         self._socket.settimeout(timeout_s)
-        self._send("watch")
+        self._send(Request("watch"))
         while True:
             yield self._receive()
 
-    def _send(self, op: Literal["status", "watch", "reload"]) -> None:
+    def _send(self, request: Request) -> None:
         try:
-            self._socket.sendall(msgspec.json.encode(Request(op)) + b"\n")
+            self._socket.sendall(msgspec.json.encode(request) + b"\n")
         except OSError as error:
             raise self._gone() from error
 

@@ -28,10 +28,13 @@ from podwire.cluster.kube import (
 )
 from podwire.cluster.kube.resources import find_by_kind
 from podwire.errors import InputError, LabError, NotFoundError
-from podwire.lab import lifecycle
+from podwire.lab import disruption, lifecycle, rollout
 from podwire.lab.control import Control, ProcessStatus
+from podwire.lab.faults import Protocol
 from podwire.lab.places import DEFAULT_TIMEOUT_S, Json, LabNode, LabPod
+from podwire.lab.readiness import NotReadyError, Silent, existing, wait_ready
 from podwire.lab.registry import LabInfo
+from podwire.lab.shape import Choice, changed, shape
 
 T = TypeVar("T")
 
@@ -39,10 +42,17 @@ T = TypeVar("T")
 class Lab:
     """A lab that lasts as long as the `with` block (or from `up()` to `down()`)."""
 
-    def __init__(self, nodes: int = lifecycle.DEFAULT_NODES, name: str | None = None) -> None:
-        """Without a name it gets a random one."""
+    def __init__(
+        self, nodes: int = lifecycle.DEFAULT_NODES, name: str | None = None, **options: Any
+    ) -> None:
+        """Without a name it gets a random one.
+
+        `options` are those of `shape.shape`: `profile`, `family`, `underlay`, `network`, `store`,
+        and the fields of a fabric. Raises InputError for what makes no sense.
+        """
         self.info = LabInfo(name or f"t-{secrets.token_hex(4)}")
         self._node_count = nodes
+        self._shape = shape(**options)
         self._api: _Api | None = None
 
     @classmethod
@@ -62,8 +72,8 @@ class Lab:
     def up(self) -> Lab:
         """Make the lab and wait until it is ready."""
         try:
-            lifecycle.up(self.name, self._node_count)
-        except lifecycle.NotReadyError:
+            lifecycle.up(self.name, self._node_count, shape=self._shape)
+        except NotReadyError:
             lifecycle.down(self.name)
             raise
         return self
@@ -86,8 +96,9 @@ class Lab:
     @property
     def nodes(self) -> list[LabNode]:
         record = self.info.record()
-        members = record.nodes if record else ()
-        return [LabNode(self, node.name, node.address) for node in members]
+        if record is None:
+            return []
+        return [LabNode(self, node.name, record.ips(node)) for node in record.nodes]
 
     def node(self, name: str) -> LabNode:
         for node in self.nodes:
@@ -97,11 +108,39 @@ class Lab:
 
     def add_node(self) -> LabNode:
         """Add a node and wait until it is ready."""
-        added = lifecycle.add_node(self.info)
-        return LabNode(self, added.name, added.address)
+        return self.node(lifecycle.add_node(self.info).name)
 
     def remove_node(self, name: str) -> None:
         lifecycle.remove_node(self.info, name)
+
+    # -- faults -------------------------------------------------------------------------------
+
+    def partition(
+        self,
+        node: str,
+        *others: str,
+        protocol: Protocol | None = None,
+        port: int = 0,
+        api: bool = False,
+    ) -> None:
+        """Cut a node off from others, from all without a name, or with `api` from the API."""
+        disruption.partition(self.info, node, others, protocol=protocol, port=port, api=api)
+
+    def kill(self, *names: str) -> None:
+        """Have nodes, `api` or `etcd` die at once."""
+        disruption.kill(self.info, names)
+
+    def heal(self, *names: str, addresses: tuple[str, ...] = ()) -> None:
+        """Undo what is wrong with these, or with everything, and wait until it is ready."""
+        disruption.heal(self.info, names, addresses=addresses)
+
+    def set_profile(self, profile: str | None = None, **fabric: Choice | None) -> None:
+        """Use another fabric from now on, and wait until all nodes do."""
+        before = existing(self.info).shape
+        after = changed(before, {"profile": profile, **fabric})
+        rollout.set_shape(self.info, after, Silent())
+
+    # -- processes ----------------------------------------------------------------------------
 
     def process(self, name: str) -> ProcessStatus:
         """One of the lab's processes: `api`, `node1/agent`, `node1/kubelet`."""
@@ -113,7 +152,7 @@ class Lab:
 
     def wait_ready(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         """Wait until all nodes, and all pods that are not to end, are Ready."""
-        lifecycle.wait_ready(self.info, timeout_s=timeout_s)
+        wait_ready(self.info, timeout_s=timeout_s)
         for pod in self.call(lambda client: client.list(PODS)).items:
             if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
                 metadata = pod["metadata"]

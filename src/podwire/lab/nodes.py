@@ -1,11 +1,8 @@
-"""Namespaces as nodes: the underlay, each node's namespaces and file system, and their removal.
+"""Namespaces as nodes: each node's namespaces and file system, and their removal.
 
 What lives here: everything of a node that is there before its first process of ours runs, made
 so that each function may be run again after a crash and completes what is missing. What does
-not: the processes (`supervisor`), pods (`sandbox`).
-
-    netns LAB-underlay                    netns LAB-node1
-    bridge underlay 172.18.0.1/16 ──veth── eth0 172.18.0.11/16, default via 172.18.0.1
+not: its link (`underlay`), the processes (`supervisor`), pods (`sandbox`).
 
 A node is a named network namespace and a *holder*: a process that is PID 1 of the node's PID
 namespace and keeps its mount, UTS and IPC namespaces open. Ending the holder ends, by the kernel's
@@ -28,28 +25,23 @@ import errno
 import os
 import shutil
 import socket
-import subprocess
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-import msgspec
-
 from podwire.errors import KernelError, LabError
-from podwire.kernel.netns import is_netns, open_netns
+from podwire.kernel.netns import open_netns
 from podwire.lab import namespaces as ns
 from podwire.lab.processes import LAB_ID, LAB_PROCESS, Process
 from podwire.lab.registry import (
     NETNS_DIR,
-    UNDERLAY_GATEWAY,
-    UNDERLAY_MTU,
-    UNDERLAY_PREFIX,
     LabInfo,
+    LabRecord,
     NodeRecord,
     write_atomically,
 )
+from podwire.lab.underlay import unplug
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HOLDER_NAMESPACES = ns.NEW_NET | ns.NEW_MOUNT | ns.NEW_UTS | ns.NEW_IPC | ns.NEW_PID
@@ -71,83 +63,6 @@ current-context: lab
 """
 
 
-def ip(*arguments: str, netns: str | None = None, batch: Iterable[str] = ()) -> str:
-    """Run ip(8) in a named namespace, perhaps with a batch of commands; return what it printed."""
-    lines = list(batch)
-    command = ["ip", *(["-n", netns] if netns else []), *(["-batch", "-"] if lines else [])]
-    done = subprocess.run(
-        [*command, *arguments], input="\n".join(lines), capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise LabError(f"{' '.join([*command, *arguments])}: {done.stderr.strip()}")
-    return done.stdout
-
-
-def is_up(name: str) -> bool:
-    """Whether a network namespace has this name (a file left over from before a boot has not)."""
-    try:
-        fd = os.open(NETNS_DIR / name, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return is_netns(fd)
-    finally:
-        os.close(fd)
-
-
-def make_netns(names: Iterable[str]) -> None:
-    """See to it that each name is a network namespace's."""
-    missing = [name for name in names if not is_up(name)]
-    for name in missing:
-        (NETNS_DIR / name).unlink(missing_ok=True)
-    if missing:
-        ip(batch=[f"netns add {name}" for name in missing])
-
-
-def remove_netns(name: str) -> None:
-    """Take a namespace's name away; it ends with the last process in it."""
-    path = NETNS_DIR / name
-    with suppress(KernelError):
-        ns.detach(path)
-    path.unlink(missing_ok=True)
-
-
-def wire(lab: LabInfo, nodes: Iterable[NodeRecord]) -> None:
-    """Make the underlay and join these nodes to it, where that is not done yet."""
-    nodes = list(nodes)
-    make_netns([lab.underlay, *(lab.netns(node.name) for node in nodes)])
-    links = msgspec.json.decode(ip("-j", "link", netns=lab.underlay))
-    present = {link["ifname"] for link in links}
-    bridge = []
-    if "underlay" not in present:
-        bridge = [
-            "link set lo up",
-            # With an address of its own the bridge does not change its MAC with each port.
-            f"link add underlay address 02:00:ac:12:00:01 mtu {UNDERLAY_MTU} type bridge",
-            f"address add {UNDERLAY_GATEWAY}/{UNDERLAY_PREFIX} dev underlay",
-            "link set underlay up",
-        ]
-    joining = [node for node in nodes if node.name not in present]
-    for node in joining:
-        bridge += [
-            f"link add {node.name} mtu {UNDERLAY_MTU} type veth peer name eth0"
-            f" address {node.mac} mtu {UNDERLAY_MTU} netns {lab.netns(node.name)}",
-            f"link set {node.name} master underlay up",
-        ]
-    if bridge:
-        ip(netns=lab.underlay, batch=bridge)
-    for node in joining:
-        ip(
-            netns=lab.netns(node.name),
-            batch=[
-                "link set lo up",
-                f"address add {node.address}/{UNDERLAY_PREFIX} dev eth0",
-                "link set eth0 up",
-                f"route add default via {UNDERLAY_GATEWAY}",
-            ],
-        )
-
-
 def holder(lab: LabInfo, node: str) -> Process | None:
     """The node's holder, when it runs."""
     try:
@@ -157,7 +72,7 @@ def holder(lab: LabInfo, node: str) -> Process | None:
     return found if found and found.alive else None
 
 
-def start_holder(lab: LabInfo, lab_id: str, node: NodeRecord) -> Process:
+def start_holder(lab: LabInfo, record: LabRecord, node: NodeRecord) -> Process:
     """Start the holder of a node whose network namespace is there; its file system is then made.
 
     Raises KernelError, naming the mount that the kernel refused.
@@ -170,11 +85,11 @@ def start_holder(lab: LabInfo, lab_id: str, node: NodeRecord) -> Process:
     try:
         pid = ns.spawn(
             ["sleep", "infinity"],
-            env={"PATH": PATH, LAB_ID: lab_id, LAB_PROCESS: f"{node.name}/holder"},
+            env={"PATH": PATH, LAB_ID: record.id, LAB_PROCESS: f"{node.name}/holder"},
             inside=netns,
             inside_namespaces=ns.NEW_NET,
             new_namespaces=HOLDER_NAMESPACES & ~ns.NEW_NET,
-            setup=partial(_furnish, lab, node),
+            setup=partial(_furnish, lab, node.name, record.ips(node)),
             ignore_children=True,
         )
     finally:
@@ -186,12 +101,12 @@ def start_holder(lab: LabInfo, lab_id: str, node: NodeRecord) -> Process:
     return process
 
 
-def _furnish(lab: LabInfo, node: NodeRecord) -> None:
+def _furnish(lab: LabInfo, node: str, ips: Sequence[str]) -> None:
     """Make the node's file system; runs as PID 1 of the node, in its namespaces.
 
     What comes from the lab's directory is mounted before /var/lib is covered, which hides it.
     """
-    disk = lab.node_dir(node.name)
+    disk = lab.node_dir(node)
     kept = _needed_below(("/run", "/var/lib"))
     ns.stop_propagation()
     # /run/netns above all: a copy of a namespace's mount would keep that namespace alive.
@@ -211,9 +126,9 @@ def _furnish(lab: LabInfo, node: NodeRecord) -> None:
         ns.bind(f"/proc/self/fd/{fd}", path, recursive=True)
     ns.mount("sysfs", "/sys", "sysfs", ns.MS_NOSUID | ns.MS_NODEV | ns.MS_NOEXEC)
     ns.mount("proc", "/proc", "proc", ns.MS_NOSUID | ns.MS_NODEV | ns.MS_NOEXEC)
-    _write_etc(node)
+    _write_etc(node, ips)
     _offer_plugins(Path("/opt/cni/bin"))
-    socket.sethostname(node.name)
+    socket.sethostname(node)
 
 
 def _needed_below(covered: Iterable[str]) -> dict[str, int]:
@@ -257,10 +172,11 @@ def _overlay_on_disk(directory: str, disk: Path) -> None:
         overlay(directory, memory / "upper")
 
 
-def _write_etc(node: NodeRecord) -> None:
+def _write_etc(node: str, ips: Sequence[str]) -> None:
+    own = "".join(f"{ip} {node}\n" for ip in ips)
     files = {
-        "/etc/hostname": f"{node.name}\n",
-        "/etc/hosts": f"127.0.0.1 localhost\n::1 localhost\n{node.address} {node.name}\n",
+        "/etc/hostname": f"{node}\n",
+        "/etc/hosts": f"127.0.0.1 localhost\n::1 localhost\n{own}",
         "/etc/resolv.conf": "# No name server is reachable from a lab's node.\n",
         str(KUBECONFIG): _KUBECONFIG,
     }
@@ -281,12 +197,10 @@ def _offer_plugins(directory: Path) -> None:
             (directory / plugin.name).symlink_to(plugin)
 
 
-def remove(lab: LabInfo, node: NodeRecord) -> None:
-    """End a node: its holder and so all of its processes, its links, its names and its disk."""
-    found = holder(lab, node.name)
+def remove(lab: LabInfo, node: str) -> None:
+    """End a node for good: its holder and so all of its processes, its link, and its disk."""
+    found = holder(lab, node)
     if found is not None:
         found.end()
-    with suppress(LabError):
-        ip("link", "delete", node.name, netns=lab.underlay)
-    remove_netns(lab.netns(node.name))
-    shutil.rmtree(lab.node_dir(node.name), ignore_errors=True)
+    unplug(lab, node)
+    shutil.rmtree(lab.node_dir(node), ignore_errors=True)

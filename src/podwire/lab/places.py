@@ -93,11 +93,12 @@ class Place:
         size: int | None = None,
         dont_fragment: bool = False,
     ) -> Ping:
-        """Ping a pod, node or address. `size` is the IPv4 packet's, headers included."""
+        """Ping a pod, node or address. `size` is the IP packet's, headers included."""
         address = target if isinstance(target, str) else target.ip
         options = ["-n", "-c", str(count), "-i", str(interval_s), "-W", "1"]
         if size is not None:
-            options += ["-s", str(size - 28)]  # 20 bytes of IPv4 header, 8 of ICMP
+            # 20 or 40 bytes of IP header, 8 of ICMP
+            options += ["-s", str(size - (48 if ":" in address else 28))]
         if dont_fragment:
             options += ["-M", "do"]
         output = self.exec(["ping", *options, address]).stdout
@@ -115,15 +116,20 @@ class Place:
 class LabNode(Place):
     """A node of a lab."""
 
-    def __init__(self, lab: Lab, name: str, address: str) -> None:
+    def __init__(self, lab: Lab, name: str, ips: tuple[str, ...]) -> None:
         self._lab = lab
         self.name = name
-        self._address = address
+        self._ips = ips
 
     @property
     def ip(self) -> str:
-        """The node's IP on the underlay."""
-        return self._address
+        """The node's IP on the underlay, the IPv4 one where it has both."""
+        return self._ips[0]
+
+    @property
+    def ips(self) -> list[str]:
+        """The node's IPs on the underlay, one a family."""
+        return list(self._ips)
 
     @property
     def netns(self) -> Path:
@@ -151,7 +157,7 @@ class LabNode(Place):
         return enter.node_command(self._lab.info, self.name, argv)
 
     def __repr__(self) -> str:
-        return f"<{self.name} {self._address} of lab {self._lab.name}>"
+        return f"<{self.name} {self.ip} of lab {self._lab.name}>"
 
 
 class LabPod(Place):

@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from podwire.lab.etcd import flannel_config
+from podwire.lab.faults import API, ETCD, ETCD_PORT
 from podwire.lab.nodes import KUBECONFIG, NODE_DIR, PATH
 from podwire.lab.processes import LAB_ID, LAB_PROCESS
-from podwire.lab.registry import LabInfo, LabRecord, NodeRecord
+from podwire.lab.registry import NETNS_DIR, LabInfo, LabRecord, NodeRecord
 
 _KEPT_PREFIXES = ("LANG", "LC_", "PYTHON", "COVERAGE_", "PODWIRE_")
 #: Options of the person's own commands, which mean nothing or something else to the lab's.
@@ -22,7 +24,8 @@ _DROPPED = frozenset({"PODWIRE_LAB"})
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One process of a lab. `node` is None for what runs on the host.
+    """One process of a lab. `node` is None for what runs on the host, `netns` the path of another
+    network namespace for what runs there.
 
     With `reports`, the program is given `--ready-fd N` and writes a line there whenever it becomes
     ready (`ready`) or stops being so (`waiting REASON`); without, it counts as ready once started.
@@ -32,11 +35,23 @@ class Program:
     argv: tuple[str, ...]
     node: str | None = None
     reports: bool = False
+    netns: Path | None = None
 
 
-def api(lab: LabInfo, record: LabRecord) -> Program:
+def of_lab(lab: LabInfo, record: LabRecord) -> dict[str, Program]:
+    """All that should run, by name: the dead have no processes."""
+    programs = [_api(lab, record)]
+    if record.shape.store == "etcd":
+        programs.append(_etcd(lab, record))
+    for node in record.living:
+        programs += [_kubelet(record, node), _agent(record, node)]
+    return {one.name: one for one in programs if one.name not in record.faults.dead}
+
+
+def _api(lab: LabInfo, record: LabRecord) -> Program:
+    subnets = ",".join(map(str, record.shape.subnets_of))
     return Program(
-        "api",
+        API,
         (
             *(sys.executable, "-m", "podwire.lab.api"),
             *("--db", str(lab.dir / "api.db")),
@@ -45,31 +60,61 @@ def api(lab: LabInfo, record: LabRecord) -> Program:
             *("--token-file", str(lab.dir / "token")),
             *("--tls-dir", str(lab.certificate.parent)),
             *("--node-socket-dir", str(lab.nodes_dir)),
-            *("--cluster-cidr", record.cluster_cidr),
+            *("--cut-file", str(lab.api_cut)),
+            *("--node-grace", str(record.shape.node_grace_s)),
+            *("--cluster-cidr", subnets),
         ),
         reports=True,
     )
 
 
-def of_node(node: NodeRecord) -> tuple[Program, ...]:
-    kubelet = Program(
+def _etcd(lab: LabInfo, record: LabRecord) -> Program:
+    return Program(
+        ETCD,
+        (
+            *(sys.executable, "-m", "podwire.lab.etcd"),
+            *("--data-dir", str(lab.dir / "etcd")),
+            *("--config", flannel_config(record.shape)),
+        ),
+        reports=True,
+        netns=NETNS_DIR / lab.underlay,
+    )
+
+
+def _kubelet(record: LabRecord, node: NodeRecord) -> Program:
+    return Program(
         f"{node.name}/kubelet",
         (
             *(sys.executable, "-m", "podwire.lab.kubelet"),
             *("--kubeconfig", str(KUBECONFIG)),
             *("--node-name", node.name),
-            *("--node-ip", node.address),
+            *("--node-ip", ",".join(record.ips(node))),
             *("--socket", str(NODE_DIR / "kubelet.sock")),
+            *("--grace", str(record.shape.node_grace_s)),
+            *("--pod-network", record.shape.pod_network),
         ),
         node=node.name,
         reports=True,
     )
-    agent = Program(
+
+
+def _agent(record: LabRecord, node: NodeRecord) -> Program:
+    store: tuple[str, ...] = ()
+    if record.shape.store == "etcd":
+        router = record.segment(node).routers[0].ip
+        host = f"[{router}]" if router.version == 6 else str(router)
+        store = ("--store", f"etcd://{host}:{ETCD_PORT}")
+    return Program(
         f"{node.name}/agent",
-        (*podwire(), "agent", "--kubeconfig", str(KUBECONFIG), "--node-name", node.name),
+        (
+            *(*podwire(), "agent"),
+            *("--kubeconfig", str(KUBECONFIG)),
+            *("--node-name", node.name),
+            *store,
+            *record.shape.agent_arguments(),
+        ),
         node=node.name,
     )
-    return kubelet, agent
 
 
 def podwire() -> tuple[str, ...]:

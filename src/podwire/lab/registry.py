@@ -11,6 +11,8 @@ rule by which a command finds its lab. What does not: anything running.
       kubeconfig       credentials for the host (kubectl, podwire)
       api/             the API's Unix socket; appears in each node as /run/podwire-api
       nodes/NODE/      one node's disk: etc, opt, run, var-lib; kubelet.sock; holder.pid
+      etcd/            etcd's data, in a lab whose leases are kept there
+      api.cut          which nodes' connections the API refuses (`podwire.lab.api.cuts`)
       log/             one file a process
 """
 
@@ -24,6 +26,10 @@ from pathlib import Path
 import msgspec
 
 from podwire.errors import InputError, LabError
+from podwire.lab.addressing import Segment, mac, readdressed, segment
+from podwire.lab.faults import Faults
+from podwire.lab.shape import Shape
+from podwire.model.state import IPInterface
 
 LABS = Path("/var/lib/podwire/labs")
 NETNS_DIR = Path("/run/netns")
@@ -33,30 +39,21 @@ MAX_NODES = 100
 MAX_NAME = 32
 """A lab's name is part of namespace names and of socket paths, which end at 107 bytes."""
 
-UNDERLAY_GATEWAY = "172.18.0.1"
-UNDERLAY_PREFIX = 16
 UNDERLAY_MTU = 1500
-CLUSTER_CIDR = "10.244.0.0/16"
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _RECORD = "lab.json"
 
 
-class NodeRecord(msgspec.Struct, frozen=True):
-    """One node of a lab. `index` counts from 1 and is never given twice."""
+class NodeRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One node of a lab. `index` counts from 1 and is never given twice.
+
+    `moved_to` are addresses that it has instead of those that go with its index.
+    """
 
     name: str
     index: int
-
-    @property
-    def address(self) -> str:
-        """The node's IP on the underlay."""
-        return f"172.18.0.{10 + self.index}"
-
-    @property
-    def mac(self) -> str:
-        """MAC of the node's eth0: locally administered, the IP in its last four bytes."""
-        return "02:00:" + ":".join(f"{int(part):02x}" for part in self.address.split("."))
+    moved_to: tuple[str, ...] = ()
 
 
 class LabRecord(msgspec.Struct, frozen=True):
@@ -66,9 +63,35 @@ class LabRecord(msgspec.Struct, frozen=True):
     name: str
     created: float
     nodes: tuple[NodeRecord, ...]
-    cluster_cidr: str = CLUSTER_CIDR
     api_port: int = 0
     """Loopback TCP port of the API; 0 until it has been given one."""
+    shape: Shape = Shape()
+    faults: Faults = Faults()
+
+    def node(self, name: str) -> NodeRecord | None:
+        return next((node for node in self.nodes if node.name == name), None)
+
+    def segment(self, node: NodeRecord) -> Segment:
+        """The link of the underlay that a node is on."""
+        return segment(self.shape.underlay, self.shape.underlay_versions, node.index)
+
+    def addresses(self, node: NodeRecord) -> tuple[IPInterface, ...]:
+        """A node's addresses on the underlay, one a family, IPv4 first."""
+        shape = self.shape
+        return readdressed(shape.underlay, shape.underlay_versions, node.index, node.moved_to)
+
+    def ips(self, node: NodeRecord) -> tuple[str, ...]:
+        """The same, without the prefix lengths."""
+        return tuple(str(address.ip) for address in self.addresses(node))
+
+    def mac(self, node: NodeRecord) -> str:
+        """MAC of the node's eth0, which stays when its addresses change."""
+        return mac(self.shape.underlay, node.index)
+
+    @property
+    def living(self) -> tuple[NodeRecord, ...]:
+        """The nodes that are not dead."""
+        return tuple(node for node in self.nodes if node.name not in self.faults.dead)
 
 
 class LabInfo:
@@ -111,6 +134,15 @@ class LabInfo:
     def underlay(self) -> str:
         """Name of the network namespace that holds the underlay's bridge."""
         return f"{self.name}-underlay"
+
+    @property
+    def api_cut(self) -> Path:
+        return self.dir / "api.cut"
+
+    @property
+    def partitions(self) -> Path:
+        """Is there while the underlay may have rules that cut nodes off."""
+        return self.dir / "partitions"
 
     def node_dir(self, node: str) -> Path:
         return self.nodes_dir / node

@@ -2,8 +2,7 @@
 
 `python -m podwire.lab.supervisor NAME --listen-fd N`, started by `lifecycle`; N is the listening
 socket of `control`. What lives here: starting, watching and restarting the lab's processes, and
-answering requests. What does not: what the nodes consist of (`nodes`), the command lines
-(`programs`).
+answering requests. What does not: the nodes (`machines`), the command lines (`programs`).
 
 How it works: one thread, one selector, no asyncio, so that it is there within milliseconds. It
 waits on the pidfd of each process and holder, the pipe on which each reports that it is ready, the
@@ -23,18 +22,20 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 import msgspec
 
 from podwire.errors import LabError, PodwireError
-from podwire.lab import nodes, processes, programs
+from podwire.kernel.netns import open_netns
+from podwire.lab import namespaces, nodes, processes, programs, underlay
 from podwire.lab.child import Child
 from podwire.lab.control import Request, Snapshot
-from podwire.lab.processes import Process
+from podwire.lab.faults import API
+from podwire.lab.machines import Machines
 from podwire.lab.programs import Program
-from podwire.lab.registry import LabInfo, LabRecord, NodeRecord, write_atomically
+from podwire.lab.registry import NETNS_DIR, LabInfo, LabRecord, NodeRecord, write_atomically
 
 STOP_GRACE_S = 3.0
 
@@ -48,8 +49,8 @@ class Supervisor:
         self._listener = listener
         self._selector = selectors.DefaultSelector()
         self._children: dict[str, Child] = {}
-        self._holders: dict[str, tuple[Process, int]] = {}  # by node; with its pidfd
-        self._nodes: dict[str, NodeRecord] = {}
+        self._wanted: dict[str, Program] = {}
+        self._machines = Machines(lab, self._selector, self._node_ended)
         self._watchers: set[socket.socket] = set()
         self._changed = False
         self._due: list[tuple[float, str]] = []  # (monotonic time, child) to start again
@@ -62,7 +63,6 @@ class Supervisor:
         self._listen()
         try:
             self._end_predecessors()
-            self._start(programs.api(self._lab, self._record))
             self._converge()
         except PodwireError as error:
             self._error = error
@@ -120,90 +120,116 @@ class Supervisor:
         return record
 
     def _converge(self) -> None:
-        """Add and remove nodes until they are those of the record."""
-        wanted = {node.name: node for node in self._record.nodes}
-        for name in [name for name in self._nodes if name not in wanted]:
-            self._remove_node(name)
-        added = [node for name, node in wanted.items() if name not in self._nodes]
-        if not added:
-            return
-        nodes.wire(self._lab, added)
-        for node in added:
-            self._nodes[node.name] = node
-            self._hold(node)
-        for node in added:
-            for program in programs.of_node(node):
-                self._start(program)
+        """Have what the record has: its nodes, those that live on, its processes, its faults.
 
-    def _hold(self, node: NodeRecord) -> None:
-        """Have a holder for the node, and notice its end."""
-        holder = nodes.holder(self._lab, node.name)
-        if holder is None:
-            holder = nodes.start_holder(self._lab, self._record.id, node)
-        fd = holder.open()
-        if fd is None:
-            raise LabError(f"{node.name}: its holder does not stay alive")
-        self._holders[node.name] = (holder, fd)
-        self._selector.register(fd, selectors.EVENT_READ, lambda: self._holder_ended(node))
+        A process that runs with other options than it now has goes on; see `_restart`.
+        """
+        record = self._record
+        self._changed = True
+        self._cut_off_api()
+        self._wanted = programs.of_lab(self._lab, record)
+        self._end_unwanted()
+        if API in self._wanted:
+            self._start(API)  # first: it takes longest to be ready
+        living = {node.name for node in record.living}
+        for name in [name for name in self._machines.names if name not in living]:
+            self._machines.switch_off(name, for_good=record.node(name) is None)
+        new = [node for node in record.living if node.name not in self._machines]
+        self._machines.switch_on(record, new)
+        underlay.cut(self._lab, record)
+        for name in self._wanted:
+            self._start(name)
 
-    def _release(self, name: str) -> Process | None:
-        """Stop watching a node's holder."""
-        holder, fd = self._holders.pop(name, (None, -1))
-        if holder is not None:
-            self._selector.unregister(fd)
-            os.close(fd)
-        return holder
-
-    def _holder_ended(self, node: NodeRecord) -> None:
-        """A node without its holder has no process left: it starts again, like after a reset."""
-        if node.name not in self._nodes:
-            return
-        log("holder ended; the node starts again", node=node.name)
-        _reap(self._release(node.name))
-        with self._reported():
-            nodes.wire(self._lab, [node])
-            self._hold(node)
-
-    def _remove_node(self, name: str) -> None:
-        node = self._nodes.pop(name)
-        mine = [child for child in self._children.values() if child.program.node == name]
-        processes.end((child.process for child in mine if child.process), grace_s=STOP_GRACE_S)
-        for child in mine:
-            # Before the holder: PID 1 of a namespace does not end before all others in it are
-            # reaped, and these are for us to reap.
+    def _end_unwanted(self) -> None:
+        """End processes that are no longer to run: the dead ones' at once, others gracefully."""
+        dead = self._record.faults.dead
+        for node in self._record.nodes:
+            if node.name in dead:
+                self._machines.cut_power(node.name)
+        unwanted = [child for name, child in self._children.items() if name not in self._wanted]
+        for child in unwanted:
+            killed = {child.program.name, child.program.node} & set(dead)
+            if child.process is not None:
+                processes.end([child.process], grace_s=0.0 if killed else STOP_GRACE_S)
             self._unwatch(child)
             child.reap()
             del self._children[child.program.name]
-        holder = self._release(name)
-        nodes.remove(self._lab, node)
-        _reap(holder)
-        self._changed = True
+
+    def _node_ended(self, node: NodeRecord) -> None:
+        """A node without its holder has no process left: it starts again, like after a reset."""
+        log("holder ended; the node starts again", node=node.name)
+        with self._reported():
+            self._machines.switch_on(self._record, [node])
+
+    # -- faults -------------------------------------------------------------------------------
+
+    def _cut_off_api(self) -> None:
+        """Tell the API whose connections to refuse."""
+        wanted = "".join(
+            f"{NETNS_DIR / self._lab.netns(name)}\n" for name in self._record.faults.no_api
+        ).encode()
+        path = self._lab.api_cut
+        if (path.read_bytes() if path.exists() else b"") == wanted:
+            return
+        write_atomically(path, wanted)
+        api = self._children.get(API)
+        if api is not None and api.pid is not None:
+            os.kill(api.pid, signal.SIGHUP)
 
     # -- processes ----------------------------------------------------------------------------
 
-    def _start(self, program: Program) -> None:
-        self._children[program.name] = Child(program, self._lab.log(program.name))
-        self._launch(self._children[program.name])
+    def _start(self, name: str) -> None:
+        """Have this process, where it is not there yet."""
+        if name not in self._children:
+            self._children[name] = Child(self._wanted[name], self._lab.log(name))
+            self._launch(self._children[name])
 
     def _launch(self, child: Child) -> None:
-        node = child.program.node
+        program = child.program = self._wanted[child.program.name]
         self._changed = True
         try:
-            child.start(
-                programs.environment(self._record.id, child.program.name),
-                inside=self._holders[node][1] if node else None,
-                namespaces=nodes.HOLDER_NAMESPACES if node else 0,
-            )
-        except (OSError, PodwireError, KeyError) as error:
-            log("cannot start", process=child.program.name, error=str(error))
+            with self._namespaces_for(program) as (inside, of_it):
+                environment = programs.environment(self._record.id, program.name)
+                child.start(environment, inside=inside, namespaces=of_it)
+        except (OSError, PodwireError) as error:
+            log("cannot start", process=program.name, error=str(error))
             self._schedule(child)
             return
-        log("started", process=child.program.name, pid=child.pid)
+        log("started", process=program.name, pid=child.pid)
         self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._child_ended(child))
         if child.report is not None:
             self._selector.register(
                 child.report, selectors.EVENT_READ, lambda: self._child_reports(child)
             )
+
+    @contextmanager
+    def _namespaces_for(self, program: Program) -> Iterator[tuple[int | None, int]]:
+        """What a program's process is to enter: a descriptor, and which namespaces of it."""
+        if program.node is not None:
+            fd = self._machines.pidfd(program.node)
+            if fd is None:
+                raise LabError(f"{program.node} is not on")
+            yield fd, nodes.HOLDER_NAMESPACES
+        elif program.netns is not None:
+            fd = open_netns(program.netns)
+            try:
+                yield fd, namespaces.NEW_NET
+            finally:
+                os.close(fd)
+        else:
+            yield None, 0
+
+    def _restart(self, name: str) -> None:
+        """End a process and start it again, as the record now has it."""
+        child = self._children.get(name)
+        if child is None:
+            raise LabError(f'there is no process "{name}"')
+        if child.process is None:
+            return  # it is about to be started
+        processes.end([child.process], grace_s=STOP_GRACE_S)
+        self._unwatch(child)
+        child.reap()
+        self._launch(child)
 
     def _unwatch(self, child: Child) -> None:
         for fd in (child.pidfd, child.report):
@@ -259,6 +285,10 @@ class Supervisor:
                 self._error = None
                 self._record = self._read_record()
                 self._converge()
+        if request.op == "restart":
+            with self._reported():
+                self._error = None
+                self._restart(request.process)
         if request.op == "watch":
             self._watchers.add(connection)
         self._send(connection, self._snapshot())
@@ -290,9 +320,18 @@ class Supervisor:
         connection.close()
 
     def _snapshot(self) -> Snapshot:
+        faults = self._record.faults
+        cut_off = {node.name for node in self._record.nodes} if API in faults.dead else set()
+        cut_off |= set(faults.no_api)
         return Snapshot(
-            processes=tuple(child.status() for child in self._children.values()),
-            nodes=tuple(node.name for node in self._record.nodes),
+            processes=tuple(
+                msgspec.structs.replace(
+                    child.status(), stale=child.program != self._wanted.get(child.program.name)
+                )
+                for child in self._children.values()
+            ),
+            nodes=tuple(node.name for node in self._record.living if node.name not in cut_off),
+            faults=faults,
             error=self._error.message if self._error else None,
             remedy=self._error.remedy if self._error else None,
         )
@@ -312,13 +351,6 @@ class _Reported:
             self._report(error)
             return True
         return False
-
-
-def _reap(holder: Process | None) -> None:
-    """Reap an ended holder, where it is our own child and not of a supervisor before us."""
-    if holder is not None:
-        with suppress(ChildProcessError):
-            os.waitpid(holder.pid, os.WNOHANG)
 
 
 def log(event: str, **fields: object) -> None:

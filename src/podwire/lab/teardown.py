@@ -13,7 +13,7 @@ import shutil
 from contextlib import suppress
 
 from podwire.errors import LabError
-from podwire.lab import nodes, processes
+from podwire.lab import nodes, processes, underlay
 from podwire.lab.processes import Process
 from podwire.lab.registry import LABS, NETNS_DIR, LabInfo
 
@@ -50,7 +50,7 @@ def clear(lab: LabInfo) -> None:
             remedy="end it and run the command again",
         )
     for name in leftover_netns(lab):
-        nodes.remove_netns(name)
+        underlay.remove_netns(name)
     for entry in lab.dir.iterdir() if lab.dir.exists() else ():
         if entry.is_dir():
             shutil.rmtree(entry)
@@ -71,7 +71,7 @@ def _namespaces(lab: LabInfo) -> frozenset[tuple[str, int]]:
     """The namespaces of a lab: those with a name, and those of its holders; never the host's."""
     found: set[tuple[str, int]] = set()
     for name in leftover_netns(lab):
-        if nodes.is_up(name):
+        if underlay.is_up(name):
             found.add(("net", (NETNS_DIR / name).stat().st_ino))
     for directory in lab.nodes_dir.iterdir() if lab.nodes_dir.exists() else ():
         holder = nodes.holder(lab, directory.name)

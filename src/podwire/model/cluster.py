@@ -10,14 +10,27 @@ from collections.abc import Mapping
 
 import msgspec
 
+from podwire.model.fabric import DEFAULT, Fabric
 from podwire.model.state import IPAddress, IPInterface, IPNetwork
+
+
+class Endpoint(msgspec.Struct, frozen=True, gc=False):
+    """Where a node is reached over one family of the underlay, and its VXLAN device's MAC there."""
+
+    ip: IPAddress
+    vtep_mac: bytes | None = None
 
 
 class Lease(msgspec.Struct, frozen=True, gc=False):
     """A node's claim on pod subnets, and how its peers reach them.
 
     `public_ip` is the address that tunnels to the node end at; `vtep_mac` is of its VXLAN device,
-    None for transports without one.
+    None for transports without one. A node whose underlay has both families has `public_ip` of
+    IPv4, and those of IPv6 in `public_ip6` and `vtep_mac6`. `public_key` (X25519, 32 bytes) is of
+    its UDP tunnel, where that is encrypted.
+
+    `subnets` are more than one a family where blocks are claimed as needed; one of host length is
+    an address borrowed from another node's block.
     """
 
     subnets: tuple[IPNetwork, ...]
@@ -25,6 +38,21 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     public_ip: IPAddress
     vni: int = 0
     vtep_mac: bytes | None = None
+    public_ip6: IPAddress | None = None
+    vtep_mac6: bytes | None = None
+    public_key: bytes | None = None
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """One a family of the underlay that the node is reached over, IPv4 first."""
+        first = Endpoint(self.public_ip, self.vtep_mac)
+        if self.public_ip6 is None:
+            return (first,)
+        return (first, Endpoint(self.public_ip6, self.vtep_mac6))
+
+    def endpoint(self, version: int) -> Endpoint | None:
+        """The one of that IP version."""
+        return next((one for one in self.endpoints if one.ip.version == version), None)
 
 
 class Node(msgspec.Struct, frozen=True, gc=False):
@@ -41,11 +69,30 @@ class Node(msgspec.Struct, frozen=True, gc=False):
 
 
 class Underlay(msgspec.Struct, frozen=True):
-    """The link that carries the traffic between nodes: its name, our address on it, its MTU."""
+    """The link that carries the traffic between nodes: its name, our address on it, its MTU.
+
+    Where it has both families, `ip` is the IPv4 address and `ip6` the other. `on_link` are the
+    networks whose addresses are layer-2 neighbours there.
+    """
 
     dev: str
     ip: IPAddress
     mtu: int
+    ip6: IPAddress | None = None
+    on_link: tuple[IPNetwork, ...] = ()
+
+    @property
+    def ips(self) -> tuple[IPAddress, ...]:
+        """Our addresses, one a family, IPv4 first."""
+        return (self.ip,) if self.ip6 is None else (self.ip, self.ip6)
+
+    def ip_of(self, version: int) -> IPAddress | None:
+        """Our address of that IP version."""
+        return next((ip for ip in self.ips if ip.version == version), None)
+
+    def is_neighbor(self, ip: IPAddress) -> bool:
+        """Whether an address is reached without a router."""
+        return any(ip in network for network in self.on_link)
 
 
 class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,24 +103,50 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True):
     lease: Lease
     underlay: Underlay
     mtu: int
-    bridge: str = "cni0"
-    vxlan_dev: str = "flannel.1"
-    vxlan_port: int = 8472
+    fabric: Fabric = DEFAULT
     masquerade: bool = True
+
+    @property
+    def bridge(self) -> str:
+        return self.fabric.bridge
+
+    @property
+    def vxlan_dev(self) -> str:
+        """The VXLAN device over the underlay's first family."""
+        return self.fabric.vxlan_dev_over(self.underlay.ip.version)
+
+    @property
+    def vxlan_port(self) -> int:
+        return self.fabric.vxlan_port
+
+
+class PodPlace(msgspec.Struct, frozen=True, gc=False):
+    """Where a pod of the cluster is: `pod` is namespace/name."""
+
+    pod: str
+    node: str
+    ips: tuple[IPAddress, ...]
 
 
 class ClusterView(msgspec.Struct, frozen=True):
-    """All that a plan is computed from: this node's configuration and every node by name."""
+    """All that a plan is computed from: this node's configuration and every node by name.
+
+    `blocked` are the peers that VXLAN is seen not to reach (`auto`), `pods` the cluster's pods by
+    namespace/name, which only fabrics of one segment look at.
+    """
 
     config: NetworkConfig
     nodes: Mapping[str, Node]
+    blocked: frozenset[str] = frozenset()
+    pods: Mapping[str, PodPlace] = msgspec.field(default_factory=dict)
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     """A pod's interface: who it is for, and all that is needed to make it again.
 
-    `ips` are the pod's addresses with the subnet's prefix length, `gateways` the addresses of the
-    bridge in the same order. `netns` is the path that the runtime gave.
+    `ips` are the pod's addresses with the prefix length that it sees, `gateways` its next hops in
+    the same order. `netns` is the path that the runtime gave. A pod that `may_spoof` may send with
+    any address.
     """
 
     container_id: str
@@ -85,3 +158,4 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     gateways: tuple[IPAddress, ...]
     pod: str = ""
     mtu: int = 0
+    may_spoof: bool = False

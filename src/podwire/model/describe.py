@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from podwire.model.state import (
     Address,
+    Blackhole,
     Bridge,
     Entry,
     FdbEntry,
+    KeyPart,
     Link,
     Neighbor,
+    NftElement,
     NftTable,
+    PortFdbEntry,
     Route,
     Sysctl,
+    Tun,
     Veth,
     Vxlan,
     format_mac,
@@ -34,6 +39,10 @@ def describe(entry: Entry) -> str:
             return f"{ip} lladdr {format_mac(mac)} dev {dev}"
         case FdbEntry(dev=dev, mac=mac, dst=dst):
             return f"{format_mac(mac)} dst {dst} dev {dev}"
+        case PortFdbEntry(dev=dev, mac=mac):
+            return f"{format_mac(mac)} dev {dev} master"
+        case Blackhole(dst=dst):
+            return f"blackhole {dst}"
         case Route(dst=dst, via=via, dev=dev, src=src, onlink=onlink):
             words = [str(dst)]
             words += [f"via {via}"] if via is not None else []
@@ -45,6 +54,12 @@ def describe(entry: Entry) -> str:
             return f"{key.replace('/', '.')} = {value}"
         case NftTable():
             return _nft(entry)
+        case NftElement(family=family, table=table, set=name, key=key):
+            return f"{family} {table} {name} {{ {' . '.join(map(_part, key))} }}"
+
+
+def _part(part: KeyPart) -> str:
+    return format_mac(part) if isinstance(part, bytes) else str(part)
 
 
 def _link(link: Link) -> str:
@@ -56,6 +71,8 @@ def _link(link: Link) -> str:
             words.append(f"vxlan id {vni} local {local} dev {dev} dstport {port}")
         case Veth(peer=peer):
             words.append(f"veth to {peer}")
+        case Tun():
+            words.append("tun")
     words += [f"master {link.master}"] if link.master is not None else []
     words += [f"mtu {link.mtu}"] if link.mtu is not None else []
     words += [f"address {format_mac(link.mac)}"] if link.mac is not None else []
@@ -65,6 +82,7 @@ def _link(link: Link) -> str:
 def _nft(table: NftTable) -> str:
     lines = [f"{table.family} {table.name}"]
     lines += [f"  set {one.name} {{ {', '.join(one.elements)} }}" for one in table.sets]
+    lines += [f"  set {one.name} of {one.type}" for one in table.open_sets]
     for chain in table.chains:
         where = f" ({chain.hook.type} {chain.hook.hook})" if chain.hook is not None else ""
         lines.append(f"  chain {chain.name}{where}")
@@ -77,7 +95,10 @@ _KINDS: dict[type, str] = {
     Address: "address",
     Neighbor: "neigh",
     FdbEntry: "fdb",
+    PortFdbEntry: "fdb",
     Route: "route",
+    Blackhole: "route",
     Sysctl: "sysctl",
     NftTable: "nft",
+    NftElement: "nft",
 }

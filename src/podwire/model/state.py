@@ -54,17 +54,30 @@ class Why(msgspec.Struct, frozen=True):
 
 
 class Bridge(msgspec.Struct, frozen=True, tag="bridge"):
-    """An Ethernet bridge without spanning tree."""
+    """An Ethernet bridge without spanning tree.
+
+    `multicast_snooping` off floods multicast to all ports, which takes no querier.
+    """
+
+    multicast_snooping: bool | None = None
 
 
 class Vxlan(msgspec.Struct, frozen=True, tag="vxlan"):
-    """A VXLAN tunnel end point (RFC 7348). `port` is UDP; `dev` the underlay link, by name."""
+    """A VXLAN tunnel end point (RFC 7348). `port` is UDP; `dev` the underlay link, by name.
+
+    `gbp` carries the mark in the header (IFLA_VXLAN_GBP), where all ends have it.
+    """
 
     vni: int
     port: int
     local: IPAddress
     dev: str
     learning: bool = False
+    gbp: bool = False
+
+
+class Tun(msgspec.Struct, frozen=True, tag="tun"):
+    """A persistent TUN device of IP packets with virtio_net headers (linux/if_tun.h)."""
 
 
 class Veth(msgspec.Struct, frozen=True, tag="veth"):
@@ -75,15 +88,26 @@ class Veth(msgspec.Struct, frozen=True, tag="veth"):
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
-    """A network interface. `mac` is 6 bytes; `hairpin` is of the bridge port that it is."""
+    """A network interface. `mac` is 6 bytes.
+
+    Of the bridge port that it is: `hairpin`; `isolated` (does not talk to other isolated ports);
+    `neigh_suppress` (the bridge answers ARP and NDP for neighbours that it knows, instead of
+    sending the question out there); `port_learning`. `link_local` gives it an IPv6 link-local
+    address made of its MAC (EUI-64); our links have none otherwise.
+    """
 
     name: str
-    kind: Bridge | Vxlan | Veth
+    kind: Bridge | Vxlan | Veth | Tun
     why: Why
     mtu: int | None = None
     mac: bytes | None = None
     master: str | None = None
     hairpin: bool | None = None
+    isolated: bool | None = None
+    neigh_suppress: bool | None = None
+    port_learning: bool | None = None
+    promiscuous: bool | None = None
+    link_local: bool = False
     alias: str = ""
 
 
@@ -96,7 +120,10 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A unicast route of the main table. `onlink`: take `via` to be reachable on `dev`."""
+    """A unicast route of the main table. `onlink`: take `via` to be reachable on `dev`.
+
+    `protocol` is what a person sees as `proto`.
+    """
 
     dst: IPNetwork
     dev: str
@@ -104,6 +131,15 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     via: IPAddress | None = None
     src: IPAddress | None = None
     onlink: bool = False
+    protocol: int = ROUTE_PROTOCOL
+
+
+class Blackhole(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A route of the main table that drops what no more specific one takes."""
+
+    dst: IPNetwork
+    why: Why
+    protocol: int = ROUTE_PROTOCOL
 
 
 class Neighbor(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -116,11 +152,23 @@ class Neighbor(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class FdbEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A permanent forwarding entry of a VXLAN device: frames for `mac` go to the VTEP at `dst`."""
+    """A permanent forwarding entry of a VXLAN device: frames for `mac` go to the VTEP at `dst`.
+
+    The MAC of zeros stands for every unknown one, for broadcast and for multicast, and may have
+    many entries.
+    """
 
     dev: str
     mac: bytes
     dst: IPAddress
+    why: Why
+
+
+class PortFdbEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A static forwarding entry of a bridge: frames for `mac` leave by its port `dev`."""
+
+    dev: str
+    mac: bytes
     why: Why
 
 
@@ -166,17 +214,70 @@ class NftSet(msgspec.Struct, frozen=True, kw_only=True):
     flags: tuple[str, ...] = ()
 
 
+class NftCounter(msgspec.Struct, frozen=True, kw_only=True):
+    """A named counter, which rules refer to: `counter name "spoofed" drop`. `meaning` says in words
+    what is counted (`packets with a source that is not the pod's`)."""
+
+    name: str
+    meaning: str
+
+
 class NftTable(msgspec.Struct, frozen=True, kw_only=True):
-    """A table that is ours as a whole: what is in it and not here is removed."""
+    """A table that is ours as a whole: what is in it and not here is removed.
+
+    The elements of `open_sets` are not here: each is an `NftElement`, with a cause of its own.
+    Counters keep their values when something else of the table changes.
+    """
 
     name: str
     why: Why
     family: str = "inet"
     sets: tuple[NftSet, ...] = ()
+    open_sets: tuple[NftOpenSet, ...] = ()
+    counters: tuple[NftCounter, ...] = ()
     chains: tuple[NftChain, ...] = ()
 
 
-Entry = Link | Address | Route | Neighbor | FdbEntry | Sysctl | NftTable
+class NftOpenSet(msgspec.Struct, frozen=True, kw_only=True):
+    """A set whose elements come and go with their causes.
+
+    `type` is `ifname`, `ether_addr`, `ipv4_addr`, `ipv6_addr` or `inet_service`, or several of them
+    with ` . ` between. A part such as `@th,64,128` is what nft has no name for: so many bits of the
+    payload (the set is declared with `typeof`), here the target of a neighbour advertisement.
+    """
+
+    name: str
+    type: str
+    why: Why
+
+
+#: One part of a set element's key, as the set's type has it.
+KeyPart = str | bytes | IPAddress | int
+
+
+class NftElement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """An element of an open set of the table `family` `table`: an interface's name, a MAC's six
+    bytes, an address, a port; several where the set's type is a concatenation."""
+
+    set: str
+    key: tuple[KeyPart, ...]
+    why: Why
+    table: str = NFT_TABLE
+    family: str = "inet"
+
+
+Entry = (
+    Link
+    | Address
+    | Route
+    | Blackhole
+    | Neighbor
+    | FdbEntry
+    | PortFdbEntry
+    | Sysctl
+    | NftTable
+    | NftElement
+)
 
 
 class Desired(msgspec.Struct, frozen=True):

@@ -74,6 +74,5 @@ def _claims(node: Node) -> tuple[Claim, ...]:
     lease = node.lease
     if lease is None:
         return ()
-    if lease.vtep_mac is None:
-        return lease.subnets
-    return (*lease.subnets, (lease.vni, lease.vtep_mac))
+    macs = [one.vtep_mac for one in lease.endpoints if one.vtep_mac is not None]
+    return (*lease.subnets, *((lease.vni, mac) for mac in macs))

@@ -41,6 +41,8 @@ from podwire.trace.wire import (
     Prepared,
     Request,
     Response,
+    Status,
+    StatusTold,
     Stop,
     Stopped,
     Welcome,
@@ -64,6 +66,7 @@ _ANSWERS: dict[type, type] = {
     Explain: Explained,
     Check: Done,
     Hold: Done,
+    Status: StatusTold,
 }
 
 
@@ -157,6 +160,8 @@ class Connection:
     async def call(self, request: Ask) -> Answers: ...
     @overload
     async def call(self, request: Explain) -> Explained: ...
+    @overload
+    async def call(self, request: Status) -> StatusTold: ...
     @overload
     async def call(self, request: Check | Hold) -> Done: ...
     async def call(self, request: Request) -> Response:

@@ -29,9 +29,8 @@ from podwire.model.state import (
     Sysctl,
     Veth,
     Vxlan,
-    Why,
 )
-from podwire.plan.wiring.bridge import plan_attachment
+from podwire.plan.wiring import plan_attachment
 
 #: Entries by (IP version, prefix length), then by the network as a number.
 _Prefixes = dict[tuple[int, int], dict[int, Route | Address]]
@@ -199,8 +198,8 @@ class Intent:
         inside = Link(
             name=one.ifname,
             kind=Veth(peer=one.host_ifname, peer_mac=b""),
-            mtu=plan.host.mtu,
+            mtu=plan.port.mtu,
             mac=one.mac,
-            why=Why(plan.host.why.object, plan.host.why.reason),
+            why=plan.port.why,
         )
-        return Intent({plan.host.why.object: (inside, *plan.pod)}, config=self.config)
+        return Intent({plan.port.why.object: (inside, *plan.pod)}, config=self.config)

@@ -22,6 +22,7 @@ from podwire.errors import PodwireError
 from podwire.model.probe import IPText, Probe, ProbeMatch
 from podwire.model.state import Why
 from podwire.trace.model import Decision, Packet, Place
+from podwire.trace.status import NodeStatus
 
 VERSION = 1
 #: A frame longer than this is not ours; whoever sent it is cut off.
@@ -143,7 +144,13 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     mark: int = 0
 
 
-Request = Prepare | Fire | Observe | Capture | Stop | Ask | Explain | Check | Hold
+class Status(_Tagged, frozen=True, kw_only=True):
+    """How is this node, and which ways lead to its peers? Answer: `StatusTold`."""
+
+    id: int
+
+
+Request = Prepare | Fire | Observe | Capture | Stop | Ask | Explain | Check | Hold | Status
 
 
 # --- from the agent ---------------------------------------------------------------------------
@@ -315,6 +322,11 @@ class Checked(_Tagged, frozen=True, kw_only=True):
     peer: str = ""
 
 
+class StatusTold(_Tagged, frozen=True, kw_only=True):
+    to: int
+    status: NodeStatus
+
+
 class Done(_Tagged, frozen=True, kw_only=True):
     to: int
 
@@ -339,6 +351,7 @@ Response = (
     | Answers
     | Explained
     | Checked
+    | StatusTold
     | Done
     | Failed
 )

@@ -83,7 +83,7 @@ async def test_two_nodes_of_ipv6(pair: list[AgentProcess]) -> None:
     node2.namespace.run("ip6tables-legacy -A INPUT -p udp --dport 8472 -j DROP")
     (finding,) = await amiss(node1)
     assert finding.text == (
-        "node2 answers at fd00:172::2, and not at fd00:244:0:2:: through flannel.1"
+        "node2 answers at fd00:172::2, and not at fd00:244:0:2:: through flannel-v6.1"
     )
     named, _ = await amiss(node2)
     assert named.lines == ("ip6tables-legacy -I INPUT -p udp --dport 8472 -j ACCEPT",)

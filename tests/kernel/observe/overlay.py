@@ -26,7 +26,7 @@ _MTU_DISCOVER = {4: (socket.IPPROTO_IP, 10), 6: (socket.IPPROTO_IPV6, 23)}
 _PMTUDISC_PROBE = 3
 _HEADER = {4: 20, 6: 40}
 #: How long a drop that is to come may take; one that is not to come isn't waited for.
-_PATIENCE_S = 10
+_PATIENCE_S = 60
 
 
 def address(name: str, version: int) -> str:

@@ -379,12 +379,12 @@ def test_an_agent_sees_that_the_table_is_not_its_business(site: Site) -> None:
         reconciler = Reconciler()
     with site.prober(site.routed) as prober:
         NftTap(site.router_fd, site.match(prober, site.routed)).close()
-    tables = {nft.notified_table(one.type, one.payload) for one in watch.notifications()}
+    notified = watch.notifications()
     watch.close()
-    (name,) = tables - {None}
-    assert name is not None
-    assert name.startswith(PREFIX)
-    assert not reconciler.nft_is_amiss(name)
+    (table,) = {nft.notified_table(one.type, one.payload) for one in notified} - {None}
+    assert table is not None
+    assert table[1].startswith(PREFIX)
+    assert not reconciler.any_amiss(notified)
     reconciler.close()
 
 

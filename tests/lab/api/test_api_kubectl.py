@@ -86,7 +86,7 @@ async def test_apply_of_a_bad_manifest_names_the_field(kubectl: Kubectl) -> None
 
 async def test_get_prints_tables(kubectl: Kubectl) -> None:
     await kubectl("apply", "-f", "-", stdin=pod("web"))
-    await kubectl("wait", "--for=condition=PodScheduled", "pod/web", "--timeout=5s")
+    await kubectl("wait", "--for=condition=PodScheduled", "pod/web", "--timeout=60s")
     header, row = (await kubectl("get", "pods", "-o", "wide")).splitlines()
     assert header.split()[:6] == ["NAME", "READY", "STATUS", "RESTARTS", "AGE", "IP"]
     assert row.split()[:4] == ["web", "0/1", "Pending", "0"]

@@ -194,7 +194,7 @@ async def test_discovery(api: Api) -> None:
     assert (await api.get("/version")).body["major"] == "1"
     assert (await api.get("/api")).body["versions"] == ["v1"]
     groups = (await api.get("/apis")).body["groups"]
-    assert [group["name"] for group in groups] == ["coordination.k8s.io"]
+    assert [group["name"] for group in groups] == ["coordination.k8s.io", "podwire.io"]
     assert (await api.get("/apis/coordination.k8s.io")).body["kind"] == "APIGroup"
     core = {entry["name"]: entry for entry in (await api.get("/api/v1")).body["resources"]}
     assert core["pods"]["shortNames"] == ["po"]
@@ -208,7 +208,8 @@ async def test_discovery(api: Api) -> None:
 
 async def test_openapi_has_every_kind(api: Api) -> None:
     index = (await api.get("/openapi/v3")).body["paths"]
-    assert set(index) == {"api/v1", "apis/coordination.k8s.io/v1"}
+    groups = {"apis/coordination.k8s.io/v1", "apis/podwire.io/v1alpha1"}
+    assert set(index) == {"api/v1", *groups}
     document = (await api.get(index["api/v1"]["serverRelativeURL"].partition("?")[0])).body
     patch = document["paths"]["/api/v1/namespaces/{namespace}/pods/{name}"]["patch"]
     assert {"name": "fieldValidation", "in": "query", "schema": {"type": "string"}} in patch[

@@ -136,7 +136,7 @@ async def test_exec_ends_with_its_client(api: Api, kubelet: Kubelet) -> None:
     async with connect(api, "a/exec?command=x", V5) as session:
         await session.send_bytes(b"\x00x")
         await session.receive_bytes()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await kubelet.exec_ended.wait()
 
 

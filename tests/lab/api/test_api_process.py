@@ -57,7 +57,7 @@ class Process:
         """Send a signal and wait; returns the exit code."""
         assert self.running is not None
         self.running.send_signal(number)
-        return self.running.wait(timeout=10)
+        return self.running.wait(timeout=60)
 
     @property
     def token(self) -> str:
@@ -231,7 +231,7 @@ def test_database_in_use_is_an_error_with_a_remedy(process: Process, tmp_path: P
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert second.returncode == 1
@@ -258,7 +258,7 @@ def test_bad_options_are_errors_in_words(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert done.returncode in (1, 2)

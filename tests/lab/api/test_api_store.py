@@ -104,7 +104,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
 
 
 TestStoreAgainstModel = StoreAgainstModel.TestCase
-TestStoreAgainstModel.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestStoreAgainstModel.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
 
 
 def test_pages(tmp_path: Path) -> None:

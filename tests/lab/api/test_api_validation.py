@@ -277,7 +277,7 @@ _BY_KIND = {kind.kind: kind for kind in KINDS}
         ("ConfigMap", config_map(x="1")),
     ],
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(data=st.data())
 def test_no_json_makes_validation_fail(kind: str, manifest: Any, data: st.DataObject) -> None:
     """Whatever stands anywhere in a manifest is either right or a cause, never an exception."""

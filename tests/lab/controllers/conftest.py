@@ -47,7 +47,7 @@ class Cluster:
             "configmaps",
             "leases.coordination.k8s.io",
         )
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not (value := condition()):
                 await self.hub.wait(kinds)
         return value

@@ -173,11 +173,11 @@ async def test_controller_that_fails_starts_over(
     async with cluster.running(clumsy):
         await cluster.settled()
         cluster.create(NODE, node("a"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while clumsy.synced < 2:
                 await asyncio.sleep(0)
         cluster.create(NODE, node("b"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while "b" not in clumsy.seen:
                 await asyncio.sleep(0)
     assert "starting over controller=Clumsy" in caplog.text

@@ -77,7 +77,7 @@ def test_no_text_is_over_another_or_outside(name: str) -> None:
     check(SAMPLES[name]())
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(traces())
 def test_any_trace_can_be_drawn(trace: Trace) -> None:
     check(trace)
@@ -261,3 +261,18 @@ def test_an_address_that_nobody_has_stands_where_it_would_be() -> None:
     nobody = next(one for one in texts if one.text == "nobody has")
     node2 = next(one for one in texts if one.text == "node2")
     assert abs(nobody.left - node2.left) < 60
+
+
+def test_what_is_lost_between_a_port_and_its_bridge_has_room_for_the_cause() -> None:
+    trace = no_route()
+    (one,) = trace.rounds
+    lost = msgspec.structs.replace(one.request, hops=one.request.hops[:2])
+    texts = check(
+        msgspec.structs.replace(trace, rounds=(msgspec.structs.replace(one, request=lost),))
+    )
+    port, cause, bridge = (
+        next(text for text in texts if text.text == name)
+        for name in ("veth95dcb0817dc", "no route", "cni0")
+    )
+    assert port.bottom < cause.top
+    assert cause.bottom < bridge.top

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from podwire.agent.doctor.subject import Findings, Subject, named
-from podwire.cluster.nodes import differs, lease_annotations
+from podwire.cluster.kube.leases import KubeLeases
 from podwire.cni import install
 from podwire.cni.types import PLUGIN_TYPE
 from podwire.model.cluster import NetworkConfig
@@ -24,8 +24,8 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
     if not agent.connected:
         well = False
         yield _find.fail(
-            "the Kubernetes API is not being watched: changes of other nodes are not followed",
-            "does the API server run, and may the agent's account read nodes? See its log",
+            f"{agent.source.title} is not being watched: changes of other nodes are not followed",
+            "does it run, and may the agent read there? See its log",
         )
     if agent.network is not None:
         if unpublished := _unpublished(subject, agent.network):
@@ -61,8 +61,8 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
 
 def _unpublished(subject: Subject, network: NetworkConfig) -> list[str]:
     """The annotations that peers do not see as they should."""
-    own = subject.agent.nodes.own
-    return list(differs(own, lease_annotations(network.lease))) if own is not None else []
+    source = subject.agent.source
+    return source.unpublished(network.lease) if isinstance(source, KubeLeases) else []
 
 
 def _installed(bin_dir: Path, conf_dir: Path) -> list[Checked]:

@@ -18,7 +18,7 @@ from podwire.agent.doctor.subject import Findings, Subject, named
 from podwire.agent.files import subnet_env
 from podwire.cni import install
 from podwire.kernel.attach import links
-from podwire.kernel.messages import LinkState
+from podwire.kernel.link_messages import LinkState
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.ruleset import list_chains
 from podwire.model.cluster import NetworkConfig

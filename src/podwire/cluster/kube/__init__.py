@@ -15,6 +15,9 @@ from podwire.cluster.kube.reflect import reflect
 from podwire.cluster.kube.resources import (
     CONFIGMAPS,
     EVENTS,
+    IP_POOLS,
+    IPAM_BLOCKS,
+    IPAM_RANGES,
     LEASES,
     NAMESPACES,
     NODES,
@@ -25,6 +28,9 @@ from podwire.cluster.kube.resources import (
 __all__ = [
     "CONFIGMAPS",
     "EVENTS",
+    "IPAM_BLOCKS",
+    "IPAM_RANGES",
+    "IP_POOLS",
     "LEASES",
     "NAMESPACES",
     "NODES",

@@ -288,8 +288,10 @@ class KubeClient:
         grace_period_s: int | None = None,
         *,
         uid: str | None = None,
+        resource_version: str | None = None,
     ) -> Object:
-        """Ask for an object to be deleted; with `uid`, only that very one.
+        """Ask for an object to be deleted; with `uid`, only that very one; with
+        `resource_version`, only as it was then (else raises `ConflictError`).
 
         Returns the object as it is now, or a Status when it is gone already. A pod goes when its
         kubelet has stopped it: `grace_period_s` None is the pod's own, 0 is without waiting.
@@ -301,8 +303,9 @@ class KubeClient:
         }
         if grace_period_s is not None:
             options["gracePeriodSeconds"] = grace_period_s
-        if uid is not None:
-            options["preconditions"] = {"uid": uid}
+        wanted = {"uid": uid, "resourceVersion": resource_version}
+        if preconditions := {key: value for key, value in wanted.items() if value is not None}:
+            options["preconditions"] = preconditions
         path = resource.path(namespace, name)
         return decode(await self._transport.call("DELETE", path, body=options), dict)
 

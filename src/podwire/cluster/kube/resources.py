@@ -78,6 +78,9 @@ PODS = Resource("", "v1", "pods", "Pod", True, ("po",))
 CONFIGMAPS = Resource("", "v1", "configmaps", "ConfigMap", True, ("cm",))
 EVENTS = Resource("", "v1", "events", "Event", True, ("ev",))
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease", True)
+IP_POOLS = Resource("podwire.io", "v1alpha1", "ippools", "IPPool", False)
+IPAM_BLOCKS = Resource("podwire.io", "v1alpha1", "ipamblocks", "IPAMBlock", False)
+IPAM_RANGES = Resource("podwire.io", "v1alpha1", "ipamranges", "IPAMRange", False)
 
 BUILT_IN = (PODS, NODES, NAMESPACES, CONFIGMAPS, EVENTS, LEASES)
 """Kinds known without asking the server."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
@@ -23,6 +22,7 @@ import msgspec
 import yarl
 
 from podwire import __version__
+from podwire.cluster.keepalive import socket_with_keepalive
 from podwire.cluster.kube.config import ClientConfig
 from podwire.cluster.kube.credentials import Credentials
 from podwire.cluster.kube.status import error_from_body
@@ -68,7 +68,7 @@ class Transport:
             connector = aiohttp.UnixConnector(self._socket_path, limit=0)
         else:
             connector = aiohttp.TCPConnector(
-                limit=0, ssl=self._ssl or True, socket_factory=_socket_with_keepalive
+                limit=0, ssl=self._ssl or True, socket_factory=socket_with_keepalive
             )
         headers = {"User-Agent": f"podwire/{__version__}", "Accept": "application/json"}
         if self._is_unix:
@@ -232,14 +232,3 @@ async def _raise_api_error(response: aiohttp.ClientResponse) -> None:
     if retry_after.isdecimal():
         error.details["retryAfterSeconds"] = int(retry_after)
     raise error
-
-
-def _socket_with_keepalive(address: aiohttp.AddrInfoType) -> socket.socket:
-    """A TCP socket that notices within a minute that its peer is gone without a word."""
-    family, kind, protocol, _, _ = address
-    connection = socket.socket(family, kind, protocol)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    return connection

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from podwire.kernel import messages
-from podwire.kernel.messages import IFF_UP
+from podwire.kernel import link_messages, messages
+from podwire.kernel.link_messages import IFF_UP
 from podwire.kernel.netlink import NetlinkSocket, parse_attrs
 from podwire.model.state import DOOMED_GROUP, LINK_GROUP, format_mac
 
@@ -24,7 +24,7 @@ IFF_NOARP = 0x80
 
 _IFLA_OPERSTATE, _IFLA_LINK_NETNSID = 16, 37
 _IFLA_VXLAN_DF = 29
-_BRPORT_STATE = messages.IFLA_BRPORT_STATE
+_BRPORT_STATE = link_messages.IFLA_BRPORT_STATE
 _BR_STATE_FORWARDING = 3
 _OPERSTATES = (
     "unknown",
@@ -101,7 +101,7 @@ def read_interfaces(sock: NetlinkSocket) -> list[InterfaceState]:
         key, _ = messages.parse_address(body)
         addresses.setdefault(key.ifindex, []).append(f"{ip_address(key.ip)}/{key.prefixlen}")
     found = [
-        parse_interface(body) for body in sock.dump(messages.RTM_GETLINK, messages.get_links())
+        parse_interface(body) for body in sock.dump(messages.RTM_GETLINK, link_messages.get_links())
     ]
     return [
         msgspec.structs.replace(one, addresses=tuple(addresses.get(one.index, ())))
@@ -114,7 +114,7 @@ def find_interface(sock: NetlinkSocket, which: int | str) -> InterfaceState | No
     if not which:
         return None
     if isinstance(which, str):
-        question = messages.get_link(which)
+        question = link_messages.get_link(which)
     else:
         question = _IFINFO.pack(socket.AF_UNSPEC, 0, which, 0, 0)
     body = sock.get(messages.RTM_GETLINK, question)
@@ -125,44 +125,45 @@ def parse_interface(payload: bytes) -> InterfaceState:
     """An RTM_NEWLINK message's payload (include/uapi/linux/if_link.h)."""
     _, link_type, index, flags, _ = _IFINFO.unpack_from(payload)
     attrs = parse_attrs(payload, _IFINFO.size)
-    info = parse_attrs(attrs.get(messages.IFLA_LINKINFO, b""))
-    kind = _text(info.get(messages.IFLA_INFO_KIND))
+    info = parse_attrs(attrs.get(link_messages.IFLA_LINKINFO, b""))
+    kind = _text(info.get(link_messages.IFLA_INFO_KIND))
     if not kind:
         kind = "loopback" if flags & _IFF_LOOPBACK else "device"
     forwarding = True
-    if _text(info.get(messages.IFLA_INFO_SLAVE_KIND)) == "bridge":
-        port = parse_attrs(info.get(messages.IFLA_INFO_SLAVE_DATA, b""))
+    if _text(info.get(link_messages.IFLA_INFO_SLAVE_KIND)) == "bridge":
+        port = parse_attrs(info.get(link_messages.IFLA_INFO_SLAVE_DATA, b""))
         forwarding = port.get(_BRPORT_STATE, b"\3")[0] == _BR_STATE_FORWARDING
     state = attrs.get(_IFLA_OPERSTATE, b"\0")[0]
     nsid = attrs.get(_IFLA_LINK_NETNSID)
     return InterfaceState(
         index=index,
-        name=_text(attrs.get(messages.IFLA_IFNAME)),
+        name=_text(attrs.get(link_messages.IFLA_IFNAME)),
         kind=kind,
-        mac=attrs.get(messages.IFLA_ADDRESS, b""),
-        mtu=_u32(attrs.get(messages.IFLA_MTU)),
+        mac=attrs.get(link_messages.IFLA_ADDRESS, b""),
+        mtu=_u32(attrs.get(link_messages.IFLA_MTU)),
         up=bool(flags & IFF_UP),
         carrier=bool(flags & _IFF_RUNNING and flags & _IFF_LOWER_UP),
         operstate=_OPERSTATES[state] if state < len(_OPERSTATES) else "unknown",
         arp=not flags & IFF_NOARP,
-        master=_u32(attrs.get(messages.IFLA_MASTER)),
+        master=_u32(attrs.get(link_messages.IFLA_MASTER)),
         forwarding=forwarding,
-        link=_u32(attrs.get(messages.IFLA_LINK)),
+        link=_u32(attrs.get(link_messages.IFLA_LINK)),
         link_netnsid=_I32.unpack(nsid)[0] if nsid else -1,
-        group=_u32(attrs.get(messages.IFLA_GROUP)),
-        alias=_text(attrs.get(messages.IFLA_IFALIAS)),
+        group=_u32(attrs.get(link_messages.IFLA_GROUP)),
+        alias=_text(attrs.get(link_messages.IFLA_IFALIAS)),
         link_type=link_type,
         vxlan=_vxlan(info) if kind == "vxlan" else None,
     )
 
 
 def _vxlan(info: dict[int, bytes]) -> VxlanState:
-    data = parse_attrs(info.get(messages.IFLA_INFO_DATA, b""))
+    data = parse_attrs(info.get(link_messages.IFLA_INFO_DATA, b""))
     return VxlanState(
-        vni=_u32(data.get(messages.IFLA_VXLAN_ID)),
-        port=int.from_bytes(data.get(messages.IFLA_VXLAN_PORT, b""), "big"),
-        local=data.get(messages.IFLA_VXLAN_LOCAL) or data.get(messages.IFLA_VXLAN_LOCAL6, b""),
-        underlay=_u32(data.get(messages.IFLA_VXLAN_LINK)),
+        vni=_u32(data.get(link_messages.IFLA_VXLAN_ID)),
+        port=int.from_bytes(data.get(link_messages.IFLA_VXLAN_PORT, b""), "big"),
+        local=data.get(link_messages.IFLA_VXLAN_LOCAL)
+        or data.get(link_messages.IFLA_VXLAN_LOCAL6, b""),
+        underlay=_u32(data.get(link_messages.IFLA_VXLAN_LINK)),
         df=data.get(_IFLA_VXLAN_DF, b"\0")[0],
     )
 

@@ -1,7 +1,8 @@
 """`python -m podwire.lab.api`: run the API server until SIGTERM.
 
 When ready it writes one line of JSON, {"pid": ..., "port": ..., "unix": ...}, to --ready-fd (and
-closes it) or to --ready-file (which appears complete). It logs one event a line to stderr.
+closes it) or to --ready-file (which appears complete). It logs one event a line to stderr. On
+SIGHUP it reads --cut-file again.
 """
 
 from __future__ import annotations
@@ -55,12 +56,16 @@ async def _serve(options: argparse.Namespace, began: float) -> None:
             port=options.port,
             tls_dir=options.tls_dir,
             node_sockets=options.node_socket_dir,
+            cut_file=options.cut_file,
             controllers=ControllerSettings(
-                cluster_cidrs=tuple(options.cluster_cidr), node_mask=options.node_mask
+                cluster_cidrs=tuple(options.cluster_cidr),
+                node_mask=options.node_mask,
+                lease_s=options.node_grace,
             ),
         )
     )
     await server.start()
+    loop.add_signal_handler(signal.SIGHUP, server.read_cuts)
     ready = {"pid": os.getpid(), "port": server.port, "unix": str(options.unix)}
     _announce(options, msgspec.json.encode(ready) + b"\n")
     took_ms = round((monotonic() - began) * 1000)
@@ -110,17 +115,29 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--cluster-cidr",
         type=_networks,
         default=_networks("10.244.0.0/16"),
-        help="pod addresses of the cluster; two, comma separated, for dual stack",
+        help="what nodes' pod subnets are cut from; two, with a comma, for dual stack; '' for none",
     )
     parser.add_argument(
         "--node-mask", type=int, default=24, help="prefix length of a node's IPv4 pod CIDR"
+    )
+    parser.add_argument(
+        "--node-grace",
+        type=float,
+        default=40.0,
+        metavar="SECONDS",
+        help="a node that is silent for longer is not ready",
+    )
+    parser.add_argument(
+        "--cut-file",
+        type=Path,
+        help="network namespaces whose connections are refused, a path a line; read on SIGHUP",
     )
     parser.add_argument("--verbose", action="store_true", help="log more")
     return parser.parse_args(arguments)
 
 
 def _networks(text: str) -> list[str]:
-    return [str(ip_network(part.strip())) for part in text.split(",")]
+    return [str(ip_network(part.strip())) for part in text.split(",")] if text else []
 
 
 if __name__ == "__main__":

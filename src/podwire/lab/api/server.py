@@ -21,6 +21,7 @@ from aiohttp import web
 from podwire.errors import ApiError, LabError
 from podwire.lab.api import discovery, negotiation, openapi, status
 from podwire.lab.api.auth import Gate
+from podwire.lab.api.cuts import Cuts
 from podwire.lab.api.hub import Hub
 from podwire.lab.api.kinds import KINDS
 from podwire.lab.api.node_proxy import NodeProxy
@@ -49,7 +50,7 @@ class ServerSettings:
 
     port: TCP port on 127.0.0.1, 0 for any free one, None for no TCP. tls_dir: where the port's
     certificate is, None for plain HTTP. node_sockets: the directory with each node's kubelet
-    socket. history: revisions to keep for watches.
+    socket. cut_file: see `Cuts`. history: revisions to keep for watches.
     """
 
     database: Path
@@ -58,6 +59,7 @@ class ServerSettings:
     port: int | None = None
     tls_dir: Path | None = None
     node_sockets: Path | None = None
+    cut_file: Path | None = None
     history: int = HISTORY
     controllers: ControllerSettings | None = field(default_factory=ControllerSettings)
 
@@ -72,6 +74,7 @@ class ApiServer:
         self.objects = Objects(self._store)
         self._registry = Registry(KINDS)
         self._gate = Gate(settings.token)
+        self._cuts = Cuts(settings.cut_file)
         proxy = NodeProxy(settings.node_sockets)
         self._rest = Rest(self._registry, self.objects, self.hub, proxy)
         self._runner: web.ServerRunner | None = None
@@ -111,9 +114,15 @@ class ApiServer:
             self._settings.unix_socket.unlink(missing_ok=True)
         self._store.close()
 
+    def read_cuts(self) -> None:
+        """Refuse the connections that the file now names, and no others."""
+        self._cuts.read()
+
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; every failure becomes a Status."""
         try:
+            if self._cuts.refuses(request.transport):
+                raise ConnectionResetError
             self._gate.check(request)
             return await self._route(request)
         except ApiError as error:

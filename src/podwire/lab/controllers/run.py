@@ -22,7 +22,8 @@ _NODE_MASK_V6 = 64
 
 @dataclass(frozen=True)
 class ControllerSettings:
-    """cluster_cidrs: the pod addresses, a network for each IP family; the first is the primary.
+    """cluster_cidrs: nodes' subnets are cut from these, a network for each IP family; the first is
+    the primary. None where pods' addresses come from elsewhere.
 
     node_mask: prefix length of a node's IPv4 block (IPv6: /64). lease_s: how long a node's Lease
     may go without renewal. orphan_s: how long a pod may name a node that there isn't.
@@ -36,7 +37,7 @@ class ControllerSettings:
     def pools(self) -> list[Pool]:
         """The pools of node blocks; raises `InputError`."""
         networks = [ip_network(cidr) for cidr in self.cluster_cidrs]
-        if not networks or len({network.version for network in networks}) != len(networks):
+        if len({network.version for network in networks}) != len(networks):
             raise InputError("expected one network for each IP family", field="cluster-cidr")
         return [
             Pool(network, self.node_mask if network.version == 4 else _NODE_MASK_V6)
@@ -46,9 +47,10 @@ class ControllerSettings:
 
 def make_controllers(objects: Objects, settings: ControllerSettings) -> list[Controller]:
     """All controllers; raises `InputError` for settings that make no sense."""
+    pools = settings.pools()
     return [
         NamespaceDeletion(objects),
-        PodCidrs(objects, settings.pools()),
+        *([PodCidrs(objects, pools)] if pools else []),
         NodeRemoval(objects, orphan_s=settings.orphan_s),
         NodeHealth(objects, lease_s=settings.lease_s),
         Scheduler(objects),

@@ -27,11 +27,16 @@ STATE = Path("/var/lib/kubelet")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line."""
+    """The command line. `grace`: how long the node may be silent, in seconds.
+
+    `pod_network` names the network that pods are attached to.
+    """
 
     kubeconfig: Path
     node_name: str
-    node_ip: str
+    node_ips: tuple[str, ...]
+    grace: float
+    pod_network: str
     socket: Path
     ready_fd: int | None
 
@@ -43,15 +48,16 @@ async def run(options: Options) -> None:
     async with KubeClient(ClientConfig.from_kubeconfig(options.kubeconfig)) as client:
         node = Node(
             name=options.node_name,
-            ip=options.node_ip,
+            ips=options.node_ips,
             client=client,
             records=records,
             network=PodNetwork(lambda: pods_module.attachments(records)),
             events=EventRecorder(client, options.node_name),
+            pod_network=options.pod_network,
             resolv_conf=Path("/etc/resolv.conf").read_text(),
         )
         pods = Pods(node)
-        status = NodeStatus(node, lambda problem: _report(options.ready_fd, problem))
+        status = NodeStatus(node, options.grace, lambda problem: _report(options.ready_fd, problem))
         async with Server(options.socket, pods, records):
             parts = [node.network.follow(), node.events.send(), status.keep(), pods.follow()]
             tasks = [asyncio.create_task(part) for part in parts]

@@ -51,8 +51,8 @@ def environment(
 ) -> dict[str, str]:
     """The container's environment variables.
 
-    `node` has `spec.nodeName` and `status.hostIP`. Raises InputError, naming the variable, for a
-    reference to what is not there.
+    `node` has `spec.nodeName`, `status.hostIP` and `status.hostIPs`. Raises InputError, naming the
+    variable, for a reference to what is not there.
     """
     result = {"PATH": PATH, "HOME": "/root", "HOSTNAME": pod.hostname, "TERM": "xterm"}
     fields = _fields(pod, ips) | dict(node)

@@ -12,12 +12,17 @@ from podwire.lab.kubelet.records import RecordStore
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """This node. `resolv_conf` is the content of its own /etc/resolv.conf."""
+    """This node. `ips` are its InternalIPs, one a family, the one that it is known by first.
+
+    `pod_network` names the network that pods are attached to; a sandbox of another has to be made
+    anew. `resolv_conf` is the content of the node's own /etc/resolv.conf.
+    """
 
     name: str
-    ip: str
+    ips: tuple[str, ...]
     client: KubeClient
     records: RecordStore
     network: PodNetwork
     events: EventRecorder
+    pod_network: str
     resolv_conf: str

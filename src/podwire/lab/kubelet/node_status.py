@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import platform
 from collections.abc import Callable
@@ -24,8 +25,8 @@ from podwire.lab.kubelet.records import now
 KUBELET_VERSION = "v1.33.0-podwire"
 MAX_PODS = 110
 _LEASE_NAMESPACE = "kube-node-lease"
-_LEASE_S = 40
-_RENEW_S = 10.0
+#: The Lease is renewed so often within the time that the node may be silent.
+_RENEWALS = 4
 _FIRST_RETRY_S = 0.05
 _MAX_RETRY_S = 1.0
 
@@ -37,9 +38,13 @@ Json = dict[str, Any]
 class NodeStatus:
     """Keeps the Node object and its Lease as they should be."""
 
-    def __init__(self, node: Node, on_report: Callable[[str | None], None]) -> None:
-        """`on_report` is told, once the API knows it, why the node is not ready; None: it is."""
+    def __init__(self, node: Node, grace_s: float, on_report: Callable[[str | None], None]) -> None:
+        """`grace_s` is how long the node may be silent before it counts as lost.
+
+        `on_report` is told, once the API knows it, why the node is not ready; None: it is.
+        """
         self._node = node
+        self._grace_s = grace_s
         self._on_report = on_report
         self._since: dict[str, tuple[str, str]] = {}
         self._changed = asyncio.Event()
@@ -58,7 +63,7 @@ class NodeStatus:
                 await self._report()
                 await self._renew()
                 retry_s = _FIRST_RETRY_S
-                pause_s = _RENEW_S
+                pause_s = self._grace_s / _RENEWALS
             except NotFoundError:
                 registered = False  # somebody deleted the Node
                 pause_s = retry_s
@@ -105,7 +110,9 @@ class NodeStatus:
         }
         return {
             "addresses": [
-                {"type": "InternalIP", "address": self._node.ip},
+                # The list is merged by type, which two families share.
+                {"$patch": "replace"},
+                *({"type": "InternalIP", "address": ip} for ip in self._node.ips),
                 {"type": "Hostname", "address": self._node.name},
             ],
             "capacity": resources,
@@ -150,7 +157,7 @@ class NodeStatus:
         client, name = self._node.client, self._node.name
         spec: Json = {
             "holderIdentity": name,
-            "leaseDurationSeconds": _LEASE_S,
+            "leaseDurationSeconds": math.ceil(self._grace_s),
             "renewTime": _micro_time(),
         }
         try:

@@ -40,7 +40,7 @@ class PodStatus:
         """Have this said."""
         if not self._conditions:
             self.seen(record.pod)
-        wanted = status.build(pod, record, self._conditions, self._node.ip)
+        wanted = status.build(pod, record, self._conditions, self._node.ips)
         self._conditions = wanted["conditions"]
         if self._wanted is None or wanted != self._wanted[1]:
             self._wanted = (pod, wanted)
@@ -67,7 +67,7 @@ class PodStatus:
     async def send_last(self, pod: Pod, record: PodRecord) -> None:
         """Say how the pod ended, and let its object go; tries until the API has heard it."""
         metadata = pod.metadata
-        wanted = status.build(pod, record, self._conditions, self._node.ip)
+        wanted = status.build(pod, record, self._conditions, self._node.ips)
         while True:
             try:
                 await self._send(pod, wanted)

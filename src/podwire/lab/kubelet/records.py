@@ -74,6 +74,8 @@ class PodRecord(msgspec.Struct):
     ips: tuple[str, ...] = ()
     attached: bool = False
     """Whether the sandbox has its network: until then it is in the making."""
+    network: str = ""
+    """Which pod network that is, as the kubelet was told it; empty where it was not."""
     containers: dict[str, ContainerRecord] = {}
     phase: Literal["Pending", "Running", "Succeeded", "Failed"] = "Pending"
     reason: str = ""

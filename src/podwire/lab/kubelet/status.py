@@ -23,7 +23,7 @@ _OURS = (
 )
 
 
-def build(pod: Pod, record: PodRecord, previous: Sequence[Json], host_ip: str) -> Json:
+def build(pod: Pod, record: PodRecord, previous: Sequence[Json], host_ips: Sequence[str]) -> Json:
     """The `status` of a pod. `previous` are the conditions it has now: those of others are kept,
     and the time of the last transition of ours.
     """
@@ -31,8 +31,8 @@ def build(pod: Pod, record: PodRecord, previous: Sequence[Json], host_ip: str) -
     containers = [_container_status(container, record) for container in pod.spec.containers]
     status: Json = {
         "phase": record.phase,
-        "hostIP": host_ip,
-        "hostIPs": [{"ip": host_ip}],
+        "hostIP": host_ips[0],
+        "hostIPs": [{"ip": ip} for ip in host_ips],
         "startTime": record.start_time,
         "qosClass": "BestEffort",
         "conditions": _conditions(pod, record, containers, previous),

@@ -162,7 +162,16 @@ class PodWorker:
         sandbox = self.record.sandbox
         if sandbox is None:
             return False
-        return self._sandbox_ending or not (self.record.attached and sandbox.alive)
+        return (
+            self._sandbox_ending
+            or self._network_changed()
+            or not (self.record.attached and sandbox.alive)
+        )
+
+    def _network_changed(self) -> bool:
+        """Whether the sandbox is in a pod network that is no longer the node's."""
+        known = self.record.network and not self.pod.spec.host_network
+        return bool(known) and self.record.network != self._node.pod_network
 
     async def _make_sandbox(self) -> bool:
         """Have a sandbox with a network; False when that has to wait."""
@@ -206,9 +215,10 @@ class PodWorker:
         self._save()
         self._pause = ProcessEnd(sandbox.pause, lambda _code: self.wake())
         if host_network:
-            self.record.ips = (self._node.ip,)
+            self.record.ips = self._node.ips
         else:
             self.record.ips = await self._node.network.attach(self.pod, sandbox)
+            self.record.network = self._node.pod_network
         self.record.attached = True
         self._write_files(self.record.ips)
         self._save()
@@ -227,7 +237,7 @@ class PodWorker:
 
     async def _discard_sandbox(self, event: Literal["SandboxChanged"] | None) -> None:
         """End a sandbox that cannot be used (any more); its containers are to start again."""
-        sandbox = self.record.sandbox
+        sandbox, moved = self.record.sandbox, self._network_changed()
         if sandbox is None:
             return
         if event:
@@ -240,6 +250,10 @@ class PodWorker:
             known = self.record.container(container.name)
             known.state, known.retry_at, known.failures = "waiting", 0.0, 0
             known.last, known.ended = known.ended or known.last, None
+        if moved:
+            # They ended through no fault of theirs.
+            for known in self.record.containers.values():
+                known.retry_at, known.failures = 0.0, 0
 
     async def _end_sandbox(self, sandbox: Sandbox) -> None:
         """End every process of the sandbox, detach it, and forget it; tries until DEL succeeds."""
@@ -331,7 +345,11 @@ class PodWorker:
             except NotFoundError:
                 continue
             maps[name] = found.get("data") or {}
-        node = {"spec.nodeName": self._node.name, "status.hostIP": self._node.ip}
+        node = {
+            "spec.nodeName": self._node.name,
+            "status.hostIP": self._node.ips[0],
+            "status.hostIPs": ",".join(self._node.ips),
+        }
         return environment.environment(
             self.pod, container, ips=self.record.ips, node=node, maps=maps
         )

@@ -6,6 +6,9 @@
          ─ underlay
 
 Three permanent entries a peer and subnet, and the kernel never has to ask for one: learning is off.
+Where the underlay has both families there is a device over each (flannel.1, flannel-v6.1), and
+pods' packets take the one of their own family. With `cross_subnet`, peers that are layer-2
+neighbours get a plain route instead (Flannel's DirectRouting, Calico's CrossSubnet).
 Pure: values in, entries out.
 """
 
@@ -13,28 +16,32 @@ from __future__ import annotations
 
 from ipaddress import ip_interface
 
-from podwire.model.cluster import Lease, NetworkConfig, Node
+from podwire.model.cluster import Endpoint, NetworkConfig, Node
 from podwire.model.state import (
     Address,
     Entry,
     FdbEntry,
+    IPAddress,
+    IPNetwork,
     Link,
     Neighbor,
-    NftChain,
-    NftHook,
-    NftRule,
     Route,
     Vxlan,
     Why,
     format_mac,
 )
+from podwire.plan import carrier
+from podwire.plan.transport import direct
 
 BACKEND = "vxlan"
 
-_RAW = -300  # nft's name for the priority before conntrack
-
 #: Outer IP + UDP 8 + VXLAN 8 + inner Ethernet 14 (RFC 7348, figure 1), by IP version.
 OVERHEAD = {4: 20 + 8 + 8 + 14, 6: 40 + 8 + 8 + 14}
+
+
+def overhead(version: int) -> int:
+    """Bytes that are added to each packet over an underlay of that IP version."""
+    return OVERHEAD[version]
 
 
 def mtu(underlay_mtu: int, ip_version: int) -> int:
@@ -42,93 +49,121 @@ def mtu(underlay_mtu: int, ip_version: int) -> int:
     return underlay_mtu - OVERHEAD[ip_version]
 
 
-def plan_node(config: NetworkConfig) -> tuple[Entry, ...]:
-    """This node's own VTEP: the device and, on it, the base address of each own subnet."""
-    lease = config.lease
-    why = Why(f"Node/{config.node}", f"is the VTEP {lease.public_ip} of VNI {lease.vni}")
-    device = Link(
-        name=config.vxlan_dev,
+def device(config: NetworkConfig, endpoint: Endpoint, *, size: int | None = None) -> Link:
+    """This node's own VTEP over the family of `endpoint`. `size` is the device's MTU."""
+    version = endpoint.ip.version
+    local = config.underlay.ip_of(version)
+    assert local is not None  # noqa: S101  the lease is made from the underlay
+    fabric, lease = config.fabric, config.lease
+    return Link(
+        name=fabric.vxlan_dev_over(version),
         kind=Vxlan(
             vni=lease.vni,
-            port=config.vxlan_port,
-            local=config.underlay.ip,
+            port=fabric.vxlan_port,
+            local=local,
             dev=config.underlay.dev,
+            learning=fabric.learning,
+            gbp=fabric.gbp,
         ),
-        mtu=config.mtu,
-        mac=lease.vtep_mac,
+        mtu=size if size is not None else mtu(config.underlay.mtu, version),
+        mac=endpoint.vtep_mac,
         alias=f"podwire VTEP of {config.node}",
-        why=why,
-    )
-    # A node's own packets to remote pods leave with this address, which peers can route back.
-    addresses = tuple(
-        Address(
-            dev=config.vxlan_dev,
-            ip=ip_interface((subnet.network_address, subnet.max_prefixlen)),
-            why=why,
-        )
-        for subnet in lease.subnets
-    )
-    return (device, *addresses)
-
-
-def plan_chains(config: NetworkConfig) -> tuple[NftChain, ...]:
-    """Tunnel packets between nodes bypass conntrack.
-
-    Their source ports spread over many (RFC 7348, section 5, for the underlay's load balancing),
-    so tracking them fills the table with entries that nothing ever looks at, at a price for each
-    packet. What is inside is tracked as usual.
-    """
-    name = f"Node/{config.node}"
-    rule = NftRule(
-        text=f'iifname "{config.underlay.dev}" udp dport {config.vxlan_port} notrack',
-        why=Why(name, "receives tunnel packets, which need no conntrack"),
-    )
-    sent = NftRule(
-        text=f"udp dport {config.vxlan_port} notrack",
-        why=Why(name, "sends tunnel packets, which need no conntrack"),
-    )
-    return (
-        NftChain(
-            name="tunnel_in",
-            hook=NftHook(type="filter", hook="prerouting", priority=_RAW),
-            rules=(rule,),
-        ),
-        NftChain(
-            name="tunnel_out",
-            hook=NftHook(type="filter", hook="output", priority=_RAW),
-            rules=(sent,),
-        ),
+        why=Why(f"Node/{config.node}", f"is the VTEP {endpoint.ip} of VNI {lease.vni}"),
     )
 
 
-def objections(config: NetworkConfig, name: str, lease: Lease) -> list[str]:
-    """Why the node of that name can't be reached through this node's tunnel."""
-    if lease.backend != BACKEND:
+def plan_node(config: NetworkConfig) -> tuple[Entry, ...]:
+    """This node's own VTEPs: the devices and, on each, the base address of its own subnets."""
+    entries: list[Entry] = []
+    lease = config.lease
+    for endpoint in lease.endpoints:
+        size = config.mtu if len(lease.endpoints) == 1 else None
+        link = device(config, endpoint, size=size)
+        entries.append(link)
+        # A node's own packets to remote pods leave with this address, which peers can route back.
+        entries += [
+            Address(dev=link.name, ip=ip_interface((base, base.max_prefixlen)), why=link.why)
+            for version in carrier.versions(lease.subnets)
+            if (base := carrier.base(lease.subnets, version)) is not None
+            and (carrier.carrier(config, lease, version) or endpoint).ip == endpoint.ip
+        ]
+    return tuple(entries)
+
+
+def objections(config: NetworkConfig, peer: Node, *, backends: tuple[str, ...] = ()) -> list[str]:
+    """Why a peer can't be reached through this node's tunnel. `backends` are those it may have."""
+    lease, name = peer.lease, peer.name
+    if lease is None:
+        return []
+    if lease.backend not in (backends or (BACKEND,)):
         return [f"node {name} has backend {lease.backend or 'none'}, this node {BACKEND}"]
     found: list[str] = []
-    if lease.vni != config.lease.vni:
+    own = {one.vtep_mac for one in config.lease.endpoints if one.vtep_mac is not None}
+    clones = [one.vtep_mac for one in lease.endpoints if one.vtep_mac in own]
+    if not any(one.vtep_mac for one in lease.endpoints):
+        found.append(f"node {name} has published no VTEP MAC")
+    elif lease.vni != config.lease.vni:
         found.append(f"node {name} is in VNI {lease.vni}, this node in {config.lease.vni}")
-    elif lease.vtep_mac == config.lease.vtep_mac and lease.vtep_mac is not None:
-        mac = format_mac(lease.vtep_mac)
+    elif clones and clones[0] is not None:
+        mac = format_mac(clones[0])
         found.append(f"node {name} has this node's own VTEP MAC {mac}: is it a clone?")
-    if lease.public_ip.version != config.underlay.ip.version:
-        here = f"IPv{config.underlay.ip.version}"
-        found.append(f"node {name} is at {lease.public_ip}, this node's tunnel is over {here}")
-    return found
+    return found + carrier.unreachable(config, name, lease)
+
+
+def plan_vtep(config: NetworkConfig, peer: Node) -> tuple[Entry, ...]:
+    """How the peer's VTEPs are found: a neighbour a family of its pods, and an FDB entry a VTEP."""
+    lease = peer.lease
+    if lease is None:
+        return ()
+    entries: list[Entry] = []
+    used: dict[IPAddress, Endpoint] = {}
+    for version in carrier.versions(lease.subnets):
+        endpoint = carrier.carrier(config, lease, version)
+        base = carrier.base(lease.subnets, version)
+        if endpoint is None or endpoint.vtep_mac is None or base is None:
+            continue
+        subnet = next(one for one in lease.subnets if base in one)
+        dev = config.fabric.vxlan_dev_over(endpoint.ip.version)
+        why = carrier.leases(peer.name, subnet)
+        entries.append(Neighbor(dev=dev, ip=base, mac=endpoint.vtep_mac, why=why))
+        used[endpoint.ip] = endpoint
+    for ip, endpoint in used.items():
+        assert endpoint.vtep_mac is not None  # noqa: S101  only those with one are used
+        dev = config.fabric.vxlan_dev_over(ip.version)
+        reached = Why(f"Node/{peer.name}", f"is reached at {ip}")
+        entries.append(FdbEntry(dev=dev, mac=endpoint.vtep_mac, dst=ip, why=reached))
+    return tuple(entries)
+
+
+def route(config: NetworkConfig, peer: Node, subnet: IPNetwork) -> Route | None:
+    """The route to one subnet of a peer through the tunnel; None where it has no VTEP for it."""
+    if peer.lease is None:
+        return None
+    endpoint = carrier.carrier(config, peer.lease, subnet.version)
+    if endpoint is None or endpoint.vtep_mac is None:
+        return None
+    return Route(
+        dst=subnet,
+        via=carrier.base(peer.lease.subnets, subnet.version),
+        dev=config.fabric.vxlan_dev_over(endpoint.ip.version),
+        onlink=True,
+        protocol=config.fabric.route_protocol,
+        why=carrier.leases(peer.name, subnet),
+    )
 
 
 def plan_peer(config: NetworkConfig, peer: Node) -> tuple[Entry, ...]:
     """The entries that reach one peer's pods, to whose lease there are no `objections`."""
     lease = peer.lease
-    if lease is None or lease.vtep_mac is None:
+    if lease is None:
         return ()
-    dev = config.vxlan_dev
-    entries: list[Entry] = []
+    routes: list[Entry] = []
+    tunnelled = False
     for subnet in lease.subnets:
-        why = Why(f"Node/{peer.name}", f"leases {subnet}")
-        base = subnet.network_address
-        entries.append(Neighbor(dev=dev, ip=base, mac=lease.vtep_mac, why=why))
-        entries.append(Route(dst=subnet, via=base, dev=dev, onlink=True, why=why))
-    reached = Why(f"Node/{peer.name}", f"is reached at {lease.public_ip}")
-    entries.append(FdbEntry(dev=dev, mac=lease.vtep_mac, dst=lease.public_ip, why=reached))
-    return tuple(entries)
+        if config.fabric.cross_subnet and direct.is_neighbor(config, peer, subnet.version):
+            routes.append(direct.route(config, peer, subnet))
+        elif (through := route(config, peer, subnet)) is not None:
+            routes.append(through)
+            tunnelled = True
+    # What a route leads to comes before it.
+    return (*(plan_vtep(config, peer) if tunnelled else ()), *routes)

@@ -5,14 +5,14 @@
     eth0@pod ── veth… ─┘
 
 On the same node a packet is switched, and its TTL stays; to anywhere else it goes to the
-gateway address on the bridge and is routed by the node. Pure: values in, entries out.
+gateway address on the bridge and is routed by the node. In a fabric of one segment (Weave's) the
+transport's device is a port of the same bridge, and the whole network is on-link.
+Pure: values in, entries out.
 """
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, ip_interface, ip_network
-
-import msgspec
+from ipaddress import ip_interface, ip_network
 
 from podwire.model.cluster import Attachment, NetworkConfig
 from podwire.model.state import (
@@ -28,13 +28,9 @@ from podwire.model.state import (
     Veth,
     Why,
 )
-
-
-class PodPlan(msgspec.Struct, frozen=True):
-    """A pod's interface: the `host` end of the veth pair, and what its namespace holds."""
-
-    host: Link
-    pod: tuple[Address | Route, ...]
+from podwire.plan import spoofing
+from podwire.plan.macs import mac_for
+from podwire.plan.wiring.pods import PodPlan, has, owner
 
 
 def gateway(subnet: IPNetwork) -> IPAddress:
@@ -42,72 +38,82 @@ def gateway(subnet: IPNetwork) -> IPAddress:
     return subnet.network_address + 1
 
 
-def gateway_interface(subnet: IPNetwork) -> IPInterface:
-    """The bridge's address with the subnet's prefix length, as it is put on the bridge."""
-    return ip_interface(f"{gateway(subnet)}/{subnet.prefixlen}")
+def gateways(config: NetworkConfig) -> tuple[IPInterface, ...]:
+    """The bridge's addresses, one a family, with the prefix length of what is on-link there."""
+    found: dict[int, IPInterface] = {}
+    for subnet in config.lease.subnets:
+        on_link = _on_link(config, subnet)
+        found.setdefault(subnet.version, ip_interface((gateway(subnet), on_link.prefixlen)))
+    return tuple(found.values())
 
 
-def mac_for(ip: IPAddress) -> bytes:
-    """A locally administered MAC derived from an address, so that it is as unique and as stable.
-
-    IPv4: 0a:58 and the four bytes, as kubenet and the CNI plugins did; IPv6: the last four bytes.
-    """
-    return b"\x0a\x58" + ip.packed[-4:]
+def seen_by_pod(config: NetworkConfig, ip: IPAddress) -> tuple[IPInterface, IPAddress]:
+    """A pod's address with the prefix length that it gets, and its gateway."""
+    via = next(one for one in gateways(config) if one.version == ip.version)
+    return ip_interface((ip, via.network.prefixlen)), via.ip
 
 
 def plan_node(config: NetworkConfig) -> tuple[Entry, ...]:
     """The bridge itself, its addresses and forwarding between it and the rest of the node."""
-    why = Why(f"Node/{config.node}", "leases " + ", ".join(map(str, config.lease.subnets)))
-    subnets = config.lease.subnets
+    fabric, subnets = config.fabric, config.lease.subnets
+    why = Why(f"Node/{config.node}", "leases " + ", ".join(map(str, subnets)))
+    own = gateways(config)
     entries: list[Entry] = [
         Link(
             name=config.bridge,
-            kind=Bridge(),
+            # Multicast crosses a segment without anyone who would ask for its listeners.
+            kind=Bridge(multicast_snooping=False if fabric.is_one_segment else None),
             mtu=config.mtu,
             # A bridge without an address of its own takes over its lowest port's, and pods'
             # ARP entries for the gateway would go stale with every pod that comes or goes.
-            mac=mac_for(gateway(subnets[0])),
+            mac=mac_for(own[0].ip),
+            promiscuous=True if fabric.promiscuous else None,
             alias=f"podwire pods of {config.node}",
             why=why,
         )
     ]
-    for subnet in subnets:
-        entries.append(Address(dev=config.bridge, ip=gateway_interface(subnet), why=why))
-        key = "net/ipv4/ip_forward" if subnet.version == 4 else "net/ipv6/conf/all/forwarding"
+    for ip in own:
+        entries.append(Address(dev=config.bridge, ip=ip, why=why))
+        key = "net/ipv4/ip_forward" if ip.version == 4 else "net/ipv6/conf/all/forwarding"
         entries.append(Sysctl(key=key, value="1", why=why))
     return tuple(entries)
 
 
 def plan_attachment(config: NetworkConfig, attachment: Attachment) -> PodPlan:
     """One pod's veth pair, addresses and routes."""
-    pod = attachment.pod or attachment.container_id[:12]
-    why = Why(f"Pod/{pod}", f"has {', '.join(str(ip.ip) for ip in attachment.ips)}")
-    host = plan_port(config, attachment)
-    entries: list[Address | Route] = []
+    why = has(attachment)
+    inside: list[Address | Route] = []
     for ip, via in zip(attachment.ips, attachment.gateways, strict=True):
-        anywhere = ip_network("0.0.0.0/0" if isinstance(via, IPv4Address) else "::/0")
-        entries.append(Address(dev=attachment.ifname, ip=ip, why=why))
-        entries.append(Route(dst=anywhere, via=via, dev=attachment.ifname, why=why))
-        entries.extend(
+        anywhere = ip_network("0.0.0.0/0" if ip.version == 4 else "::/0")
+        inside.append(Address(dev=attachment.ifname, ip=ip, why=why))
+        inside.append(Route(dst=anywhere, via=via, dev=attachment.ifname, why=why))
+        inside.extend(
             # The network's own route beside the default one keeps pods reaching each other
             # when something in the pod (a VPN, a second interface) moves the default.
             Route(dst=network, via=via, dev=attachment.ifname, why=why)
             for network in config.network
-            if network.version == ip.version
+            if network.version == ip.version and network != ip.network
         )
-    return PodPlan(host=host, pod=tuple(entries))
+    port = plan_port(config, attachment)
+    guards = spoofing.plan_attachment(config, attachment)
+    return PodPlan(host=(port, *guards), pod=tuple(inside))
 
 
 def plan_port(config: NetworkConfig, attachment: Attachment) -> Link:
     """The host end of a pod's veth pair: a port of the bridge."""
-    pod = attachment.pod or attachment.container_id[:12]
     return Link(
         name=attachment.host_ifname,
         kind=Veth(peer=attachment.ifname, peer_mac=attachment.mac),
         mtu=attachment.mtu or config.mtu,
         master=config.bridge,
         # A pod may reach itself through a Service: its frame leaves by the port it came from.
-        hairpin=True,
-        alias=f"podwire pod {pod} {attachment.ifname}",
-        why=Why(f"Pod/{pod}", f"has {', '.join(str(ip.ip) for ip in attachment.ips)}"),
+        hairpin=config.fabric.hairpin,
+        alias=f"podwire pod {owner(attachment)} {attachment.ifname}",
+        why=has(attachment),
     )
+
+
+def _on_link(config: NetworkConfig, subnet: IPNetwork) -> IPNetwork:
+    if not config.fabric.is_one_segment:
+        return subnet
+    return next((one for one in config.network if one.version == subnet.version), subnet)

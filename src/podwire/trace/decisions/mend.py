@@ -13,7 +13,7 @@ from podwire.kernel import links, sysctl
 from podwire.kernel.attach import find_link
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe.lookup_messages import ROUTE_TYPES, RTN_UNICAST, FibEntry
-from podwire.kernel.tables import TABLE_OF, Op
+from podwire.kernel.tables import TABLE_OF, Op, Scope
 from podwire.model.state import Address, FdbEntry, Link, Neighbor, Route, Vxlan
 from podwire.trace.iproute import prefix_text, protocol_name
 
@@ -21,7 +21,7 @@ from podwire.trace.iproute import prefix_text, protocol_name
 def entry_line(entry: Route | Address | Neighbor | FdbEntry, *, replace: bool = False) -> str:
     """`ip route add …`; with `replace`, where something else is in its place."""
     table = TABLE_OF[type(entry)]
-    key, value = table.wire(entry, {entry.dev: 1})
+    key, value = table.wire(entry, Scope({entry.dev: 1}))
     return Op(table, "change" if replace else "add", key, value).line({1: entry.dev})
 
 
@@ -39,9 +39,8 @@ def link_line(sock: NetlinkSocket, link: Link) -> str:
 
 
 def sysctl_line(key: str, value: str) -> str:
-    """A device's name may have dots (`flannel.1`), which would be slashes in the usual spelling."""
-    plain = "." not in key and quote(key) == key
-    return sysctl.line(key, value) if plain else f"sysctl -w {quote(key)}={value}"
+    """What sets a sysctl."""
+    return sysctl.line(key, value)
 
 
 def removal_line(entry: FibEntry, dev: str) -> str:

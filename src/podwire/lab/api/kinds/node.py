@@ -75,10 +75,9 @@ def _roles(node: Object) -> str:
 
 def _address(kind: str) -> Column:
     def value(node: Object) -> str:
-        for address in (node.get("status") or {}).get("addresses") or []:
-            if address.get("type") == kind:
-                return str(address.get("address"))
-        return "<none>"
+        found = (node.get("status") or {}).get("addresses") or []
+        ips = [str(one.get("address")) for one in found if one.get("type") == kind]
+        return ",".join(ips) or "<none>"
 
     return Column(
         {"InternalIP": "Internal-IP", "ExternalIP": "External-IP"}[kind], value, wide=True

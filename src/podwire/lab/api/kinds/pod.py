@@ -167,8 +167,10 @@ def _restarts(pod: Object) -> str:
 
 
 def _ip(pod: Object) -> str:
+    """All of them: kubectl would print the first one only, were it not for the server's columns."""
     status = pod.get("status") or {}
-    return str(((status.get("podIPs") or [{}])[0]).get("ip") or status.get("podIP") or "<none>")
+    ips = [entry["ip"] for entry in status.get("podIPs") or ()]
+    return ",".join(ips) or status.get("podIP") or "<none>"
 
 
 def _gates(pod: Object) -> str:

@@ -93,11 +93,10 @@ def _container_rules(container: dict[str, Json], path: str, causes: Causes) -> N
         names.add(name)
     paths: set[str] = set()
     for index, mount in enumerate(container.get("volumeMounts") or []):
-        if mount.get("mountPath") in paths:
-            causes.invalid(
-                f"{path}.volumeMounts[{index}].mountPath", mount["mountPath"], "must be unique"
-            )
-        paths.add(mount.get("mountPath"))
+        place = mount.get("mountPath")  # that it has to be there is checked elsewhere
+        if place and place in paths:
+            causes.invalid(f"{path}.volumeMounts[{index}].mountPath", place, "must be unique")
+        paths.add(place)
 
 
 def _container(restart_policies: tuple[str, ...]) -> Record:

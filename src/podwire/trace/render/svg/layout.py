@@ -192,7 +192,10 @@ class Layout:
         return list(gaps.values())
 
     def _attached(self, row: int) -> bool:
-        """Ports sit on their bridge without space between the two."""
+        """Ports sit on their bridge without space between the two, unless a packet ends there."""
+        ending = self.ending
+        if ending is not None and ending.where == "gap" and ending.row == row:
+            return False
         pair = self._slots[row - 1 : row + 1] if row else []
         return pair == [Slot.PORT, Slot.BRIDGE]
 

@@ -1,0 +1,64 @@
+"""What was dropped on this node and why: by the guards in nft, and by the UDP tunnel.
+
+Both count by themselves; here they are asked.
+"""
+
+from __future__ import annotations
+
+from podwire.agent.peering import Peering
+from podwire.agent.worker import KernelWorker
+from podwire.errors import KernelError
+from podwire.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
+from podwire.kernel.nft_counters import Counts, read_counters
+from podwire.model.state import NFT_TABLE, NftTable
+from podwire.model.tunnel import DROPS, Stats
+from podwire.trace.status import DropCount
+
+
+class Drops:
+    """Reads all counters of one node."""
+
+    def __init__(self, worker: KernelWorker, peering: Peering) -> None:
+        self._worker = worker
+        self._peering = peering
+
+    async def read(self) -> tuple[DropCount, ...]:
+        """Everything that is counted, also what has not been dropped yet."""
+        guards = await self._worker.call(self._guards)
+        stats = await self._peering.tunnel.stats()
+        return (*guards, *(of_tunnel(stats) if stats is not None else ()))
+
+    def _guards(self) -> tuple[DropCount, ...]:
+        """In the worker's thread."""
+        tables = [
+            entry
+            for entries in self._worker.reconciler.desired.values()
+            for entry in entries
+            if isinstance(entry, NftTable) and entry.counters
+        ]
+        if not tables:
+            return ()
+        counts: Counts = {}
+        try:
+            with NetlinkSocket(NETLINK_NETFILTER) as sock:
+                counts = read_counters(sock)
+        except KernelError:
+            pass  # The table is not there: it is about to be mended, or the node is held.
+        return tuple(
+            DropCount(
+                reason=counter.name,
+                meaning=counter.meaning,
+                packets=counts.get((table.family, table.name, counter.name), (0, 0))[0],
+            )
+            for table in tables
+            for counter in table.counters
+            if table.name == NFT_TABLE
+        )
+
+
+def of_tunnel(stats: Stats) -> tuple[DropCount, ...]:
+    """What the tunnel's process counted."""
+    return tuple(
+        DropCount(reason=reason, meaning=DROPS.get(reason, ""), packets=packets)
+        for reason, packets in stats.drops.items()
+    )

@@ -1,0 +1,325 @@
+"""The IPAM `blocks`: addresses out of blocks that this node claims in the shared store as needed.
+
+What lives here: where a pod's addresses come from, in order of preference, and when that is sure.
+What does not: the blocks that a node has (`block_set`), the decisions themselves (`blocks`), pools
+(`pools`), and what nodes that are gone have left behind (`reclaim`).
+
+    reserve:  own block with room ─▶ claim a free block ─▶ borrow an address of another node's block
+              ─▶ document written ─▶ database written ─▶ the pod is wired
+
+An address is a pod's once the document says so: then nobody else takes it. The database is written
+after that, and is what this node goes by. Whatever a crash, a lost answer or a store that is away
+leaves between the two is mended by writing the documents anew from the database: at the start, and
+before a document is used whose state is not known. Peers learn of a new block by the node's lease;
+the first pod in it does not wait for that, as it does not with Calico.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import NamedTuple, NoReturn
+
+import msgspec
+
+from podwire.errors import InputError, PodwireError
+from podwire.ipam import blocks
+from podwire.ipam.allocator import Make, Wish, one_a_family
+from podwire.ipam.block import (
+    DEFAULT_BLOCK_LEN,
+    RESERVED,
+    Block,
+    Holder,
+    Pool,
+    decode_block,
+    encode_block,
+)
+from podwire.ipam.block_set import BlockSet, Found
+from podwire.ipam.ledger import Ledger
+from podwire.ipam.node_subnet import ContendedError
+from podwire.ipam.pools import Pools
+from podwire.ipam.reclaim import GRACE_S, Reclaimer
+from podwire.ipam.record import Key, PodIdentity, Record, State
+from podwire.ipam.span import REUSE_DELAY_S
+from podwire.ipam.store import Store
+from podwire.log import fields
+from podwire.model.documents import Document, Documents
+from podwire.model.state import IPAddress, IPNetwork
+
+log = logging.getLogger(__name__)
+
+#: So often an address is chosen anew that somebody else had taken by the time it was written.
+_ATTEMPTS = 16
+
+#: Seconds that a block stays claimed which this node has nothing of.
+KEEP_EMPTY_S = 300.0
+
+#: Seconds between two tries to write what nobody waits for.
+_RETRY_S = 2.0
+
+
+class _Pick(NamedTuple):
+    ledger: Ledger
+    offset: int
+    holder: Holder
+    asked_for: bool
+
+    @property
+    def ip(self) -> IPAddress:
+        return self.ledger.block.address(self.offset)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether nobody else was faster."""
+        return self.ledger.wanted.get(self.offset) is self.holder
+
+
+class BlockAllocator:
+    """One node's part in it. `start` it before anything else; all runs in one event loop."""
+
+    def __init__(
+        self,
+        documents: Documents,
+        store: Store,
+        *,
+        node: str,
+        networks: Sequence[IPNetwork],
+        block_len: Mapping[int, int] = DEFAULT_BLOCK_LEN,
+        is_gone: Callable[[str], Awaitable[bool]],
+        changed: Callable[[], None] = lambda: None,
+        reuse_delay_s: float = REUSE_DELAY_S,
+        keep_empty_s: float = KEEP_EMPTY_S,
+        grace_s: float = GRACE_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`changed` is called whenever `subnets` is another than before; see `SharedAllocator`."""
+        self._documents = documents
+        self._store = store
+        self._node = node
+        self._changed = changed
+        self._reuse_delay_s = reuse_delay_s
+        self._keep_empty_s = keep_empty_s
+        self._clock = clock
+        self._announced: tuple[IPNetwork, ...] = ()
+        self._wake = asyncio.Event()
+        self._blocks = BlockSet(documents, node)
+        self._reclaimer = Reclaimer(
+            documents, "ipamblocks", node=node, strip=_strip, is_gone=is_gone, grace_s=grace_s
+        )
+        self.pools = Pools(documents, networks, block_len)
+
+    @property
+    def subnets(self) -> tuple[IPNetwork, ...]:
+        """This node's blocks, those claimed first in front, and then what it has borrowed."""
+        return self._blocks.subnets
+
+    # Life.
+
+    async def start(self) -> None:
+        """Bring the documents in line with the database, and see that there is a block a family.
+
+        Raises what the store of the documents raises; call it again then.
+        """
+        await self.pools.load()
+        found = await self._blocks.read_all()
+        self._blocks.ledgers.clear()
+        for block, document in found.values():
+            self._reclaimer.mention(blocks.nodes_of(block))
+            if self._node in blocks.nodes_of(block):
+                self._prepare(self._blocks.open(block, document))
+        for record in self._store.records.values():
+            if record.state is not State.DELETING:
+                self._know(record, found)
+        for ip, at in self._store.released().items():
+            if (ledger := self._blocks.with_address(ip)) is not None:
+                ledger.cooling[ledger.block.offset(ip)] = at
+        await self._write()
+        self._announced = self.subnets
+
+    async def run(self) -> NoReturn:
+        """Write what nobody waits for, give up empty blocks, and keep up with the pools."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._documents.watch("ippools", self.pools.use))
+            group.create_task(self._keep())
+        raise AssertionError("neither of them ends")
+
+    async def stop(self) -> None:
+        await self._reclaimer.stop()
+        await self._blocks.stop()
+
+    def nodes_are(self, names: Collection[str]) -> None:
+        self._reclaimer.nodes_are(names)
+
+    def doubt(self) -> None:
+        self._blocks.doubt()
+        self._wake.set()
+
+    async def _write(self) -> None:
+        """Have the documents say what is true, and see that there is a block a family."""
+        await self._blocks.flush()
+        for version in self.pools.versions:
+            if not self._blocks.of_version(version):
+                await self._blocks.extend(self.pools.of(version, Wish()), ())
+
+    async def _keep(self) -> NoReturn:
+        while True:
+            try:
+                await self._write()
+                await self._give_up_empty()
+            except PodwireError as error:
+                log.warning("blocks are not up to date", extra=fields(reason=error))
+                delay_s = _RETRY_S
+            else:
+                delay_s = self._keep_empty_s / 2
+            self._announce()
+            try:
+                async with asyncio.timeout(delay_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+            self._wake.clear()
+
+    async def _give_up_empty(self) -> None:
+        """Delete own blocks that have been empty for long; the first of each family stays."""
+        until = self._clock() - self._keep_empty_s
+        for version in self.pools.versions:
+            for ledger in self._blocks.of_version(version)[1:]:
+                empty = ledger.empty_since is not None and ledger.empty_since <= until
+                if empty and not ledger.block.held:
+                    await self._blocks.give_up(ledger.cidr)
+
+    def _announce(self) -> None:
+        now = self.subnets
+        if now != self._announced:
+            self._announced = now
+            self._changed()
+
+    # Handing out.
+
+    async def reserve(
+        self, key: Key, make: Make, wish: Wish, *, network: str, pod: PodIdentity
+    ) -> Record:
+        holder = Holder(self._node, str(pod), key.container_id, key.ifname)
+        picks: list[_Pick] = []
+        try:
+            await self._take(picks, holder, wish)
+            last = {pick.ledger.cidr: pick.ip for pick in picks if not pick.asked_for}
+            attachment = make(tuple(pick.ip for pick in picks))
+            record = self._store.write(attachment, last=last, network=network, pod=pod)
+        except BaseException:
+            for pick in picks:
+                if pick.is_ours:
+                    pick.ledger.unwant(pick.offset)
+            self._wake.set()
+            raise
+        finally:
+            self._announce()
+        return record
+
+    def released(self, record: Record) -> None:
+        now = self._clock()
+        for interface in record.attachment.ips:
+            ledger = self._blocks.with_address(interface.ip)
+            if ledger is not None:
+                ledger.unwant(ledger.block.offset(interface.ip), now)
+        self._wake.set()
+
+    async def _take(self, picks: list[_Pick], holder: Holder, wish: Wish) -> None:
+        """Fill `picks` with one address of each family that the documents say are ours."""
+        requested = one_a_family(wish)
+        for ip in requested.values():
+            if ip.version not in self.pools.versions:
+                raise wish.refused(f"{ip} is of a family that the pod network does not have")
+        for _ in range(_ATTEMPTS):
+            picked = {pick.ip.version for pick in picks}
+            for version in self.pools.versions:
+                if version in picked:
+                    continue
+                if version in requested:
+                    picks.append(await self._pick_requested(requested[version], holder, wish))
+                else:
+                    picks.append(await self._pick(self.pools.of(version, wish), holder))
+            ledgers = {id(pick.ledger): pick.ledger for pick in picks}
+            await asyncio.gather(*(one.flush() for one in ledgers.values()))
+            lost = [pick for pick in picks if not pick.is_ours]
+            if not lost:
+                return
+            for pick in lost:
+                picks.remove(pick)
+        raise ContendedError("others keep taking the addresses chosen", remedy="try again")
+
+    async def _pick(self, pools: Sequence[Pool], holder: Holder) -> _Pick:
+        while True:
+            own = self._blocks.own(pools)
+            for ledger in own:
+                if (pick := self._pick_from(ledger, holder)) is not None:
+                    return pick
+            lender = await self._blocks.extend(pools, own)
+            if lender is not None and (pick := self._pick_from(lender, holder)) is not None:
+                return pick
+
+    def _pick_from(self, ledger: Ledger, holder: Holder) -> _Pick | None:
+        offset = ledger.next_free(self._clock(), self._reuse_delay_s)
+        if offset is None:
+            return None
+        ledger.last = offset
+        return self._want(ledger, offset, holder, asked_for=False)
+
+    async def _pick_requested(self, ip: IPAddress, holder: Holder, wish: Wish) -> _Pick:
+        pool = self.pools.requested(ip, wish)
+        ledger = await self._blocks.claim_or_open(pool.block(pool.index(ip)))
+        offset = ledger.block.offset(ip)
+        if offset < RESERVED:
+            raise wish.refused(
+                f"{ip} is the first address of the block {ledger.cidr}, which is its node's own",
+                remedy="ask for another one",
+            )
+        if (other := ledger.holder(offset)) is not None:
+            raise wish.refused(f"{ip} is held by {other}", remedy="ask for another one")
+        return self._want(ledger, offset, holder, asked_for=True)
+
+    @staticmethod
+    def _want(ledger: Ledger, offset: int, holder: Holder, *, asked_for: bool) -> _Pick:
+        # A holder of its own, so that this very pick is told from another one of the same pod.
+        mine = msgspec.structs.replace(holder)
+        ledger.want(offset, mine)
+        return _Pick(ledger, offset, mine, asked_for)
+
+    # What the database knows.
+
+    def _prepare(self, ledger: Ledger) -> Ledger:
+        last = self._store.last(ledger.cidr)
+        if last is not None:
+            ledger.last = ledger.block.offset(last)
+        ledger.empty_since = self._clock()
+        return ledger
+
+    def _know(self, record: Record, found: Found) -> None:
+        """Have the documents say what an attachment in the database has."""
+        for interface in record.attachment.ips:
+            ip = interface.ip
+            ledger = self._blocks.with_address(ip)
+            if ledger is None:
+                pool = self.pools.with_address(ip)
+                if pool is None:
+                    log.warning("address of no pool", extra=fields(address=ip, of=record.owner))
+                    continue
+                cidr = pool.block(pool.index(ip))
+                new = Block(cidr, self._node, self._blocks.next_sequence())
+                ledger = self._prepare(self._blocks.open(*found.get(cidr, (new, None))))
+            holder = Holder(self._node, str(record.pod), *record.key)
+            ledger.want(ledger.block.offset(ip), holder)
+
+
+def _strip(document: Document, gone: str) -> bytes | None:
+    """A block's document without a node."""
+    try:
+        block = decode_block(document)
+    except InputError:
+        return document.value
+    left = blocks.reclaim(block, {gone})
+    if left is block:
+        return document.value
+    return encode_block(left) if left is not None else None

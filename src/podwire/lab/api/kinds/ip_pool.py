@@ -1,0 +1,86 @@
+"""IPPool (podwire.io): a part of the pod network that nodes claim blocks of."""
+
+from __future__ import annotations
+
+from podwire.lab.api.kinds.addresses import network
+from podwire.lab.api.kinds.meta import AGE, NAME, at, metadata_schema
+from podwire.lab.api.names import cidr, dns_subdomain
+from podwire.lab.api.registry import Column, Object, ResourceKind
+from podwire.lab.api.schema import (
+    Boolean,
+    Causes,
+    Integer,
+    Json,
+    Record,
+    Text,
+    optional,
+    required,
+)
+
+#: Prefix lengths that a block may have, by IP version: 4 to 4,096 addresses.
+_BLOCK_SIZES = {4: (20, 30), 6: (116, 126)}
+_DEFAULT_BLOCK_SIZE = {4: 26, 6: 122}
+
+
+def _spec_rules(spec: dict[str, Json], path: str, causes: Causes) -> None:
+    pool = network(spec.get("cidr"))
+    if pool is None:
+        return
+    size = spec.get("blockSize")
+    if size is None:
+        size = _DEFAULT_BLOCK_SIZE[pool.version]
+    low, high = _BLOCK_SIZES[pool.version]
+    if not low <= size <= high:
+        causes.invalid(f"{path}.blockSize", size, f"must be {low} to {high} in IPv{pool.version}")
+    elif size < pool.prefixlen:
+        causes.invalid(f"{path}.blockSize", size, f"a block is larger than the pool {pool}")
+
+
+def _prepare(pool: Object) -> None:
+    found = network(pool["spec"]["cidr"])
+    assert found is not None  # noqa: S101  it has been checked
+    pool["spec"].setdefault("blockSize", _DEFAULT_BLOCK_SIZE[found.version])
+
+
+def _check_update(new: Object, old: Object, causes: Causes) -> None:
+    for name in ("cidr", "blockSize"):
+        if new["spec"].get(name) != old["spec"].get(name):
+            causes.invalid(
+                f"spec.{name}",
+                new["spec"].get(name),
+                "may not be changed: blocks of it are claimed; make another pool and disable this",
+            )
+
+
+IP_POOL = ResourceKind(
+    group="podwire.io",
+    version="v1alpha1",
+    kind="IPPool",
+    plural="ippools",
+    singular="ippool",
+    namespaced=False,
+    prepare=_prepare,
+    check_update=_check_update,
+    schema=Record(
+        {
+            "metadata": required(metadata_schema(dns_subdomain, namespaced=False)),
+            "spec": required(
+                Record(
+                    {
+                        "cidr": required(Text(cidr)),
+                        "blockSize": optional(Integer(0, 128)),
+                        "disabled": optional(Boolean(), default=False),
+                    },
+                    also=_spec_rules,
+                )
+            ),
+        }
+    ),
+    columns=(
+        NAME,
+        Column("CIDR", at("spec", "cidr")),
+        Column("Block-Size", at("spec", "blockSize"), type="integer"),
+        Column("Disabled", lambda pool: bool(pool["spec"].get("disabled")), type="boolean"),
+        AGE,
+    ),
+)

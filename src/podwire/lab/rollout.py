@@ -1,0 +1,149 @@
+"""Changing a lab that runs: its record first, then its processes, node by node.
+
+What lives here: having the supervisor follow a changed record, and giving agents new options one
+after the other, so that all but one node's agent is at work at any time. What does not: what a
+change means for pods (`plan`), the change of nodes' number (`lifecycle`).
+
+The record is written before anything else happens. So whatever is interrupted here is completed by
+the next `podwire lab up`: it finds the processes that run with other options than recorded.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import msgspec
+
+from podwire.lab import lock
+from podwire.lab.control import Control
+from podwire.lab.readiness import NotReadyError, Progress, existing, wait_ready
+from podwire.lab.registry import LabInfo, LabRecord
+from podwire.lab.shape import Shape
+
+_READY_S = 30.0
+_LOOK_AGAIN_S = 0.05
+_TIMEOUT_S = 60.0
+
+
+def locked(lab: LabInfo, progress: Progress) -> AbstractContextManager[None]:
+    """Be the only command that works on the lab, for the duration of the block."""
+    return lock.locked(
+        lab, lambda: progress.waiting(f'another command that works on lab "{lab.name}"')
+    )
+
+
+def apply(lab: LabInfo, record: LabRecord) -> None:
+    """Write the record down and have the supervisor follow it. Raises LabError."""
+    with Control(lab, timeout_s=_TIMEOUT_S) as control:
+        lab.write(record)
+        control.request("reload")
+
+
+def consequences(before: Shape, after: Shape) -> list[str]:
+    """What a change means for the pods that run, one sentence each."""
+    found = [
+        "Nodes change one after the other; until the last one has, those that have and those"
+        " that have not may not reach each other's pods."
+    ]
+    if before.pod_network == after.pod_network:
+        return [*found, "Pods go on running, with their addresses."]
+    return [*found, "Pods are made anew, with other addresses."]
+
+
+def set_shape(lab: LabInfo, shape: Shape, progress: Progress) -> None:
+    """Have a running lab use another fabric. Raises LabError."""
+    with locked(lab, progress):
+        record = existing(lab)
+        apply(lab, msgspec.structs.replace(record, shape=shape))
+        complete(lab, progress)
+        wait_ready(lab, progress, only_news=True)
+
+
+def complete(lab: LabInfo, progress: Progress) -> None:
+    """Start again, one after the other, the processes that run with other options than recorded.
+
+    Raises NotReadyError for one that does not become ready; those after it are left alone.
+    """
+    for name in _stale(lab):
+        progress.waiting(f"{name} starts again")
+        with Control(lab, timeout_s=_TIMEOUT_S) as control:
+            control.request("restart", name)
+        node, _, process = name.partition("/")
+        if process == "agent":
+            _wait_for_agent(lab, node)
+        else:
+            _wait_for(lab, name)
+        progress.done(f"{name} has its new options")
+
+
+def _stale(lab: LabInfo) -> list[str]:
+    """The API and the store come first, and each node's agent before its kubelet, which may have
+    pods to make anew."""
+    with Control(lab, timeout_s=_TIMEOUT_S) as control:
+        snapshot = control.request("status")
+    stale = [process.name for process in snapshot.processes if process.stale]
+    nodes = list(dict.fromkeys(name.partition("/")[0] for name in stale if "/" in name))
+    first = [name for name in stale if "/" not in name]
+    ordered = [f"{node}/{process}" for node in nodes for process in ("agent", "kubelet")]
+    return [*first, *(name for name in ordered if name in stale)]
+
+
+def _wait_for(lab: LabInfo, name: str) -> None:
+    """Wait until a process says that it is ready."""
+    with Control(lab) as control:
+        try:
+            for snapshot in control.watch(timeout_s=_READY_S):
+                process = snapshot.process(name)
+                if process is None or process.state == "ready":
+                    return
+        except TimeoutError:
+            raise _late(lab, name, process.message if process else "") from None
+
+
+def _wait_for_agent(lab: LabInfo, node: str) -> None:
+    """Wait until a node's agent says that pods can be wired."""
+    path = lab.node_dir(node) / "run/podwire/agent.sock"
+    deadline = time.monotonic() + _READY_S
+    while (problem := _not_ready(path)) is not None:
+        if time.monotonic() > deadline:
+            raise _late(lab, f"{node}/agent", problem)
+        # Nothing tells when a socket begins to answer.
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _late(lab: LabInfo, process: str, why: str) -> NotReadyError:
+    return NotReadyError(
+        f"{process} is not ready after {_READY_S:g} s: {why}",
+        remedy=f"see `podwire --lab {lab.name} lab logs {process}`; "
+        f"`podwire lab up --name {lab.name}` goes on from here",
+    )
+
+
+def _not_ready(path: Path) -> str | None:
+    connection = _Connection(path)
+    try:
+        connection.request("GET", "/readyz")
+        answer = connection.getresponse()
+        text = answer.read().decode(errors="replace").strip()
+    except (OSError, http.client.HTTPException) as error:
+        return f"it does not answer ({error})"
+    finally:
+        connection.close()
+    return None if answer.status == 200 else text
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=5.0)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))

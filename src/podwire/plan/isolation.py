@@ -1,0 +1,52 @@
+"""Pods kept apart from their own node, where that is asked for.
+
+What a pod needs of its node as a router stays: forwarding, neighbour discovery, ICMP errors.
+Everything else between the two is dropped, both ways, and counted. Pure.
+"""
+
+from __future__ import annotations
+
+from podwire.model.cluster import NetworkConfig
+from podwire.model.state import NftChain, NftCounter, NftHook, NftRule, Why
+from podwire.plan import spoofing
+
+_FILTER = 0
+
+ISOLATED = NftCounter(name="isolated", meaning="packets between a pod and its own node")
+
+
+def counters(config: NetworkConfig) -> tuple[NftCounter, ...]:
+    return (ISOLATED,) if config.fabric.isolate_host else ()
+
+
+def plan_chains(config: NetworkConfig) -> tuple[NftChain, ...]:
+    """Two chains; none where pods and their node may talk."""
+    if not config.fabric.isolate_host:
+        return ()
+    why = Why(f"Node/{config.node}", "keeps its pods apart from itself")
+    return tuple(
+        NftChain(
+            name=f"isolate_{hook}",
+            hook=NftHook(type="filter", hook=hook, priority=_FILTER),
+            rules=tuple(
+                NftRule(text=f"{_pods(config, device)} {text}", why=why)
+                for text in (
+                    "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit,"
+                    " packet-too-big, destination-unreachable, time-exceeded,"
+                    " parameter-problem } accept",
+                    "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
+                    " accept",
+                    f'counter name "{ISOLATED.name}" drop',
+                )
+            ),
+        )
+        for hook, device in (("input", "iifname"), ("output", "oifname"))
+    )
+
+
+def _pods(config: NetworkConfig, device: str) -> str:
+    if config.fabric.wiring == "bridge":
+        return f'{device} "{config.bridge}"'
+    if config.fabric.anti_spoofing:
+        return f"{device} @{spoofing.GUARDED}"
+    return f'{device} "{config.fabric.port_prefix}*"'

@@ -1,0 +1,155 @@
+"""Anti-spoofing: a pod sends with its own addresses only, and answers ARP and NDP for these only.
+
+    bridge wiring   table bridge podwire, prerouting: MAC and address of each frame that enters by
+                    a pod's port, those inside ARP, and the target of neighbour advertisements
+    routed wiring   table inet podwire, prerouting: the source address of each packet that enters
+                    by a pod's link; its ARP and NDP reach nobody but the node
+
+Whose port it is and what may come out of it are elements of sets, kept under the pod's attachment.
+A pod with `may_spoof` is not in them, and nothing of it is looked at. What is dropped is counted by
+kind. Frames that are neither ARP nor IP are dropped too: a VLAN tag would hide an address.
+Pure: values in, nft objects out.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+
+from podwire.model.cluster import Attachment, NetworkConfig
+from podwire.model.state import (
+    Entry,
+    IPAddress,
+    KeyPart,
+    NftChain,
+    NftCounter,
+    NftElement,
+    NftHook,
+    NftOpenSet,
+    NftRule,
+    NftTable,
+    Why,
+)
+from podwire.plan.macs import link_local
+
+_RAW = -300
+#: In the bridge family, before everything that others usually have there.
+_BRIDGE_FIRST = -300
+
+GUARDED, BINDINGS, TARGETS = "guarded", {4: "bindings4", 6: "bindings6"}, "nd_targets"
+
+SPOOFED_IP = NftCounter(name="spoofed_ip", meaning="packets from a pod with a source not its own")
+SPOOFED_ARP = NftCounter(name="spoofed_arp", meaning="ARP from a pod about an address not its own")
+SPOOFED_ND = NftCounter(
+    name="spoofed_nd", meaning="neighbour advertisements from a pod for an address not its own"
+)
+OTHER_FRAMES = NftCounter(name="other_frames", meaning="frames from a pod, neither ARP nor IP")
+
+# Who asks whether an address is free sends from none (RFC 5227 and 4862).
+_NOBODY4, _NOBODY6 = IPv4Address(0), IPv6Address(0)
+
+
+def plan_bridge_table(config: NetworkConfig) -> tuple[NftTable, ...]:
+    """The table that looks at what enters the bridge."""
+    if not config.fabric.anti_spoofing or config.fabric.wiring != "bridge":
+        return ()
+    why = _why(config)
+    own = "iifname . ether saddr"
+    texts = (
+        f"iifname != @{GUARDED} accept",
+        f"{own} . arp saddr ip @{BINDINGS[4]} iifname . arp saddr ether . arp saddr ip"
+        f" @{BINDINGS[4]} accept",
+        f'ether type arp counter name "{SPOOFED_ARP.name}" drop',
+        f"{own} . ip saddr @{BINDINGS[4]} accept",
+        f"icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @{TARGETS}"
+        f' counter name "{SPOOFED_ND.name}" drop',
+        f"{own} . ip6 saddr @{BINDINGS[6]} accept",
+        f'ether type {{ ip, ip6 }} counter name "{SPOOFED_IP.name}" drop',
+        f'counter name "{OTHER_FRAMES.name}" drop',
+    )
+    chain = NftChain(
+        name="from_pods",
+        hook=NftHook(type="filter", hook="prerouting", priority=_BRIDGE_FIRST),
+        rules=tuple(NftRule(text=text, why=why) for text in texts),
+    )
+    table = NftTable(
+        name="podwire",
+        family="bridge",
+        open_sets=(
+            NftOpenSet(name=GUARDED, type="ifname", why=why),
+            NftOpenSet(name=BINDINGS[4], type="ifname . ether_addr . ipv4_addr", why=why),
+            NftOpenSet(name=BINDINGS[6], type="ifname . ether_addr . ipv6_addr", why=why),
+            NftOpenSet(name=TARGETS, type="ifname . @th,64,128", why=why),
+        ),
+        counters=(SPOOFED_IP, SPOOFED_ARP, SPOOFED_ND, OTHER_FRAMES),
+        chains=(chain,),
+        why=why,
+    )
+    return (table,)
+
+
+def open_sets(config: NetworkConfig) -> tuple[NftOpenSet, ...]:
+    """Of the inet table, for routed pods."""
+    if not _at_ip(config):
+        return ()
+    why = _why(config)
+    return (
+        NftOpenSet(name=GUARDED, type="ifname", why=why),
+        NftOpenSet(name=BINDINGS[4], type="ifname . ipv4_addr", why=why),
+        NftOpenSet(name=BINDINGS[6], type="ifname . ipv6_addr", why=why),
+    )
+
+
+def counters(config: NetworkConfig) -> tuple[NftCounter, ...]:
+    """Of the inet table."""
+    return (SPOOFED_IP,) if _at_ip(config) else ()
+
+
+def plan_chains(config: NetworkConfig) -> tuple[NftChain, ...]:
+    """Of the inet table."""
+    if not _at_ip(config):
+        return ()
+    why = _why(config)
+    rules = tuple(
+        NftRule(
+            text=f"iifname @{GUARDED} iifname . {family} saddr != @{BINDINGS[version]}"
+            f' counter name "{SPOOFED_IP.name}" drop',
+            why=why,
+        )
+        for version, family in ((4, "ip"), (6, "ip6"))
+    )
+    hook = NftHook(type="filter", hook="prerouting", priority=_RAW)
+    return (NftChain(name="from_pods", hook=hook, rules=rules),)
+
+
+def plan_attachment(config: NetworkConfig, attachment: Attachment) -> tuple[Entry, ...]:
+    """What may come out of a pod's port."""
+    if not config.fabric.anti_spoofing or attachment.may_spoof:
+        return ()
+    port, mac = attachment.host_ifname, attachment.mac
+    pod = attachment.pod or attachment.container_id[:12]
+    ips = [ip.ip for ip in attachment.ips]
+    why = Why(f"Pod/{pod}", f"has {', '.join(map(str, ips))}")
+    routed = config.fabric.wiring == "routed"
+    family = "inet" if routed else "bridge"
+
+    def element(name: str, *key: KeyPart) -> NftElement:
+        return NftElement(set=name, key=(port, *key), why=why, family=family)
+
+    sources: list[IPAddress] = [*ips, link_local(mac), _NOBODY6]
+    entries = [element(GUARDED)]
+    if routed:
+        entries += [element(BINDINGS[ip.version], ip) for ip in sources]
+        return tuple(entries)
+    sources.append(_NOBODY4)
+    entries += [element(BINDINGS[ip.version], mac, ip) for ip in sources]
+    targets = (ip for ip in sources if ip.version == 6 and ip != _NOBODY6)
+    entries += [element(TARGETS, ip) for ip in targets]
+    return tuple(entries)
+
+
+def _at_ip(config: NetworkConfig) -> bool:
+    return config.fabric.anti_spoofing and config.fabric.wiring == "routed"
+
+
+def _why(config: NetworkConfig) -> Why:
+    return Why(f"Node/{config.node}", "lets its pods send with their own addresses only")

@@ -1,0 +1,164 @@
+"""The agent's side of the tunnel: find the process that runs, or start one, and ask it things.
+
+One connection, one request at a time. What the agent makes of it (when to start it anew, what to
+configure) is the agent's business; `wait_closed` tells when the tunnel is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+from podwire.errors import PodwireError
+from podwire.model.tunnel import (
+    Answer,
+    Configure,
+    Done,
+    Failed,
+    GetStats,
+    Ready,
+    RemovePeer,
+    Request,
+    SetPeer,
+    SetPeers,
+    Stats,
+    Stop,
+    TunnelConfig,
+    TunnelPeer,
+)
+from podwire.tunnel.control import Frames, pack
+
+T = TypeVar("T", Ready, Done, Stats)
+
+_CHUNK = 1 << 20
+#: Between two looks for the socket of a process that has just been started.
+_LOOK_AGAIN_S = 0.02
+
+
+class TunnelAwayError(PodwireError):
+    """The tunnel's process can't be reached, or went away while it was asked."""
+
+
+class TunnelClient:
+    """A connection to the tunnel that listens at a Unix socket.
+
+    All methods raise `TunnelAwayError` where it is gone, and PodwireError for what it refuses.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self._frames: Frames[Answer] = Frames(Answer)
+        self._turn = asyncio.Lock()
+        self._waiting: asyncio.Future[Answer] | None = None
+        self._listening = asyncio.get_running_loop().create_task(self._listen())
+
+    @classmethod
+    async def connect(cls, path: Path) -> TunnelClient:
+        """Raises TunnelAwayError where nobody listens."""
+        try:
+            return cls(*await asyncio.open_unix_connection(str(path)))
+        except OSError as error:
+            raise TunnelAwayError(
+                f"tunnel socket {path}: {error.strerror or error}", remedy="start the tunnel"
+            ) from error
+
+    async def configure(self, config: TunnelConfig, peers: tuple[TunnelPeer, ...] = ()) -> Ready:
+        """Make it this end, with all its peers."""
+        return _expect(Ready, await self.ask(Configure(config, peers)))
+
+    async def set_peers(self, peers: tuple[TunnelPeer, ...]) -> None:
+        """These are all peers."""
+        _expect(Done, await self.ask(SetPeers(peers)))
+
+    async def set_peer(self, peer: TunnelPeer) -> None:
+        """A peer is new or changed."""
+        _expect(Done, await self.ask(SetPeer(peer)))
+
+    async def remove_peer(self, name: str) -> None:
+        """A peer is gone."""
+        _expect(Done, await self.ask(RemovePeer(name)))
+
+    async def stats(self) -> Stats:
+        """What passed and what was dropped."""
+        return _expect(Stats, await self.ask(GetStats()))
+
+    async def stop(self) -> None:
+        """Make the process end."""
+        _expect(Done, await self.ask(Stop()))
+
+    async def ask(self, request: Request) -> Answer:
+        """The answer to a request, `Failed` among them."""
+        async with self._turn:
+            if self._listening.done():
+                raise TunnelAwayError("the tunnel is gone")
+            self._waiting = asyncio.get_running_loop().create_future()
+            try:
+                self._writer.write(pack(request))
+                await self._writer.drain()
+                return await self._waiting
+            except OSError as error:
+                raise TunnelAwayError(f"the tunnel is gone: {error}") from error
+            finally:
+                self._waiting = None
+
+    async def wait_closed(self) -> None:
+        """Return when the tunnel has hung up: it ended, or somebody else controls it now."""
+        await asyncio.wait([self._listening])
+
+    async def close(self) -> None:
+        """Hang up. The tunnel goes on."""
+        self._listening.cancel()
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    async def _listen(self) -> None:
+        try:
+            while data := await self._reader.read(_CHUNK):
+                for answer in self._frames.feed(data):
+                    if self._waiting is not None and not self._waiting.done():
+                        self._waiting.set_result(answer)
+        except (OSError, PodwireError):
+            pass
+        finally:
+            if self._waiting is not None and not self._waiting.done():
+                self._waiting.set_exception(TunnelAwayError("the tunnel is gone"))
+
+
+def command(path: Path) -> list[str]:
+    """What runs a tunnel that listens at `path`."""
+    return [sys.executable, "-m", "podwire.tunnel", "--socket", str(path)]
+
+
+async def connect_or_start(path: Path, patience_s: float = 30.0) -> TunnelClient:
+    """Connect to the tunnel at `path`, started first where there is none.
+
+    It is started in a session of its own, so that it outlives whoever started it. Raises
+    TunnelAwayError where it does not come up in `patience_s`, or ends.
+    """
+    with contextlib.suppress(TunnelAwayError):
+        return await TunnelClient.connect(path)
+    process = await asyncio.create_subprocess_exec(
+        *command(path), stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = asyncio.get_running_loop().time() + patience_s
+    while True:
+        with contextlib.suppress(TunnelAwayError):
+            return await TunnelClient.connect(path)
+        if process.returncode is not None:
+            raise TunnelAwayError(f"the tunnel ended with exit code {process.returncode}")
+        if asyncio.get_running_loop().time() > deadline:
+            raise TunnelAwayError(f"the tunnel did not come up in {patience_s:g} s")
+        await asyncio.sleep(_LOOK_AGAIN_S)
+
+
+def _expect(kind: type[T], answer: Answer) -> T:
+    if isinstance(answer, Failed):
+        raise PodwireError(f"tunnel: {answer.text}", remedy=answer.remedy)
+    if not isinstance(answer, kind):
+        raise TunnelAwayError(f"the tunnel answered {type(answer).__name__}")
+    return answer

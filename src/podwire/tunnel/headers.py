@@ -1,0 +1,77 @@
+"""IP headers (RFC 791, RFC 8200): what the tunnel reads of them, and the TTL's decrement.
+
+Functions on one packet in a buffer. A header is a tuple here, since it is made for each packet
+that comes alone.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from podwire.tunnel.checksum import check_of, sum_of
+
+IPV4 = struct.Struct("!BBHHHBBH4s4s")
+IPV6 = struct.Struct("!IHBB16s16s")
+_NATIVE16 = struct.Struct("=H")
+_TTL_CHECK = struct.Struct("!BBH")
+
+TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
+#: Of IPv4's third word of 16 bits: don't fragment, more fragments follow, and the offset.
+DONT_FRAGMENT, MORE_FRAGMENTS, FRAGMENT_OFFSET = 0x4000, 0x2000, 0x1FFF
+
+Buffer = bytearray | memoryview
+
+
+def parse(buffer: Buffer, at: int, size: int) -> tuple[int, bytes, bytes] | None:
+    """(TTL or hop limit, source, destination) of the packet of `size` bytes at `at`.
+
+    None for what is no IP packet of just that size.
+    """
+    if size < 20:
+        return None
+    version = buffer[at] >> 4
+    if version == 4:
+        first, _, total, _, _, ttl, _, _, source, target = IPV4.unpack_from(buffer, at)
+        if total != size or not 20 <= (first & 15) << 2 <= size:
+            return None
+        return ttl, source, target
+    if version == 6 and size >= 40:
+        _, payload, _, ttl, source, target = IPV6.unpack_from(buffer, at)
+        if payload != size - 40:
+            return None
+        return ttl, source, target
+    return None
+
+
+def decrement_ttl(buffer: Buffer, at: int) -> None:
+    """Take one from the TTL or hop limit (it must not be zero); IPv4's checksum follows.
+
+    The checksum is adjusted, not made anew (RFC 1624), so that one that was wrong stays wrong.
+    """
+    if buffer[at] >> 4 == 6:
+        buffer[at + 7] -= 1
+        return
+    ttl, protocol, check = _TTL_CHECK.unpack_from(buffer, at + 8)
+    check += 0x100
+    if check >= 0xFFFF:
+        check = (check + 1) & 0xFFFF
+    _TTL_CHECK.pack_into(buffer, at + 8, ttl - 1, protocol, check)
+
+
+def may_fragment(buffer: bytes | Buffer, at: int) -> bool:
+    """Whether a router may cut the packet up: IPv4 without DF."""
+    return buffer[at] >> 4 == 4 and not buffer[at + 6] & 0x40
+
+
+def complete_checksum(buffer: Buffer, at: int, size: int, start: int, offset: int) -> bool:
+    """Fill in the checksum that the kernel has left for others to compute (CHECKSUM_PARTIAL).
+
+    It covers the packet from `start` on, and is at `offset` from there, where the kernel has left
+    the pseudo header's sum. False where that is not in the packet.
+    """
+    if start + offset + 2 > size:
+        return False
+    check = check_of(sum_of(buffer[at + start : at + size]))
+    # Zero would mean for UDP that there is none; for others it is equal to this (RFC 768).
+    _NATIVE16.pack_into(buffer, at + start + offset, check or 0xFFFF)
+    return True

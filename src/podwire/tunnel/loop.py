@@ -1,0 +1,253 @@
+"""The tunnel's one thread: moving packets, and answering its controller in between.
+
+What lives here: `Tunnel`, which is configured, changed and asked by requests, and the loop. What
+does not: how packets are moved (`outbound`, `inbound`) and where requests come from (`endpoint`).
+
+Both directions take turns, each up to a bound, until neither has anything left. Before the thread
+goes to sleep it looks again for some microseconds: what comes meanwhile is spared the wakeup, which
+takes longer than the packet.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import select
+import time
+from collections.abc import Sequence
+from pathlib import Path as FilePath
+
+from podwire.errors import InputError, PodwireError
+from podwire.log import fields
+from podwire.model.tunnel import (
+    DROPS,
+    Answer,
+    Configure,
+    Done,
+    Failed,
+    GetStats,
+    PeerStats,
+    Ready,
+    RemovePeer,
+    Request,
+    SetPeer,
+    SetPeers,
+    Stats,
+    Stop,
+    TunnelConfig,
+    TunnelPeer,
+)
+from podwire.tunnel.endpoint import Endpoint
+from podwire.tunnel.inbound import Inbound
+from podwire.tunnel.outbound import Outbound
+from podwire.tunnel.path import Path
+from podwire.tunnel.plugs import Plugs
+from podwire.tunnel.secure import SecurePeers
+from podwire.tunnel.table import Peer, Table, parse_networks
+
+log = logging.getLogger(__name__)
+
+#: How long to look again before going to sleep.
+_LINGER_S = 20e-6
+#: Turns in which packets were moved, until the controller is listened to again.
+_TURNS = 64
+#: X25519's (RFC 7748).
+_KEY_BYTES = 32
+
+
+class Tunnel:
+    """One end of the tunnel. Forwards from the first `Configure` on."""
+
+    def __init__(self, socket_path: FilePath, *, offloads: bool = True) -> None:
+        """Raises PodwireError where another tunnel has this path."""
+        self._epoll = select.epoll()
+        self._endpoint = Endpoint(socket_path, self._epoll, self.handle)
+        self._plugs = Plugs(self._epoll, offloads=offloads)
+        self._config: TunnelConfig | None = None
+        self._table = Table()
+        self._drops = dict.fromkeys(DROPS, 0)
+        self._path: Path | None = None
+        self._pumps: list[Outbound | Inbound] = []
+        self._running = True
+        # A signal's handler alone does not end a wait (PEP 475).
+        self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._woken, select.EPOLLIN)
+
+    def close(self) -> None:
+        """Give up everything; the device stays."""
+        self._endpoint.close()
+        self._plugs.close()
+        self._epoll.close()
+        os.close(self._woken)
+
+    def stop(self) -> None:
+        """Make `run` return; also from a signal's handler."""
+        self._running = False
+        os.eventfd_write(self._woken, 1)
+
+    # Moving packets.
+
+    def run(self) -> None:
+        """Forward, until `stop` or a request to. Raises PodwireError where the device is gone."""
+        while self._running:
+            for fd, events in self._wait():
+                if not self._endpoint.ready(fd) and events & select.EPOLLERR:
+                    self._plugs.check(fd)
+            self._move()
+            self._seal_what_is_due()
+
+    def _wait(self) -> list[tuple[int, int]]:
+        secure = self._path.secure if self._path is not None else None
+        timeout = -1.0
+        if secure is not None and secure.deadline < math.inf:
+            timeout = max(0.0, secure.deadline - time.monotonic())
+        return self._epoll.poll(timeout)
+
+    def _move(self) -> None:
+        pumps = self._pumps
+        clock = time.perf_counter
+        for _ in range(_TURNS):
+            moved = False
+            for pump in pumps:
+                if pump.pump():
+                    moved = True
+            if moved:
+                continue
+            until = clock() + _LINGER_S
+            while not moved and clock() < until:
+                for pump in pumps:
+                    if pump.pump():
+                        moved = True
+            if not moved:
+                return
+
+    def _seal_what_is_due(self) -> None:
+        path = self._path
+        if path is not None and path.secure is not None:
+            if time.monotonic() >= path.secure.deadline:
+                path.secure.poll()
+            path.flush_outbox()
+
+    # Requests.
+
+    def handle(self, request: Request) -> Answer:
+        """Carry out a request. What is wrong with it is the answer."""
+        try:
+            match request:
+                case Configure(config=config, peers=peers):
+                    return self._configure(config, peers)
+                case SetPeers(peers=peers):
+                    self._set_peers(self._configured(), [Peer(peer) for peer in peers])
+                case SetPeer(peer=peer):
+                    self._set_peer(self._configured(), peer)
+                case RemovePeer(name=name):
+                    self._remove_peer(self._configured(), name)
+                case GetStats():
+                    return self._stats(self._configured())
+                case Stop():
+                    self.stop()
+        except PodwireError as error:
+            log.warning("request refused", extra=fields(error=error))
+            return Failed(error.message, error.remedy)
+        return Done()
+
+    def _configured(self) -> Path:
+        if self._path is None:
+            raise PodwireError("the tunnel has no configuration yet", remedy="send Configure first")
+        return self._path
+
+    def _configure(self, config: TunnelConfig, values: Sequence[TunnelPeer]) -> Answer:
+        peers = [Peer(value) for value in values]
+        if self._path is None or config != self._config:
+            subnets = parse_networks(config.subnets, "subnets")
+            secure = self._secure_of(config)
+            self._plugs.change(config)
+            self._table.set_own(subnets)
+            assert self._plugs.tun is not None  # noqa: S101  just changed
+            self._path = Path(
+                self._plugs.tun,
+                self._plugs.underlays.values(),
+                self._plugs.icmp,
+                self._table,
+                secure,
+                self._drops,
+                require_encryption=config.require_encryption,
+            )
+            self._pumps = [Outbound(self._path)]
+            self._pumps += [Inbound(self._path, one) for one in self._path.underlays.values()]
+            self._config = config
+            log.info("configured", extra=fields(dev=config.dev, port=config.port))
+        self._set_peers(self._path, peers)
+        return Ready(self._plugs.features(), os.getpid())
+
+    def _secure_of(self, config: TunnelConfig) -> SecurePeers | None:
+        """The encryption of a configuration; the present one, with its sessions, for a key that
+        stays."""
+        key = config.private_key
+        if key is None:
+            if config.require_encryption:
+                raise InputError(
+                    "is needed to require encryption",
+                    field="private_key",
+                    remedy="give the tunnel a key, or do not require encryption",
+                )
+            return None
+        if self._path is not None and self._config is not None and key == self._config.private_key:
+            return self._path.secure
+        if len(key) != _KEY_BYTES:
+            raise InputError(f"{len(key)} bytes instead of {_KEY_BYTES}", field="private_key")
+        return SecurePeers(key)
+
+    def _set_peers(self, path: Path, peers: Sequence[Peer]) -> None:
+        for name in self._table.peers.keys() - {peer.name for peer in peers}:
+            if path.secure is not None:
+                path.secure.remove_peer(name)
+        for peer in peers:
+            _agree(path, peer)
+        self._table.replace(peers)
+
+    def _set_peer(self, path: Path, value: TunnelPeer) -> None:
+        peer = Peer(value)
+        _agree(path, peer)
+        self._table.set_peer(peer)
+
+    def _remove_peer(self, path: Path, name: str) -> None:
+        if path.secure is not None:
+            path.secure.remove_peer(name)
+        self._table.remove_peer(name)
+
+    def _stats(self, path: Path) -> Stats:
+        now = time.monotonic()
+        secure = path.secure
+        peers = tuple(
+            PeerStats(
+                name=peer.name,
+                sent_packets=peer.sent_packets,
+                sent_bytes=peer.sent_bytes,
+                received_packets=peer.received_packets,
+                received_bytes=peer.received_bytes,
+                heard_s=None if peer.heard is None else now - peer.heard,
+                handshake_s=None if secure is None else secure.session_age(peer.name),
+                path_mtu=path.inner_mtu(peer) if peer.sent_packets else None,
+            )
+            for peer in self._table.peers.values()
+        )
+        encryption = {} if secure is None else dict(secure.counters)
+        return Stats(drops=dict(self._drops), encryption=encryption, peers=peers)
+
+
+def _agree(path: Path, peer: Peer) -> None:
+    """Whether a peer is spoken to encrypted is as both ends' keys say. Raises InputError."""
+    key = peer.value.public_key
+    if path.secure is None:
+        return
+    if key is None:
+        path.secure.remove_peer(peer.name)
+        return
+    if len(key) != _KEY_BYTES:
+        raise InputError(
+            f"{len(key)} bytes instead of {_KEY_BYTES}", field=f"public key of {peer.name}"
+        )
+    path.secure.set_peer(peer.name, key)
+    peer.encrypted = True

@@ -1,0 +1,206 @@
+"""What both directions of the data path share: the way to a peer, counters, ICMP errors.
+
+What lives here: `Path`, which knows the device, the sockets and the peers, sends packets to a peer
+bare or sealed, and knows what to do about a packet that goes no further. What does not: how packets
+come in (`outbound`, `inbound`), and when (`loop`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+import time
+from collections.abc import Iterable
+
+import numpy as np
+
+from podwire.kernel.tun import Tun
+from podwire.tunnel.checksum import U8
+from podwire.tunnel.headers import may_fragment
+from podwire.tunnel.icmp import Budget, Problem, error_about
+from podwire.tunnel.secure import OVERHEAD, SecurePeers
+from podwire.tunnel.sockets import MAX_BYTES, MAX_SEGMENTS, IcmpSocket, Underlay
+from podwire.tunnel.table import Peer, Table
+
+#: ICMP errors a second, and at once: Linux's own limits for all it sends (icmp_msgs_per_sec).
+_ERRORS_PER_S, _ERRORS_BURST = 1000.0, 50.0
+#: Every IPv6 path takes packets of this size (RFC 8200), so nobody may be told of less.
+_IPV6_MIN_MTU = 1280
+_IOVEC = struct.Struct("@PN")
+
+
+class Path:
+    """The ways between the TUN device and the peers."""
+
+    def __init__(
+        self,
+        tun: Tun,
+        underlays: Iterable[Underlay],
+        icmp: IcmpSocket,
+        table: Table,
+        secure: SecurePeers | None,
+        drops: dict[str, int],
+        *,
+        require_encryption: bool,
+    ) -> None:
+        self.tun, self.table, self.secure = tun, table, secure
+        self.underlays = {one.version: one for one in underlays}
+        self.require_encryption = require_encryption
+        #: By the names of `podwire.model.tunnel.DROPS`.
+        self.drops = drops
+        self._icmp = icmp
+        self._budget = Budget(_ERRORS_PER_S, _ERRORS_BURST, time.monotonic())
+        self._scratch = np.zeros(2 * MAX_BYTES, np.uint8)
+        self._sealed = self._scratch.data
+        self._sealed_at: int = self._scratch.ctypes.data
+
+    def answer(self, packet: bytes | memoryview, problem: Problem, mtu: int = 0) -> None:
+        """Tell a packet's source, unless that must not be, or there were too many of late."""
+        message = error_about(packet, problem, mtu)
+        if message is not None and self._budget.take(time.monotonic()):
+            source = packet[12:16] if packet[0] >> 4 == 4 else packet[8:24]
+            self._icmp.send(bytes(source), message)
+
+    def inner_mtu(self, peer: Peer) -> int | None:
+        """The largest IP packet that the path to a peer takes inside of one unfragmented datagram;
+        None where there is no path."""
+        underlay = self.underlays.get(peer.version)
+        if underlay is None:
+            return None
+        try:
+            mtu = underlay.path_mtu(peer)
+        except OSError:
+            return None
+        return mtu - OVERHEAD if peer.encrypted else mtu
+
+    # Sending to a peer. What is sent counts as sent also where it waits for a handshake.
+
+    def send_one(self, peer: Peer, packet: memoryview, address: int) -> None:
+        """Send one packet, which is at `address`."""
+        size = len(packet)
+        peer.sent_packets += 1
+        peer.sent_bytes += size
+        underlay = self.underlays.get(peer.version)
+        if underlay is None:
+            self.drops["send_failed"] += 1
+            return
+        if peer.encrypted:
+            error = self._send_sealed(underlay, peer, packet, size, size)
+        else:
+            error = underlay.send_at(peer, address, size, 0)
+        if error:
+            self._refused(error, underlay, peer, [bytes(packet)])
+
+    def send_rows(
+        self, peer: Peer, iovecs: int, width: int, count: int, segment: int, size: int
+    ) -> None:
+        """Send `count` packets of `segment` bytes each, the last maybe shorter, bare.
+
+        They are `size` bytes together. Each is in `width` places: at the address `iovecs` there is
+        a struct iovec for each place.
+        """
+        underlay = self.underlays.get(peer.version)
+        if underlay is None:
+            self.drops["send_failed"] += count
+            return
+        most = min(MAX_SEGMENTS, MAX_BYTES // segment) if underlay.gso else 1
+        peer.sent_packets += count
+        peer.sent_bytes += size
+        for start in range(0, count, most):
+            part = min(most, count - start)
+            at = iovecs + start * width * _IOVEC.size
+            error = underlay.send(peer, at, part * width, segment if part > 1 else 0)
+            if error:
+                self._refused(error, underlay, peer, _gathered(at, width, part))
+
+    def send_packed(self, peer: Peer, packets: U8, size: int, segment: int) -> None:
+        """Send packets that lie back to back, of `segment` bytes each but the last, sealed."""
+        underlay = self.underlays.get(peer.version)
+        count = -(-size // segment)
+        if underlay is None:
+            self.drops["send_failed"] += count
+            return
+        peer.sent_packets += count
+        peer.sent_bytes += size
+        view = packets.data
+        most = min(MAX_SEGMENTS, MAX_BYTES // (segment + OVERHEAD)) if underlay.gso else 1
+        for start in range(0, size, most * segment):
+            part = min(most * segment, size - start)
+            here = view[start : start + part]
+            error = self._send_sealed(underlay, peer, here, part, segment)
+            if error:
+                each = [bytes(here[at : at + segment]) for at in range(0, part, segment)]
+                self._refused(error, underlay, peer, each)
+
+    def _send_sealed(
+        self, underlay: Underlay, peer: Peer, packets: memoryview, size: int, segment: int
+    ) -> int:
+        assert self.secure is not None  # noqa: S101  no peer is encrypted without
+        sealed = self.secure.seal_into(peer.name, packets, size, segment, self._sealed)
+        error = 0
+        if sealed:
+            each = segment + OVERHEAD if size > segment else 0
+            error = underlay.send_at(peer, self._sealed_at, sealed, each)
+        self.flush_outbox()
+        return error
+
+    def flush_outbox(self) -> None:
+        """Send what the encryption has to say itself."""
+        if self.secure is None or not self.secure.outbox:
+            return
+        for name, datagram in self.secure.take_outbox():
+            peer = self.table.peers.get(name)
+            underlay = self.underlays.get(peer.version) if peer else None
+            if peer and underlay:
+                self._sealed[: len(datagram)] = datagram
+                underlay.send_at(peer, self._sealed_at, len(datagram), 0)
+
+    def _refused(self, error: int, underlay: Underlay, peer: Peer, packets: list[bytes]) -> None:
+        """The kernel did not send these packets."""
+        if error == errno.EMSGSIZE:
+            self._too_big(underlay, peer, packets)
+        elif error in (errno.EAGAIN, errno.ENOBUFS):
+            self.drops["send_overrun"] += len(packets)
+        elif error in (errno.EIO, errno.EINVAL) and len(packets) > 1 and underlay.gso:
+            # A device that can't fill in checksums takes no batches.
+            underlay.gso = False
+            for packet in packets:
+                self._send_again(underlay, peer, packet, fragment=False)
+        else:
+            self.drops["send_failed"] += len(packets)
+
+    def _too_big(self, underlay: Underlay, peer: Peer, packets: list[bytes]) -> None:
+        mtu = self.inner_mtu(peer)
+        if mtu is None:
+            self.drops["send_failed"] += len(packets)
+            return
+        for packet in packets:
+            if len(packet) <= mtu:
+                self._send_again(underlay, peer, packet, fragment=False)
+            elif may_fragment(packet, 0) or (packet[0] >> 4 == 6 and mtu < _IPV6_MIN_MTU):
+                self._send_again(underlay, peer, packet, fragment=True)
+            else:
+                self.drops["too_big"] += 1
+                self.answer(packet, Problem.TOO_BIG, mtu)
+
+    def _send_again(self, underlay: Underlay, peer: Peer, packet: bytes, *, fragment: bool) -> None:
+        if peer.encrypted and self.secure is not None:
+            size = self.secure.seal_into(
+                peer.name, memoryview(packet), len(packet), len(packet), self._sealed
+            )
+        else:
+            size = len(packet)
+            self._sealed[:size] = packet
+        send = underlay.send_fragmented if fragment else underlay.send_at
+        if size and send(peer, self._sealed_at, size, 0):
+            self.drops["send_failed"] += 1
+
+
+def _gathered(iovecs: int, width: int, count: int) -> list[bytes]:
+    """The packets that iovecs lead to."""
+    places = [
+        ctypes.string_at(*_IOVEC.unpack(ctypes.string_at(iovecs + at * _IOVEC.size, _IOVEC.size)))
+        for at in range(count * width)
+    ]
+    return [b"".join(places[at : at + width]) for at in range(0, len(places), width)]

@@ -1,0 +1,222 @@
+"""A super-packet from the TUN device cut up: the headers of all segments, made at once.
+
+The kernel hands over TCP and UDP packets of up to 64 KiB with the size that they are to be cut
+into (TSO, USO). Each segment becomes a datagram of its own, so each needs whole headers: IP's
+length and checksum, TCP's sequence number and flags or UDP's length, and their checksum over the
+payload. The payload stays where it is: a segment is sent from two places.
+
+Headers are rows, one a segment. Super-packets of a flow are much alike, so everything that depends
+only on sizes is kept as a `Layout`: the views that are written through, the places that are sent
+from, and what each row adds to the checksum. What is left to do for a packet is a handful of
+operations on all rows, and the first and last row's peculiarities.
+
+Sums are in the machine's byte order (see `podwire.tunnel.checksum`). The kernel has left the sum of
+the pseudo header in the checksum field (CHECKSUM_PARTIAL), so nothing here reads the addresses. A
+number that is added in network order counts `_NETWORK` times in such a sum.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+
+from podwire.tunnel.checksum import U8, check_of, row_checks, row_sums, sum_of, swap16
+from podwire.tunnel.headers import DONT_FRAGMENT
+
+#: struct virtio_net_hdr's `gso_type` (include/uapi/linux/virtio_net.h) and `flags`.
+GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 4, 5, 0x80
+NEEDS_CSUM = 1
+
+#: A packet of 64 KiB in segments of the smallest MSS that Linux takes (48 bytes).
+MAX_SEGMENTS = 1366
+#: Both headers: IPv4 and TCP with all their options, or IPv6 with a short extension.
+MAX_HEADERS = 120
+
+FIN, SYN, RST, PSH, URG, CWR = 0x01, 0x02, 0x04, 0x08, 0x20, 0x80
+_ONCE = FIN | PSH | CWR
+
+#: What a step of one in network byte order adds to a native sum, modulo 0xFFFF.
+_NETWORK = swap16(1)
+_WRAP = 1 << 32
+_LAYOUTS = 256
+_U16, _U32, _NATIVE16 = struct.Struct("!H"), struct.Struct("!I"), struct.Struct("=H")
+
+
+class Segmenter:
+    """Cuts up packets in `buffer`, one at a time: what it returns is valid until the next one.
+
+    Behind a packet the buffer has room for one more segment, which is overwritten.
+    """
+
+    def __init__(self, buffer: U8) -> None:
+        self._buffer, self._view = buffer, buffer.data
+        self._scratch = np.zeros(MAX_SEGMENTS * MAX_HEADERS, np.uint8)
+        self._layouts: dict[tuple[int, int, int, int, int, int], Layout] = {}
+
+    def segment(self, at: int, size: int, gso_type: int, mss: int, l4: int) -> Layout | None:
+        """Make the headers of the packet of `size` bytes at `at`, which is even.
+
+        `mss` is the payload of each segment but the last, `l4` the offset of the TCP or UDP header
+        in the packet. The packet's own header is used up. None for what can be no super-packet.
+        """
+        view = self._view
+        tcp = gso_type & ~GSO_ECN != GSO_UDP_L4
+        if mss <= 0 or l4 & 1 or not 20 <= l4 <= size - (20 if tcp else 8):
+            return None
+        head = l4 + (view[at + l4 + 12] >> 4 << 2 if tcp else 8)
+        payload = size - head
+        count = -(-payload // mss)
+        key = (at, l4, head, mss, count, view[at] & 0xF0 | tcp)
+        layout = self._layouts.get(key)
+        if layout is None:
+            least = l4 + (20 if tcp else 8)
+            if payload <= 0 or count > MAX_SEGMENTS or not least <= head <= MAX_HEADERS:
+                return None
+            if len(self._layouts) >= _LAYOUTS:
+                self._layouts.clear()
+            layout = self._layouts[key] = Layout(
+                self._buffer, self._scratch, at, l4, head, mss, count, tcp=tcp
+            )
+        layout.fill(size)
+        return layout
+
+
+class Layout:
+    """The headers of packets at `at` of one division: `count` segments of `mss` bytes."""
+
+    def __init__(
+        self,
+        buffer: U8,
+        scratch: U8,
+        at: int,
+        l4: int,
+        head: int,
+        mss: int,
+        count: int,
+        *,
+        tcp: bool,
+    ) -> None:
+        self._at, self._l4, self.head, self.mss, self.count, self._tcp = (
+            at,
+            l4,
+            head,
+            mss,
+            count,
+            tcp,
+        )
+        self._six = buffer.item(at) >> 4 == 6
+        self._view, self._scratch = buffer.data, scratch.data
+        #: The headers, a row for each segment.
+        self.rows: U8 = scratch[: count * head].reshape(count, head)
+        self._template: U8 = buffer[at : at + head]
+        self._last_row = (count - 1) * head
+        self._field = l4 + (16 if tcp else 6)
+        self._checks = np.ndarray((count,), np.uint16, scratch.data, self._field, (head,))
+        number = np.arange(count, dtype=np.uint32)
+        if tcp:
+            self._sequence = np.ndarray((count,), ">u4", scratch.data, l4 + 4, (head,))
+            self._steps = number * np.uint32(mss)
+            self._step_sums = (number.astype(np.uint64) * mss * _NETWORK % 0xFFFF).astype(np.uint32)
+        start = at + head
+        #: The payloads, a row for each segment.
+        self.payloads: U8 = buffer[start : start + count * mss].reshape(count, mss)
+        self._words = None if mss & 1 else self.payloads.view(np.uint16)
+        #: Address and length of each segment's header and payload. The last's length is set with
+        #: each packet.
+        self.iovecs: NDArray[np.uint64] = np.empty((2 * count, 2), np.uint64)
+        self.iovecs[0::2, 0] = number.astype(np.uint64) * head + scratch.ctypes.data
+        self.iovecs[0::2, 1] = head
+        self.iovecs[1::2, 0] = number.astype(np.uint64) * mss + buffer.ctypes.data + start
+        self.iovecs[1::2, 1] = mss
+        self.iovecs_at: int = self.iovecs.ctypes.data
+        self._last_length = self.iovecs[-1:, 1]
+
+    def fill(self, size: int) -> None:
+        """Make the headers of the packet of `size` bytes."""
+        view, at, head, l4, mss = self._view, self._at, self.head, self._l4, self.mss
+        last = size - head - (self.count - 1) * mss
+        self._last_length[0] = last
+        # In one's complement, how the last segment's length differs from the others'.
+        shorter = swap16(head - l4 + last) - swap16(head - l4 + mss)
+        field = at + self._field
+        base = _NATIVE16.unpack_from(view, field)[0] - swap16(size - l4) + swap16(head - l4 + mss)
+        _NATIVE16.pack_into(view, field, 0)
+        flags = 0
+        if self._tcp:
+            flags = view[at + l4 + 13] & _ONCE
+            view[at + l4 + 13] &= ~_ONCE & 0xFF
+        else:
+            _U16.pack_into(view, at + l4 + 4, 8 + mss)
+        base += sum_of(view[at + l4 : at + head])
+        self._set_ip(last)
+        if last != mss:
+            self.payloads[-1, last:] = 0
+        sums = np.add.reduce(self._payload_words(), axis=1, dtype=np.uint32, initial=base % 0xFFFF)
+        if self._tcp:
+            self._set_sequence(sums)
+        if flags & CWR:
+            # It tells something once: with the first segment. The end's flags go with the last.
+            self._scratch[l4 + 13] |= CWR
+            sums[0] += swap16(CWR)
+        scratch, row = self._scratch, self._last_row
+        if self._tcp:
+            scratch[row + l4 + 13] |= flags & (FIN | PSH)
+            sums[-1] += (shorter + swap16(flags & (FIN | PSH))) % 0xFFFF
+        else:
+            _U16.pack_into(scratch, row + l4 + 4, 8 + last)
+            sums[-1] += shorter * 2 % 0xFFFF
+        sums %= 0xFFFF
+        np.subtract(0xFFFF, sums, out=self._checks, casting="unsafe")
+
+    def packed(self) -> U8:
+        """All segments with their headers back to back; the last one's end is filled with zeros."""
+        whole = np.empty((self.count, self.head + self.mss), np.uint8)
+        whole[:, : self.head] = self.rows
+        whole[:, self.head :] = self.payloads
+        return whole.ravel()
+
+    def _set_ip(self, last: int) -> None:
+        """Write the rows, with IP's lengths and checksums; the rest is as in the packet."""
+        view, at, length = self._view, self._at, self.head + self.mss
+        scratch, row = self._scratch, self._last_row
+        if self._six:
+            _U16.pack_into(view, at + 4, length - 40)
+            self.rows[:] = self._template
+            _U16.pack_into(scratch, row + 4, self.head + last - 40)
+            return
+        _U16.pack_into(view, at + 2, length)
+        _NATIVE16.pack_into(view, at + 10, 0)
+        total = sum_of(view[at : at + self._l4])
+        _NATIVE16.pack_into(view, at + 10, check_of(total))
+        self.rows[:] = self._template
+        _U16.pack_into(scratch, row + 2, self.head + last)
+        total += swap16(self.head + last) - swap16(length)
+        _NATIVE16.pack_into(scratch, row + 10, check_of(total))
+        # Of what is never fragmented nobody looks at the identification (RFC 6864).
+        if not view[at + 6] & DONT_FRAGMENT >> 8:
+            self._set_identifications()
+
+    def _set_identifications(self) -> None:
+        words = self.rows.view(np.uint16)
+        first = np.uint16(swap16(int(words[0, 2])))
+        words[:, 2] = (np.arange(self.count, dtype=np.uint16) + first).astype(">u2").view(np.uint16)
+        words[:, 5] = 0
+        words[:, 5] = row_checks(row_sums(words[:, : self._l4 >> 1]))
+
+    def _set_sequence(self, sums: NDArray[np.uint32]) -> None:
+        first = _U32.unpack_from(self._view, self._at + self._l4 + 4)[0]
+        np.add(self._steps, np.uint32(first), out=self._sequence)
+        sums += self._step_sums
+        if first + self.count * self.mss > _WRAP:
+            # What is beyond has lost 2 ** 32, which is 1 modulo 0xFFFF.
+            wrapped = -(-(_WRAP - first) // self.mss)
+            sums[wrapped:] += 0xFFFF - _NETWORK
+
+    def _payload_words(self) -> NDArray[np.uint16]:
+        if self._words is not None:
+            return self._words
+        padded = np.zeros((self.count, self.mss + 1), np.uint8)
+        padded[:, : self.mss] = self.payloads
+        return padded.view(np.uint16)

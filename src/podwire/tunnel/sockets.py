@@ -1,0 +1,256 @@
+"""The system calls of the data path: UDP with GSO and GRO, reading and writing by address.
+
+What lives here: the underlay's socket, the raw sockets for ICMP errors, and libc's `sendmsg`,
+`recvmsg`, `read`, `writev`. They are called through ctypes since their iovecs are computed in
+NumPy: a batch is sent from headers here and payloads there without being put together, and
+received without being taken apart. What does not: what is in the packets.
+
+GSO: one sendmsg of many datagrams of equal size, the last maybe shorter (udp(7), UDP_SEGMENT). GRO:
+one recvmsg gives as many as came, and their size in a control message (UDP_GRO).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import socket
+import struct
+
+import numpy as np
+
+from podwire.errors import KernelError
+from podwire.tunnel.table import Peer
+
+# Without letting go of the interpreter's lock: nothing here blocks, and there is one thread.
+_libc = ctypes.PyDLL(None, use_errno=True)
+_sendmsg, _recvmsg = _libc.sendmsg, _libc.recvmsg
+for _call in (_sendmsg, _recvmsg):
+    _call.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
+    _call.restype = ctypes.c_ssize_t
+read = _libc.read
+read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+read.restype = ctypes.c_ssize_t
+writev = _libc.writev
+writev.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
+writev.restype = ctypes.c_ssize_t
+get_errno = ctypes.get_errno
+
+_UDP_SEGMENT, _UDP_GRO = 103, 104
+_IP_MTU_DISCOVER, _IP_MTU, _IPV6_MTU_DISCOVER, _IPV6_MTU = 10, 14, 23, 24
+_PMTUDISC_DONT, _PMTUDISC_DO = 0, 2
+_SO_ATTACH_FILTER, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 26, 32, 33
+
+#: name, its length, iovec, their number, control, its length, flags (struct msghdr, recvmsg(2)).
+_MSGHDR = struct.Struct("@PI4xPNPNi4x")
+_IOVEC = struct.Struct("@PN")
+#: length, level, type, and what UDP_SEGMENT (16 bits) and UDP_GRO (32 bits) say.
+_CMSG = struct.Struct("@NiiI4x")
+_CMSG_SEGMENT_LENGTH = 16 + 2
+
+#: The largest payload of one UDP datagram over IPv4, and so of one GSO batch.
+MAX_BYTES = 65507
+#: UDP_MAX_SEGMENTS of kernels before 6.9.
+MAX_SEGMENTS = 64
+#: Bytes that wait in the kernel either way: about 10 ms at 5 Gbit/s. What comes beyond is lost.
+_BUFFER_BYTES = 8 << 20
+
+#: Where a datagram is received in its buffer: in front there is room for a `virtio_net_hdr`.
+START = 64
+#: A batch, and as much again for its last datagram to be made as long as the others.
+_RECEIVE_BYTES = START + 2 * 65536 + 64
+
+
+class Underlay:
+    """A UDP socket of one address family, bound to this node's address and the tunnel's port."""
+
+    def __init__(self, local: str, port: int, *, offloads: bool = True) -> None:
+        """Raises KernelError."""
+        self.version = 6 if ":" in local else 4
+        self._socket = socket.socket(
+            socket.AF_INET6 if self.version == 6 else socket.AF_INET,
+            socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
+        )
+        try:
+            self._set_options()
+            self._socket.bind((local, port))
+        except OSError as error:
+            self._socket.close()
+            raise KernelError(
+                f"UDP port {port} of {local}: {error.strerror}",
+                errno=error.errno or 0,
+                remedy="find who has it with: ss -ulpn"
+                if error.errno == errno.EADDRINUSE
+                else None,
+            ) from error
+        self.fd = self._socket.fileno()
+        self.gso = offloads and self._takes(_UDP_SEGMENT, 0)
+        self.gro = offloads and self._takes(_UDP_GRO, 1)
+        self._set_up_receiving()
+        self._send = bytearray(_MSGHDR.size + _CMSG.size + _IOVEC.size)
+        self._send_at = _address(self._send)
+        self._segment_at = self._send_at + _MSGHDR.size
+        self._iovec_at = self._segment_at + _CMSG.size
+        _CMSG.pack_into(
+            self._send, _MSGHDR.size, _CMSG_SEGMENT_LENGTH, socket.SOL_UDP, _UDP_SEGMENT, 0
+        )
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def clear_error(self) -> None:
+        """Read the error that is pending at the socket, which is over with that."""
+        self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    def _set_options(self) -> None:
+        for option in (_SO_RCVBUFFORCE, _SO_SNDBUFFORCE):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+        if self.version == 6:
+            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        self._discover(_PMTUDISC_DO)
+
+    def _discover(self, how: int) -> None:
+        """Whether datagrams carry DF, so that paths tell their MTU, or are cut up as needed."""
+        if self.version == 6:
+            self._socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, how)
+        else:
+            self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, how)
+
+    def _takes(self, option: int, value: int) -> bool:
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.SOL_UDP, option, value)
+            return True
+        return False
+
+    # Receiving.
+
+    def _set_up_receiving(self) -> None:
+        #: What was received, from `START` on.
+        self.buffer = np.zeros(_RECEIVE_BYTES, np.uint8)
+        self.view = self.buffer.data
+        self.address: int = self.buffer.ctypes.data
+        #: The sender of what was received (see `table.source_key`).
+        self.key = b""
+        #: The size of each datagram received but the last, which may be smaller.
+        self.segment = 0
+        name_size = 28 if self.version == 6 else 16
+        self._key_end = 24 if self.version == 6 else 8
+        # The kernel writes into all of this, so it is laid out anew before each call.
+        pristine = bytearray(_MSGHDR.size + _CMSG.size + _IOVEC.size + name_size)
+        self._receive = bytearray(len(pristine))
+        at = self._receive_at = _address(self._receive)
+        control = at + _MSGHDR.size
+        iovec = control + _CMSG.size
+        self._name = _MSGHDR.size + _CMSG.size + _IOVEC.size
+        _MSGHDR.pack_into(pristine, 0, at + self._name, name_size, iovec, 1, control, _CMSG.size, 0)
+        _IOVEC.pack_into(pristine, _MSGHDR.size + _CMSG.size, self.address + START, 65536)
+        self._pristine = bytes(pristine)
+
+    def receive(self) -> int:
+        """Receive one batch into `buffer`; its bytes, or -1 where nothing waits.
+
+        Sets `key` and `segment`.
+        """
+        received = self._receive
+        received[:] = self._pristine
+        size: int = _recvmsg(self.fd, self._receive_at, 0)
+        if size < 0:
+            return -1
+        at = self._name
+        self.key = bytes(received[at + 2 : at + self._key_end])
+        _, _, kind, segment = _CMSG.unpack_from(received, _MSGHDR.size)
+        self.segment = segment if kind == _UDP_GRO and segment else size
+        return size
+
+    # Sending.
+
+    def send(self, peer: Peer, iovec: int, count: int, segment: int) -> int:
+        """Send `count` iovecs from the address `iovec` as datagrams of `segment` bytes each, the
+        last maybe shorter; with 0 as one. 0, or the error's number."""
+        if segment:
+            control, length = self._segment_at, 24
+            struct.pack_into("=H", self._send, _MSGHDR.size + 16, segment)
+        else:
+            control = length = 0
+        _MSGHDR.pack_into(
+            self._send,
+            0,
+            peer.sockaddr_at,
+            len(peer.sockaddr),
+            iovec,
+            count,
+            control,
+            length,
+            0,
+        )
+        if _sendmsg(self.fd, self._send_at, 0) >= 0:
+            return 0
+        return get_errno()
+
+    def send_at(self, peer: Peer, address: int, size: int, segment: int) -> int:
+        """Send the `size` bytes at `address`; otherwise like `send`."""
+        _IOVEC.pack_into(self._send, _MSGHDR.size + _CMSG.size, address, size)
+        return self.send(peer, self._iovec_at, 1, segment)
+
+    def send_fragmented(self, peer: Peer, address: int, size: int, segment: int) -> int:
+        """Send like `send_at`, but without DF, so that it may be larger than the path's MTU."""
+        self._discover(_PMTUDISC_DONT)
+        try:
+            return self.send_at(peer, address, size, segment)
+        finally:
+            self._discover(_PMTUDISC_DO)
+
+    def path_mtu(self, peer: Peer) -> int:
+        """The largest UDP payload that the path to a peer is known to take in one packet.
+
+        Raises OSError where there is no path.
+        """
+        with socket.socket(self._socket.family, socket.SOCK_DGRAM) as probe:
+            probe.bind((self._socket.getsockname()[0], 0))
+            probe.connect((peer.value.address, peer.value.port))
+            if self.version == 6:
+                return probe.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU) - 48
+            return probe.getsockopt(socket.IPPROTO_IP, _IP_MTU) - 28
+
+
+class IcmpSocket:
+    """Sends ICMP errors, from the address that the kernel itself would take."""
+
+    def __init__(self) -> None:
+        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        self._sockets = {
+            4: socket.socket(socket.AF_INET, kind, socket.IPPROTO_ICMP),
+            6: socket.socket(socket.AF_INET6, kind, socket.IPPROTO_ICMPV6),
+        }
+        for one in self._sockets.values():
+            # Only for sending: of what arrives, of which each raw socket gets a copy, nothing is
+            # let in (a classic BPF program: return 0).
+            program = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0))
+            filtered = struct.pack("@HP", 1, ctypes.addressof(program))
+            one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filtered)
+
+    def close(self) -> None:
+        for one in self._sockets.values():
+            one.close()
+
+    def send(self, target: bytes, message: bytes) -> None:
+        """Send to a packed address. An error about an error is nobody's concern."""
+        version = 4 if len(target) == 4 else 6
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
+        with contextlib.suppress(OSError):
+            self._sockets[version].sendto(message, (socket.inet_ntop(family, target), 0))
+
+
+def write(fd: int, data: memoryview) -> bool:
+    """Whether the kernel took a packet."""
+    try:
+        os.write(fd, data)
+    except OSError:
+        return False
+    return True
+
+
+def _address(buffer: bytearray) -> int:
+    """Where a buffer is in memory. It must not change its size for as long as this is used."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))

@@ -1,0 +1,216 @@
+"""Who has which addresses: peers by their leases and by where their datagrams come from.
+
+What lives here: the longest-prefix match for both directions, with a memory of what was asked
+before, and the state that is kept for each peer. What does not: sockets and packets. Addresses are
+packed bytes here, 4 or 16 of them, as they stand in the packets.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import struct
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+from podwire.errors import InputError
+from podwire.model.state import IPNetwork
+from podwire.model.tunnel import TunnelPeer
+
+_SOCKADDR4 = struct.Struct("=H2s4s8x")
+_SOCKADDR6 = struct.Struct("=H2sI16sI")
+#: Answers that are remembered; beyond it all are forgotten at once. Whoever makes the tunnel
+#: forget by asking for many addresses only makes it search again.
+_REMEMBERED = 1 << 16
+
+
+class Peer:
+    """A peer and what passed. Only the data path counts; the table only looks up."""
+
+    __slots__ = (
+        "encrypted",
+        "heard",
+        "name",
+        "owned",
+        "received_bytes",
+        "received_packets",
+        "sent_bytes",
+        "sent_packets",
+        "sockaddr",
+        "sockaddr_at",
+        "subnets",
+        "value",
+        "version",
+    )
+
+    def __init__(self, value: TunnelPeer) -> None:
+        """Raises InputError."""
+        self.value = value
+        self.name = value.name
+        field = f"peer {value.name}"
+        self.subnets = parse_networks(value.subnets, f"{field}: subnets")
+        address = parse_address(value.address, f"{field}: address")
+        #: Of the underlay.
+        self.version = address.version
+        self.sockaddr = sockaddr(address, value.port)
+        self.sockaddr_at = ctypes.addressof(self.sockaddr)
+        #: The sources that were found to be inside of its lease.
+        self.owned: dict[bytes, bool] = {}
+        #: Whether it is spoken to encrypted, and only so.
+        self.encrypted = False
+        self.sent_packets = self.sent_bytes = self.received_packets = self.received_bytes = 0
+        #: By time.monotonic(), of the last datagram accepted from it.
+        self.heard: float | None = None
+
+    @property
+    def key(self) -> bytes:
+        """What tells its datagrams: see `source_key`."""
+        return source_key(bytes(self.sockaddr))
+
+    def owns(self, address: bytes) -> bool:
+        """Whether an address is inside of its lease."""
+        known = self.owned.get(address)
+        if known is None:
+            if len(self.owned) >= _REMEMBERED:
+                self.owned.clear()
+            known = self.owned[address] = _contains(self.subnets, address)
+        return known
+
+    def adopt(self, other: Peer) -> None:
+        """Go on counting where the same peer's older value left off."""
+        self.sent_packets, self.sent_bytes = other.sent_packets, other.sent_bytes
+        self.received_packets, self.received_bytes = other.received_packets, other.received_bytes
+        self.heard = other.heard
+
+
+class Table:
+    """All peers, and this node's own subnets. Where two peers claim the same, the newer has it."""
+
+    def __init__(self) -> None:
+        self._own: tuple[IPNetwork, ...] = ()
+        self._local: dict[bytes, bool] = {}
+        self._routes: dict[bytes, Peer | None] = {}
+        #: By length of the prefix, longest first, for each length of an address.
+        self._prefixes: dict[int, dict[int, dict[int, Peer]]] = {4: {}, 16: {}}
+        self._peers: dict[str, Peer] = {}
+        #: Peers by `source_key`.
+        self.by_source: dict[bytes, Peer] = {}
+
+    @property
+    def peers(self) -> dict[str, Peer]:
+        return self._peers
+
+    def set_own(self, subnets: Iterable[IPNetwork]) -> None:
+        """These are this node's own subnets."""
+        self._own = tuple(subnets)
+        self._local.clear()
+
+    def route(self, target: bytes) -> Peer | None:
+        """The peer whose lease has the longest prefix of an address."""
+        try:
+            return self._routes[target]
+        except KeyError:
+            if len(self._routes) >= _REMEMBERED:
+                self._routes.clear()
+            found = self._routes[target] = self._search(target)
+            return found
+
+    def is_local(self, address: bytes) -> bool:
+        """Whether an address is inside of this node's own subnets."""
+        known = self._local.get(address)
+        if known is None:
+            if len(self._local) >= _REMEMBERED:
+                self._local.clear()
+            known = self._local[address] = _contains(self._own, address)
+        return known
+
+    def set_peer(self, peer: Peer) -> None:
+        """Add a peer, or put a new value in the place of the one of its name."""
+        old = self._peers.pop(peer.name, None)
+        self._peers[peer.name] = peer
+        if old is None:
+            self._insert(peer)
+            self._routes.clear()
+        else:
+            peer.adopt(old)
+            self._rebuild()
+
+    def remove_peer(self, name: str) -> None:
+        """Forget a peer, if it is known."""
+        if self._peers.pop(name, None) is not None:
+            self._rebuild()
+
+    def replace(self, peers: Iterable[Peer]) -> None:
+        """These are all peers."""
+        old, self._peers = self._peers, {}
+        for peer in peers:
+            if peer.name in old:
+                peer.adopt(old[peer.name])
+            self._peers[peer.name] = peer
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        self._routes.clear()
+        self.by_source = {}
+        self._prefixes = {4: {}, 16: {}}
+        for peer in self._peers.values():
+            self._insert(peer)
+
+    def _insert(self, peer: Peer) -> None:
+        self.by_source[peer.key] = peer
+        for net in peer.subnets:
+            lengths = self._prefixes[net.max_prefixlen >> 3]
+            if net.prefixlen not in lengths:
+                lengths[net.prefixlen] = {}
+                ordered = dict(sorted(lengths.items(), reverse=True))
+                self._prefixes[net.max_prefixlen >> 3] = lengths = ordered
+            number = int(net.network_address) >> net.max_prefixlen - net.prefixlen
+            lengths[net.prefixlen][number] = peer
+
+    def _search(self, target: bytes) -> Peer | None:
+        number, bits = int.from_bytes(target, "big"), len(target) << 3
+        for length, peers in self._prefixes[len(target)].items():
+            if peer := peers.get(number >> bits - length):
+                return peer
+        return None
+
+
+def source_key(name: bytes | bytearray) -> bytes:
+    """What tells the sender of a datagram, out of its struct sockaddr: its port and address.
+
+    On an IPv4 socket bytes 2 to 8, on an IPv6 one bytes 2 to 24, the flow information being zero
+    unless it is asked for (RFC 3493; ipv6(7)).
+    """
+    family = struct.unpack_from("=H", name)[0]
+    return bytes(name[2:8] if family == socket.AF_INET else name[2:24])
+
+
+def sockaddr(address: IPv4Address | IPv6Address, port: int) -> ctypes.Array[ctypes.c_char]:
+    """struct sockaddr_in or sockaddr_in6 (ip(7), ipv6(7)), in memory that stays where it is."""
+    network_port = port.to_bytes(2, "big")
+    if address.version == 4:
+        packed = _SOCKADDR4.pack(socket.AF_INET, network_port, address.packed)
+    else:
+        packed = _SOCKADDR6.pack(socket.AF_INET6, network_port, 0, address.packed, 0)
+    return ctypes.create_string_buffer(packed, len(packed))
+
+
+def parse_address(text: str, field: str) -> IPv4Address | IPv6Address:
+    """Raises InputError."""
+    try:
+        return ip_address(text)
+    except ValueError:
+        raise InputError(f"{text!r} is not an IP address", field=field) from None
+
+
+def parse_networks(texts: Iterable[str], field: str) -> tuple[IPNetwork, ...]:
+    """Raises InputError."""
+    try:
+        return tuple(ip_network(text) for text in texts)
+    except ValueError as error:
+        raise InputError(f"{error}", field=field) from None
+
+
+def _contains(networks: Iterable[IPNetwork], address: bytes) -> bool:
+    parsed = IPv4Address(address) if len(address) == 4 else IPv6Address(address)
+    return any(parsed in net for net in networks)

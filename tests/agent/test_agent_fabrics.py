@@ -1,0 +1,142 @@
+"""Agents of every fabric, two nodes each, on real underlays: pods of both reach each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..cluster.api_process import ApiProcess
+from ..conftest import Namespace
+from .conftest import Cluster, running_api, write_kubeconfig
+from .joined import Joined, answers, etcd_in, joined, settled
+
+pytestmark = pytest.mark.root
+
+SUBNET, ROUTED = ("--ipam", "node-subnet"), ("--wiring", "routed")
+NETWORKS = {4: "10.244.0.0/16", 6: "fd00:10:244::/48"}
+
+
+def cidrs(name: str, versions: Sequence[int]) -> list[str]:
+    number = name[-1]
+    both = {4: f"10.244.{number}.0/24", 6: f"fd00:10:244:{number}::/64"}
+    return [both[version] for version in versions]
+
+
+@pytest.fixture(scope="module")
+def shared_api(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    directory = tmp_path_factory.mktemp("api")
+    with running_api(directory / "api") as process:
+        write_kubeconfig(directory / "kubeconfig", directory / "api" / "api.sock")
+        yield process, directory / "kubeconfig"
+
+
+class Pair:
+    """Two nodes with an agent each, ready, and a pod on either."""
+
+    def __init__(self, nodes: Joined) -> None:
+        self.nodes = nodes
+        self.first, self.second = nodes.agents.values()
+        self.pods = [nodes.pod(agent) for agent in (self.first, self.second)]
+
+    def reach_each_other(self) -> None:
+        (here, our_ips), (there, their_ips) = self.pods
+        assert len(our_ips) == len(their_ips)
+        for pod, ips in ((here, their_ips), (there, our_ips)):
+            for ip in ips:
+                answers(pod, ip)
+
+
+@pytest.fixture
+def pair(
+    shared_api: tuple[ApiProcess, Path], make_namespace: Callable[[], Namespace], tmp_path: Path
+) -> Any:
+    """Makes a pair with these options, its leases in the Kubernetes API."""
+    api, kubeconfig = shared_api
+    cluster = Cluster(api)
+    names: list[str] = []
+    with ExitStack() as stack:
+
+        def make(
+            *options: str,
+            pods: Sequence[int] = (4,),
+            underlay: Sequence[int] = (4,),
+            routed: bool = False,
+        ) -> Pair:
+            nodes = stack.enter_context(
+                joined(make_namespace, tmp_path, versions=underlay, routed=routed)
+            )
+            for name in ("node1", "node2"):
+                agent = nodes.add(name, kubeconfig)
+                nodes.register(cluster, name, cidrs(name, pods))
+                names.append(name)
+                network = ",".join(NETWORKS[version] for version in pods)
+                agent.start("--network", network, *options)
+            for agent in nodes.agents.values():
+                agent.wait_ready()
+            return Pair(nodes)
+
+        try:
+            yield make
+        finally:
+            for name in names:
+                cluster.remove_node(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "pods", "underlay", "routed"),
+    [
+        (["--profile", "flannel-vxlan"], (4, 6), (4, 6), True),
+        (["--profile", "flannel-vxlan", "--cross-subnet"], (4, 6), (6,), False),
+        (["--profile", "flannel-host-gw"], (4, 6), (4, 6), False),
+        (["--profile", "flannel-udp"], (4, 6), (4,), True),
+        (["--profile", "flannel-udp", "--encrypt"], (4,), (6,), True),
+        ([*SUBNET, *ROUTED, "--transport", "vxlan"], (4, 6), (4, 6), True),
+        ([*SUBNET, *ROUTED, "--transport", "udp"], (6,), (6,), True),
+        (["--profile", "calico"], (4, 6), (4, 6), False),
+        (["--profile", "calico-vxlan"], (6,), (6,), True),
+        (["--transport", "auto"], (4, 6), (4, 6), True),
+    ],
+)
+def test_pods_of_two_nodes_reach_each_other(
+    pair: Callable[..., Pair],
+    options: list[str],
+    pods: tuple[int, ...],
+    underlay: tuple[int, ...],
+    routed: bool,
+) -> None:
+    made = pair(*options, pods=pods, underlay=underlay, routed=routed)
+    made.reach_each_other()
+    for agent in (made.first, made.second):
+        settled(agent)
+        assert "refused by the kernel" not in agent.log
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw", "udp"])
+def test_hosts_without_kubernetes_share_flannels_network_in_etcd(
+    make_namespace: Callable[[], Namespace], tmp_path: Path, backend: str
+) -> None:
+    with joined(make_namespace, tmp_path) as nodes:
+        config = {"Network": "10.5.0.0/16", "Backend": {"Type": backend}}
+        with etcd_in(nodes.hub, tmp_path / "etcd", config) as etcd:
+            for name in ("node1", "node2"):
+                nodes.add(name, None).start("--store", "etcd://172.18.0.1:2379")
+            for agent in nodes.agents.values():
+                agent.wait_ready()
+            pair = Pair(nodes)
+            pair.reach_each_other()
+            leases = etcd.leases()
+            assert {one["PublicIP"] for one in leases.values()} == {"172.18.0.11", "172.18.0.12"}
+            own = pair.first.subnet_env.read_text()
+            assert "FLANNEL_NETWORK=10.5.0.0/16" in own
+            # Kept over restarts, also where the store has forgotten it.
+            before = set(leases)
+            assert pair.first.stop() == 0
+            etcd.call("del --prefix /coreos.com/network/subnets/")
+            pair.first.start("--store", "etcd://172.18.0.1:2379").wait_ready()
+            assert pair.first.subnet_env.read_text() == own
+            pair.reach_each_other()
+            assert set(etcd.leases()) == before

@@ -1,0 +1,358 @@
+"""Blocks over a real API server: claimed, filled, borrowed, given back, mended, reclaimed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+
+from podwire.errors import StoreUnavailableError
+from podwire.ipam.block import Block, Holder, Pool, decode_block, encode_block, encode_pool
+from podwire.ipam.block_allocator import BlockAllocator
+from podwire.ipam.node_subnet import ExhaustedError, RequestedAddressError
+from podwire.ipam.store import Store
+from podwire.model.documents import Documents
+from tests.ipam.conftest import Stored
+from tests.ipam.pods import add, delete, ips_of
+
+NETWORK = (ip_network("172.31.0.0/24"),)
+DUAL = (ip_network("172.31.0.0/24"), ip_network("fd00:172:31::/112"))
+#: Two blocks of four addresses, of which three are for pods.
+TINY = (ip_network("172.31.0.0/29"),)
+
+Make = Callable[..., BlockAllocator]
+
+
+@pytest.fixture
+async def make(documents: Documents, open_store: Callable[..., Store]) -> AsyncIterator[Make]:
+    """Makes a node's allocator, whose store is its `store`."""
+    made: list[BlockAllocator] = []
+
+    async def nobody_is_gone(name: str) -> bool:
+        return False
+
+    def one(node: str = "n1", **settings: Any) -> BlockAllocator:
+        clock = settings.get("clock")
+        store = open_store(node, **({"clock": clock} if clock else {}))
+        settings = {"networks": NETWORK, "is_gone": nobody_is_gone, **settings}
+        made.append(BlockAllocator(documents, store, node=node, **settings))
+        return made[-1]
+
+    yield one
+    for allocator in made:
+        await allocator.stop()
+
+
+def tiny(make: Make, node: str = "n1", **settings: Any) -> BlockAllocator:
+    return make(node, networks=TINY, block_len={4: 30, 6: 126}, **settings)
+
+
+async def held(documents: Documents) -> dict[str, str]:
+    """Node by address, as the documents say."""
+    blocks = map(decode_block, (await documents.list("ipamblocks")).values())
+    return {str(one.address(at)): who.node for one in blocks for at, who in one.held.items()}
+
+
+async def owners(documents: Documents) -> dict[str, str]:
+    """Node by block."""
+    blocks = map(decode_block, (await documents.list("ipamblocks")).values())
+    return {str(one.cidr): one.node for one in blocks}
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait until an (asynchronous) condition is true."""
+    async with asyncio.timeout(30):
+        while not await condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_the_first_block_and_the_first_pod(documents: Documents, make: Make) -> None:
+    one = make()
+    await one.start()
+    (block,) = one.subnets
+    assert block.prefixlen == 26
+    assert ips_of(await add(one, "a")) == [str(block[1])]  # the first one is the tunnel's
+    assert await held(documents) == {str(block[1]): "n1"}
+    assert list(await documents.list("ippools")) == ["default-ipv4-ippool"]
+
+
+async def test_both_families(documents: Documents, make: Make) -> None:
+    one = make(networks=DUAL)
+    await one.start()
+    assert [subnet.prefixlen for subnet in one.subnets] == [26, 122]
+    ips = ips_of(await add(one, "a"))
+    assert ips == [str(one.subnets[0][1]), str(one.subnets[1][1])]
+    assert set(await held(documents)) == set(ips)
+
+
+async def test_a_further_block_when_the_first_is_full(make: Make) -> None:
+    told: list[None] = []
+    one = tiny(make, changed=lambda: told.append(None))
+    await one.start()
+    first = one.subnets
+    records = await asyncio.gather(*(add(one, f"p{number}") for number in range(6)))
+    assert len({ip for record in records for ip in ips_of(record)}) == 6
+    assert len(one.subnets) == 2
+    assert one.subnets[:1] == first  # the tunnel's address stays
+    assert len(told) == 1
+    with pytest.raises(ExhaustedError, match="default-ipv4-ippool"):
+        await add(one, "p7")
+
+
+async def test_an_address_is_borrowed_when_no_block_is_free(
+    documents: Documents, make: Make
+) -> None:
+    one, two = tiny(make), tiny(make, "n2")
+    await asyncio.gather(one.start(), two.start())
+    for number in range(3):
+        await add(one, f"p{number}")
+    (borrowed,) = ips_of(await add(one, "borrower"))
+    assert borrowed in map(str, two.subnets[0])
+    assert one.subnets[1:] == (ip_network(borrowed),)
+    assert (await held(documents))[borrowed] == "n1"
+    # Its owner does not know yet, and hands out another one.
+    ips = {ip for number in range(2) for ip in ips_of(await add(two, f"q{number}"))}
+    assert borrowed not in ips
+    with pytest.raises(ExhaustedError):
+        await add(two, "q3")
+    assert len(await held(documents)) == 6
+
+
+async def test_what_is_borrowed_is_given_back(documents: Documents, make: Make) -> None:
+    one, two = tiny(make), tiny(make, "n2")
+    await asyncio.gather(one.start(), two.start())
+    running = asyncio.create_task(one.run())
+    for number in range(4):
+        await add(one, f"p{number}")
+    delete(one, one._store, "p3")
+
+    async def only_own() -> bool:
+        return len(await held(documents)) == 3 and len(one.subnets) == 1
+
+    await until(only_own)
+    running.cancel()
+
+
+async def test_a_released_address_is_not_reused_at_once(make: Make) -> None:
+    now = [1_000_000.0]
+    one = tiny(make, clock=lambda: now[0])
+    await one.start()
+    ips = [ips_of(await add(one, name)) for name in "ab"]
+    delete(one, one._store, "a")
+    delete(one, one._store, "b")
+    third = ips_of(await add(one, "c"))
+    assert third not in ips
+    # Nothing else is free in its block: the one that has been free for longest.
+    assert ips_of(await add(one, "d")) == ips[0]
+
+
+async def test_empty_blocks_are_released_but_for_the_first(
+    documents: Documents, make: Make
+) -> None:
+    one = tiny(make, keep_empty_s=0.0)
+    await one.start()
+    first = one.subnets
+    for number in range(4):
+        await add(one, f"p{number}")
+    assert len(one.subnets) == 2
+    for number in range(4):
+        delete(one, one._store, f"p{number}")
+    running = asyncio.create_task(one.run())
+
+    async def one_left() -> bool:
+        return await owners(documents) == {str(first[0]): "n1"}
+
+    await until(one_left)
+    assert one.subnets == first
+    running.cancel()
+
+
+async def test_an_address_that_is_asked_for(documents: Documents, make: Make) -> None:
+    one, two = make(), make("n2")
+    await asyncio.gather(one.start(), two.start())
+    assert ips_of(await add(one, "a", "172.31.0.77")) == ["172.31.0.77"]
+    foreign = str(two.subnets[0][9])
+    assert ips_of(await add(one, "b", foreign)) == [foreign]
+    assert ip_network(foreign) in one.subnets
+    for ip, why in (
+        ("172.31.0.77", "ips: 172.31.0.77 is held by pod default/a on n1"),
+        (str(one.subnets[0][0]), "is the first address of the block"),
+        ("10.9.9.9", "is in no pool that is enabled; expected an address of 172.31.0.0/24"),
+        ("fd00::1", "is of a family that the pod network does not have"),
+    ):
+        with pytest.raises(RequestedAddressError, match=why):
+            await add(two, "c", ip, ips_field="ips")
+    assert len(await held(documents)) == 2
+
+
+async def test_pools_that_are_asked_for(documents: Documents, make: Make) -> None:
+    for name, cidr, disabled in (
+        ("east", "172.31.0.0/26", False),
+        ("west", "172.31.0.64/26", False),
+        ("old", "172.31.0.128/26", True),
+        ("overlapping", "172.31.0.0/25", False),
+        ("outside", "10.0.0.0/24", False),
+    ):
+        pool = Pool(name, ip_network(cidr), 28, disabled)
+        await documents.create("ippools", name, encode_pool(pool))
+    one = make()
+    await one.start()
+    for wished, cidr in (("west", "172.31.0.64/26"), ("172.31.0.0/26", "172.31.0.0/26")):
+        (ip,) = ips_of(await add(one, f"in-{wished[:4]}", pools=(wished,)))
+        assert ip_network(ip).subnet_of(ip_network(cidr))  # type: ignore[arg-type]
+    for wished, why in (
+        ("old", "pools: pool old is disabled; the pools are east, west"),
+        ("north", "pools: pool north does not exist"),
+        ("overlapping", "does not exist"),
+    ):
+        with pytest.raises(RequestedAddressError, match=why):
+            await add(one, "x", pools=(wished,))
+    with pytest.raises(RequestedAddressError, match="which pools does not name"):
+        await add(one, "x", "172.31.0.70", pools=("east",))
+
+
+async def test_what_only_the_document_knows_is_released_at_start(
+    documents: Documents, make: Make
+) -> None:
+    one = make()
+    await one.start()
+    (kept,) = ips_of(await add(one, "kept"))
+    (document,) = (await documents.list("ipamblocks")).values()
+    block = decode_block(document)
+    lost = {**block.held, 9: Holder("n1", "default/lost"), 10: Holder("n2", "default/other")}
+    value = encode_block(Block(block.cidr, block.node, block.sequence, lost))
+    await documents.replace(document, value)
+    again = make()
+    await again.start()
+    assert await held(documents) == {kept: "n1", str(block.cidr[10]): "n2"}
+    assert again.subnets == one.subnets
+
+
+async def test_what_the_document_lacks_is_registered_again(
+    documents: Documents, make: Make
+) -> None:
+    one = make()
+    await one.start()
+    (kept,) = ips_of(await add(one, "kept"))
+    (document,) = (await documents.list("ipamblocks")).values()
+    await documents.delete(document)
+    again = make()
+    await again.start()
+    assert await held(documents) == {kept: "n1"}
+
+
+async def test_a_block_that_is_lost_meanwhile_comes_back(documents: Documents, make: Make) -> None:
+    """Others have reclaimed it, since the node was not in the cluster for a while."""
+    one = make()
+    await one.start()
+    before = one.subnets
+    (kept,) = ips_of(await add(one, "kept"))
+    (document,) = (await documents.list("ipamblocks")).values()
+    await documents.delete(document)
+    running = asyncio.create_task(one.run())
+    one.doubt()
+
+    async def back() -> bool:
+        return await held(documents) == {kept: "n1"}
+
+    await until(back)
+    assert one.subnets == before
+    running.cancel()
+
+
+async def test_while_the_store_is_away_pods_wait_and_deletions_do_not(
+    stored: Stored, documents: Documents, make: Make
+) -> None:
+    one = make()
+    await one.start()
+    running = asyncio.create_task(one.run())
+    await add(one, "a")
+    (kept,) = ips_of(await add(one, "b"))
+    await stored.away()
+    with pytest.raises(StoreUnavailableError):
+        await add(one, "c")
+    delete(one, one._store, "a")
+    assert set(one._store.records) == {("b", "eth0")}
+    await stored.back()
+
+    async def handed_in() -> bool:
+        return await held(documents) == {kept: "n1"}
+
+    await until(handed_in)
+    running.cancel()
+
+
+async def test_a_removed_node_is_reclaimed(documents: Documents, make: Make) -> None:
+    gone = {"n2"}
+
+    async def is_gone(name: str) -> bool:
+        return name in gone
+
+    one = tiny(make, is_gone=is_gone, grace_s=0.0)
+    two = tiny(make, "n2")
+    await asyncio.gather(one.start(), two.start())
+    (lent,) = [str(subnet) for subnet in two.subnets]
+    for number in range(4):
+        await add(two, f"q{number}")  # the last one is borrowed of n1
+    for number in range(3):
+        await add(one, f"p{number}") if number < 2 else None
+    before = await held(documents)
+    assert sorted(before.values()) == ["n1"] * 2 + ["n2"] * 4
+    one.nodes_are(["n1", "n2"])
+    one.nodes_are(["n1"])
+
+    async def reclaimed() -> bool:
+        return set((await held(documents)).values()) == {"n1"}
+
+    await until(reclaimed)
+    assert lent not in await owners(documents)
+    for number in range(3):
+        await add(one, f"r{number}")
+
+
+async def test_a_node_that_only_seems_gone_keeps_what_it_has(
+    documents: Documents, make: Make
+) -> None:
+    asked = asyncio.Event()
+
+    async def is_gone(name: str) -> bool:
+        asked.set()
+        return False
+
+    one, two = make(is_gone=is_gone, grace_s=0.0), make("n2")
+    await asyncio.gather(one.start(), two.start())
+    await add(two, "a")
+    before = await held(documents)
+    one.nodes_are(["n1", "n2"])
+    one.nodes_are(["n1"])
+    await asyncio.wait_for(asked.wait(), 30)
+    await one.stop()
+    assert await held(documents) == before
+
+
+async def test_a_borrowed_address_outlives_its_block_s_owner(
+    documents: Documents, make: Make
+) -> None:
+    async def is_gone(name: str) -> bool:
+        return name == "n2"
+
+    one = tiny(make, is_gone=is_gone, grace_s=0.0)
+    two = tiny(make, "n2")
+    await asyncio.gather(one.start(), two.start())
+    (lent,) = map(str, two.subnets)
+    records = [await add(one, f"p{number}") for number in range(4)]
+    one.nodes_are(["n1", "n2"])
+    one.nodes_are(["n1"])
+
+    async def nobody_s() -> bool:
+        return (await owners(documents))[lent] == ""
+
+    await until(nobody_s)
+    # The next pod makes it this node's own.
+    await add(one, "p4")
+    assert (await owners(documents))[lent] == "n1"
+    assert ip_network(lent) in one.subnets
+    assert {ip for record in records for ip in ips_of(record)} < set(await held(documents))

@@ -1,0 +1,150 @@
+"""Both wirings: what the node and the pod hold for a pod, and what a pod may send."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, ip_address
+
+from podwire.model.state import Blackhole, Link, NftElement, Route
+from podwire.plan import isolation, spoofing
+from podwire.plan.macs import link_local
+from podwire.plan.wiring import bridge, plan_attachment, routed
+
+from .fabrics import attachment, config, lines
+
+
+def test_a_routed_pod_is_a_network_of_its_own() -> None:
+    of = config("calico", (4, 6))
+    plan = plan_attachment(of, attachment(of, "172.31.1.70", "fd00:172:31::1:5"))
+    assert lines(plan.pod) == [
+        "172.31.1.70/32 dev eth0",
+        "169.254.1.1/32 dev eth0",
+        "0.0.0.0/0 via 169.254.1.1 dev eth0",
+        "fd00:172:31::1:5/128 dev eth0",
+        "::/0 via fe80::ecee:eeff:feee:eeee dev eth0",
+    ]
+    assert lines(plan.host)[:5] == [
+        "veth1 veth to eth0 mtu 1450 address ee:ee:ee:ee:ee:ee",
+        "net.ipv4.conf.veth1.proxy_arp = 1",
+        "net.ipv4.neigh.veth1.proxy_delay = 0",
+        "172.31.1.70/32 dev veth1",
+        "fd00:172:31::1:5/128 dev veth1",
+    ]
+    assert plan.port.master is None
+    assert plan.port.link_local
+
+
+def test_a_routed_nodes_own_blocks_are_blackholes() -> None:
+    of = config("calico")
+    holes = [one for one in routed.plan_node(of) if isinstance(one, Blackhole)]
+    assert [(str(hole.dst), hole.protocol) for hole in holes] == [("172.31.1.64/26", 80)]
+
+
+def test_a_bridge_pod_of_both_families() -> None:
+    of = config("flannel-vxlan", (4, 6))
+    plan = plan_attachment(of, attachment(of, "10.244.1.5", "fd00:10:244:1::5"))
+    assert lines(plan.pod) == [
+        "10.244.1.5/24 dev eth0",
+        "0.0.0.0/0 via 10.244.1.1 dev eth0",
+        "10.244.0.0/16 via 10.244.1.1 dev eth0",
+        "fd00:10:244:1::5/64 dev eth0",
+        "::/0 via fd00:10:244:1::1 dev eth0",
+        "fd00:10:244::/48 via fd00:10:244:1::1 dev eth0",
+    ]
+    assert plan.port.hairpin
+    assert plan.port.master == "cni0"
+
+
+def test_in_one_segment_the_whole_network_is_on_link() -> None:
+    of = config("weave")
+    plan = plan_attachment(of, attachment(of, "10.32.0.8"))
+    assert lines(plan.pod) == ["10.32.0.8/12 dev eth0", "0.0.0.0/0 via 10.32.0.1 dev eth0"]
+    assert "10.32.0.1/12 dev weave" in lines(bridge.plan_node(of))
+
+
+def test_bridge_options() -> None:
+    of = config("flannel-vxlan", hairpin=False, promiscuous=True)
+    link = bridge.plan_node(of)[0]
+    assert isinstance(link, Link)
+    assert link.promiscuous
+    assert plan_attachment(of, attachment(of, "10.244.1.5")).port.hairpin is False
+
+
+def elements(*entries: object) -> set[tuple[str, ...]]:
+    return {
+        (one.family, one.set, *(str(part) for part in one.key[1:]))
+        for one in entries
+        if isinstance(one, NftElement)
+    }
+
+
+def test_a_port_of_a_bridge_is_bound_to_mac_and_addresses() -> None:
+    of = config("flannel-vxlan", (4, 6))
+    one = attachment(of, "10.244.1.5", "fd00:10:244:1::5")
+    mac, own = str(one.mac), str(link_local(one.mac))
+    assert own == "fe80::858:aff:fef4:105"
+    assert elements(*spoofing.plan_attachment(of, one)) == {
+        ("bridge", "guarded"),
+        ("bridge", "bindings4", mac, "10.244.1.5"),
+        ("bridge", "bindings4", mac, str(IPv4Address(0))),
+        ("bridge", "bindings6", mac, "fd00:10:244:1::5"),
+        ("bridge", "bindings6", mac, own),
+        ("bridge", "bindings6", mac, "::"),
+        ("bridge", "nd_targets", "fd00:10:244:1::5"),
+        ("bridge", "nd_targets", own),
+    }
+    (table,) = spoofing.plan_bridge_table(of)
+    assert {one.name for one in table.open_sets} == {
+        "guarded",
+        "bindings4",
+        "bindings6",
+        "nd_targets",
+    }
+    assert spoofing.plan_chains(of) == ()
+
+
+def test_a_routed_pod_is_bound_to_its_addresses() -> None:
+    of = config("calico")
+    assert elements(*spoofing.plan_attachment(of, attachment(of, "172.31.1.70"))) == {
+        ("inet", "guarded"),
+        ("inet", "bindings4", "172.31.1.70"),
+        ("inet", "bindings6", "fe80::858:aff:fef4:105"),
+        ("inet", "bindings6", "::"),
+    }
+    assert spoofing.plan_bridge_table(of) == ()
+    (chain,) = spoofing.plan_chains(of)
+    assert chain.rules[0].text == (
+        'iifname @guarded iifname . ip saddr != @bindings4 counter name "spoofed_ip" drop'
+    )
+
+
+def test_who_may_spoof_is_not_looked_at() -> None:
+    of = config("calico")
+    assert spoofing.plan_attachment(of, attachment(of, "172.31.1.70", may_spoof=True)) == ()
+    off = config("calico", anti_spoofing=False)
+    assert spoofing.plan_attachment(off, attachment(off, "172.31.1.70")) == ()
+    assert spoofing.plan_chains(off) == () == spoofing.plan_bridge_table(off)
+
+
+def test_pods_apart_from_their_node() -> None:
+    assert isolation.plan_chains(config("calico")) == ()
+    chains = isolation.plan_chains(config("flannel-vxlan", isolate_host=True))
+    assert {chain.name: chain.rules[-1].text for chain in chains} == {
+        "isolate_input": 'iifname "cni0" counter name "isolated" drop',
+        "isolate_output": 'oifname "cni0" counter name "isolated" drop',
+    }
+
+
+def test_a_link_local_address_is_made_of_the_mac() -> None:
+    assert link_local(routed.HOST_MAC) == ip_address("fe80::ecee:eeff:feee:eeee")
+
+
+def test_a_pods_route_is_the_profiles() -> None:
+    of = config("calico")
+    routes = [
+        one
+        for one in plan_attachment(of, attachment(of, "172.31.1.70")).host
+        if isinstance(one, Route)
+    ]
+    assert [(str(one.dst), one.dev, one.protocol) for one in routes] == [
+        ("172.31.1.70/32", "veth1", 80)
+    ]
