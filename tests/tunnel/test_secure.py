@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from podwire.errors import InputError
 from podwire.tunnel.association import PEER_HANDSHAKES_BURST, WAITING_BYTES, WAITING_PACKETS
-from podwire.tunnel.secure import OVERHEAD, SecurePeers
+from podwire.tunnel.secure import OVERHEAD, BatchBuffer, SecurePeers
 from tests.tunnel.ends import Ends
 
 
@@ -28,6 +28,14 @@ def _connected() -> Ends:
     ends.send("b", b"2")
     assert ends.received == {"a": [b"2"], "b": [b"1"]}
     return ends
+
+
+def _of(data: bytes) -> BatchBuffer:
+    return BatchBuffer(memoryview(data))
+
+
+def _buffer(size: int) -> BatchBuffer:
+    return BatchBuffer(memoryview(bytearray(size)))
 
 
 def _changes(end: SecurePeers, before: dict[str, int]) -> dict[str, int]:
@@ -58,25 +66,26 @@ def test_datagrams_are_told_from_bare_packets_by_their_first_byte() -> None:
 def test_batches_are_laid_out_as_the_kernels_segmentation_has_them() -> None:
     ends = _connected()
     packets = random.Random(1).randbytes(1400 * 20 + 77)
-    sealed, opened = memoryview(bytearray(40_000)), memoryview(bytearray(40_000))
-    end = ends.a.seal_into("b", memoryview(packets), len(packets), 1400, sealed)
+    sealed, opened = _buffer(40_000), _buffer(40_000)
+    end = ends.a.seal_into("b", _of(packets), len(packets), 1400, sealed)
     assert end == len(packets) + 21 * OVERHEAD
     got = ends.b.open_into("a", sealed, end, 1400 + OVERHEAD, opened)
-    assert opened[:got] == packets
+    assert opened.view[:got] == packets
     # The same again are replays; only what is new gets through, without gaps.
     more = ends.a.seal("b", b"n" * 1400)
     assert more is not None
-    mixed = sealed[: 2 * 1432].tobytes() + more + sealed[2 * 1432 : 3 * 1432].tobytes()
+    old = sealed.view.tobytes()
+    mixed = old[: 2 * 1432] + more + old[2 * 1432 : 3 * 1432]
     before = ends.b.counters.copy()
-    got = ends.b.open_into("a", memoryview(mixed), len(mixed), 1432, opened)
-    assert opened[:got] == b"n" * 1400
+    got = ends.b.open_into("a", _of(mixed), len(mixed), 1432, opened)
+    assert opened.view[:got] == b"n" * 1400
     assert _changes(ends.b, before) == {"replayed": 3}
 
 
 def test_a_batch_waits_packet_by_packet() -> None:
     ends = Ends()
-    packets = b"p" * 1000 + b"q" * 1000 + b"r"
-    assert ends.a.seal_into("b", memoryview(packets), 2001, 1000, memoryview(bytearray(9))) == 0
+    packets = b"-p" + b"p" * 999 + b"q" * 1000 + b"r"
+    assert ends.a.seal_into("b", _of(packets), 2001, 1000, _buffer(9), start=1) == 0
     ends.settle()
     assert ends.received["b"] == [b"p" * 1000, b"q" * 1000, b"r"]
 
@@ -203,10 +212,10 @@ def test_a_peer_is_who_has_its_key_and_comes_from_its_address() -> None:
 def test_without_a_key_a_peer_is_refused_both_ways() -> None:
     ends = _connected()
     assert ends.a.seal("c", b"x") is None
-    batch = memoryview(bytes(250))
-    assert ends.a.seal_into("c", batch, 250, 100, memoryview(bytearray(900))) == 0
+    batch = _of(bytes(250))
+    assert ends.a.seal_into("c", batch, 250, 100, _buffer(900)) == 0
     assert ends.a.open("c", bytes([4, 0, 0, 0]) + bytes(40)) is None
-    assert ends.a.open_into("c", batch, 250, 100, memoryview(bytearray(900))) == 0
+    assert ends.a.open_into("c", batch, 250, 100, _buffer(900)) == 0
     assert ends.a.counters["no_key"] == 1 + 3 + 1 + 3
     assert not ends.a.outbox
 
@@ -289,8 +298,8 @@ def test_garbage_is_counted_and_never_more(datagram: bytes, segment: int) -> Non
     assert ends.b.open("a", datagram) is None
     assert sum(_changes(ends.b, before).values()) == 1
     before = ends.b.counters.copy()
-    out = memoryview(bytearray(len(datagram)))
-    assert ends.b.open_into("a", memoryview(datagram), len(datagram), segment, out) == 0
+    out = _buffer(len(datagram))
+    assert ends.b.open_into("a", _of(datagram), len(datagram), segment, out) == 0
     assert sum(_changes(ends.b, before).values()) == -(-len(datagram) // segment)
 
 

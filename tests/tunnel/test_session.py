@@ -9,9 +9,20 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from podwire.tunnel.session import HEADER, OVERHEAD, WINDOW, ReplayWindow, Session
+from podwire.tunnel.session import (
+    HEADER,
+    OVERHEAD,
+    WINDOW,
+    BatchBuffer,
+    ReplayWindow,
+    Session,
+)
 
 ONE, OTHER = bytes(range(32)), bytes(range(32, 64))
+
+
+def _buffer(data: bytes | bytearray) -> BatchBuffer:
+    return BatchBuffer(memoryview(data))
 
 
 class Pair:
@@ -36,7 +47,7 @@ class Pair:
     def seal(self, packets: bytes, segment: int) -> bytes:
         """A batch's datagrams, which nothing is written behind of."""
         out = bytearray(b"\xee" * (len(packets) * 33 + 100))
-        end = self.sender.seal_into(memoryview(packets), len(packets), segment, memoryview(out))
+        end = self.sender.seal_into(_buffer(packets), 0, len(packets), segment, _buffer(out))
         assert out[end:] == b"\xee" * (len(out) - end)
         return bytes(out[:end])
 
@@ -46,7 +57,7 @@ class Pair:
         counters = [HEADER.unpack_from(datagrams, at)[1] for at in starts]
         out = bytearray(b"\xee" * len(datagrams))
         end = self.receiver.open_into(
-            memoryview(datagrams), len(datagrams), segment, memoryview(out), counters
+            _buffer(datagrams), len(datagrams), segment, _buffer(out), counters
         )
         if end is None:
             return None
@@ -167,3 +178,35 @@ def test_the_window_notes_a_run_as_it_notes_each(start: int, count: int) -> None
         if counter >= 0:
             assert whole.takes(counter) == single.takes(counter)
     assert whole.newest == single.newest
+
+
+def test_a_buffer_is_cut_as_asked_each_time() -> None:
+    data = bytes(range(256)) * 4
+    buffer = BatchBuffer(memoryview(data))
+    for start, size, stride, count in [(0, 10, 10, 3), (0, 10, 10, 5), (4, 10, 12, 2)] * 2 + [
+        (start, 7, 9, 20) for start in range(40)
+    ]:
+        cuts = buffer.cut(start, size, stride, count)
+        expected = [data[at : at + size] for at in range(start, start + count * stride, stride)]
+        assert [bytes(cut) for cut in cuts[:count]] == expected
+
+
+def test_one_buffer_takes_batches_of_every_shape() -> None:
+    pair = Pair()
+    packets = random.Random(3).randbytes(40_000)
+    source, sealed = _buffer(packets), _buffer(bytearray(60_000))
+    opened = _buffer(bytearray(40_000))
+    for start, length, segment in [
+        (0, 30_000, 1000),
+        (100, 9_999, 1000),
+        (0, 30_000, 1001),
+        (0, 39_000, 1000),
+        (7, 3, 1000),
+        (0, 12_345, 1000),
+    ]:
+        end = pair.sender.seal_into(source, start, length, segment, sealed)
+        stride = segment + OVERHEAD
+        counters = [HEADER.unpack_from(sealed.view, at)[1] for at in range(0, end, stride)]
+        got = pair.receiver.open_into(sealed, end, stride, opened, counters)
+        assert got == length
+        assert opened.view[:length] == packets[start : start + length]

@@ -22,7 +22,7 @@ from podwire.tunnel.coalesce import Batches, Shape, merge, shape_of
 from podwire.tunnel.headers import TCP, decrement_ttl, parse
 from podwire.tunnel.icmp import Problem
 from podwire.tunnel.path import Path
-from podwire.tunnel.secure import OVERHEAD
+from podwire.tunnel.secure import OVERHEAD, BatchBuffer
 from podwire.tunnel.sockets import START, Underlay, write, writev
 from podwire.tunnel.table import Peer
 
@@ -42,6 +42,8 @@ class Inbound:
         self._opened = np.zeros_like(underlay.buffer)
         self._opened_view = self._opened.data
         self._opened_at: int = self._opened.ctypes.data
+        self._closed_batch = BatchBuffer(underlay.view[START:])
+        self._opened_batch = BatchBuffer(self._opened_view[START:])
         self._bare = Batches(underlay.buffer, START)
         self._sealed = Batches(self._opened, START)
         self._iovecs: dict[tuple[int, int, int], tuple[NDArray[np.uint64], int]] = {}
@@ -77,11 +79,9 @@ class Inbound:
     def _open(self, peer: Peer, size: int, segment: int) -> None:
         secure = self._path.secure
         assert secure is not None  # noqa: S101  no peer is encrypted without
-        underlay = self._underlay
-        opened = secure.open_into(
-            peer.name, underlay.view[START:], size, segment, self._opened_view[START:]
-        )
-        self._path.flush_outbox()
+        opened = secure.open_into(peer.name, self._closed_batch, size, segment, self._opened_batch)
+        if secure.outbox:
+            self._path.flush_outbox()
         if opened:
             each = min(opened, segment - OVERHEAD)
             self._batch(peer, self._sealed, self._opened_view, self._opened_at, opened, each)

@@ -145,7 +145,8 @@ class Outbound:
         size = length + (layout.count - 1) * layout.head
         segment = layout.head + mss
         if peer.encrypted:
-            self._path.send_packed(peer, layout.packed(), size, segment)
+            layout.pack()
+            self._path.send_packed(peer, self._segmenter.packed, size, segment)
         else:
             self._path.send_rows(peer, layout.iovecs_at, 2, layout.count, segment, size)
 
@@ -192,8 +193,8 @@ class Outbound:
             sums = row_sums(words[:, VNET_HEADER + start >> 1 : end])
             words[:, VNET_HEADER + start + offset >> 1] = row_checks(sums)
         if peer.encrypted:
-            one_by_one = rows[:, VNET_HEADER : VNET_HEADER + size].ravel()
-            path.send_packed(peer, one_by_one, count * size, size)
+            self._segmenter.pack(rows[:, VNET_HEADER : VNET_HEADER + size])
+            path.send_packed(peer, self._segmenter.packed, count * size, size)
         else:
             iovecs = self._iovecs[:count]
             iovecs[:, 0] = self._count[:count] * np.uint64(stride) + np.uint64(

@@ -16,10 +16,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from podwire.kernel.tun import Tun
-from podwire.tunnel.checksum import U8
 from podwire.tunnel.headers import may_fragment
 from podwire.tunnel.icmp import Budget, Problem, error_about
-from podwire.tunnel.secure import OVERHEAD, SecurePeers
+from podwire.tunnel.secure import OVERHEAD, BatchBuffer, SecurePeers
 from podwire.tunnel.sockets import MAX_BYTES, MAX_SEGMENTS, IcmpSocket, Underlay
 from podwire.tunnel.table import Peer, Table
 
@@ -52,7 +51,7 @@ class Path:
         self._icmp = icmp
         self._budget = Budget(_ERRORS_PER_S, _ERRORS_BURST, time.monotonic())
         self._scratch = np.zeros(2 * MAX_BYTES, np.uint8)
-        self._sealed = self._scratch.data
+        self._sealed = BatchBuffer(self._scratch.data)
         self._sealed_at: int = self._scratch.ctypes.data
 
     def answer(self, packet: bytes | memoryview, problem: Problem, mtu: int = 0) -> None:
@@ -86,7 +85,7 @@ class Path:
             self.drops["send_failed"] += 1
             return
         if peer.encrypted:
-            error = self._send_sealed(underlay, peer, packet, size, size)
+            error = self._send_sealed(underlay, peer, BatchBuffer(packet), 0, size, size)
         else:
             error = underlay.send_at(peer, address, size, 0)
         if error:
@@ -114,7 +113,7 @@ class Path:
             if error:
                 self._refused(error, underlay, peer, _gathered(at, width, part))
 
-    def send_packed(self, peer: Peer, packets: U8, size: int, segment: int) -> None:
+    def send_packed(self, peer: Peer, packets: BatchBuffer, size: int, segment: int) -> None:
         """Send packets that lie back to back, of `segment` bytes each but the last, sealed."""
         underlay = self.underlays.get(peer.version)
         count = -(-size // segment)
@@ -123,26 +122,32 @@ class Path:
             return
         peer.sent_packets += count
         peer.sent_bytes += size
-        view = packets.data
         most = min(MAX_SEGMENTS, MAX_BYTES // (segment + OVERHEAD)) if underlay.gso else 1
         for start in range(0, size, most * segment):
             part = min(most * segment, size - start)
-            here = view[start : start + part]
-            error = self._send_sealed(underlay, peer, here, part, segment)
+            error = self._send_sealed(underlay, peer, packets, start, part, segment)
             if error:
+                here = packets.view[start : start + part]
                 each = [bytes(here[at : at + segment]) for at in range(0, part, segment)]
                 self._refused(error, underlay, peer, each)
 
     def _send_sealed(
-        self, underlay: Underlay, peer: Peer, packets: memoryview, size: int, segment: int
+        self,
+        underlay: Underlay,
+        peer: Peer,
+        packets: BatchBuffer,
+        start: int,
+        size: int,
+        segment: int,
     ) -> int:
         assert self.secure is not None  # noqa: S101  no peer is encrypted without
-        sealed = self.secure.seal_into(peer.name, packets, size, segment, self._sealed)
+        sealed = self.secure.seal_into(peer.name, packets, size, segment, self._sealed, start=start)
         error = 0
         if sealed:
             each = segment + OVERHEAD if size > segment else 0
             error = underlay.send_at(peer, self._sealed_at, sealed, each)
-        self.flush_outbox()
+        if self.secure.outbox:
+            self.flush_outbox()
         return error
 
     def flush_outbox(self) -> None:
@@ -153,7 +158,7 @@ class Path:
             peer = self.table.peers.get(name)
             underlay = self.underlays.get(peer.version) if peer else None
             if peer and underlay:
-                self._sealed[: len(datagram)] = datagram
+                self._sealed.view[: len(datagram)] = datagram
                 underlay.send_at(peer, self._sealed_at, len(datagram), 0)
 
     def _refused(self, error: int, underlay: Underlay, peer: Peer, packets: list[bytes]) -> None:
@@ -187,11 +192,11 @@ class Path:
     def _send_again(self, underlay: Underlay, peer: Peer, packet: bytes, *, fragment: bool) -> None:
         if peer.encrypted and self.secure is not None:
             size = self.secure.seal_into(
-                peer.name, memoryview(packet), len(packet), len(packet), self._sealed
+                peer.name, BatchBuffer(memoryview(packet)), len(packet), len(packet), self._sealed
             )
         else:
             size = len(packet)
-            self._sealed[:size] = packet
+            self._sealed.view[:size] = packet
         send = underlay.send_fragmented if fragment else underlay.send_at
         if size and send(peer, self._sealed_at, size, 0):
             self.drops["send_failed"] += 1

@@ -42,9 +42,16 @@ from podwire.tunnel.association import (
 from podwire.tunnel.handshake import INITIATION, INITIATION_SIZE, RESPONSE, RESPONSE_SIZE
 from podwire.tunnel.negotiation import Negotiation
 from podwire.tunnel.noise import HandshakeRefusedError, StaticKey
-from podwire.tunnel.session import HEADER, HEADERS, OVERHEAD, TRANSPORT, Session
+from podwire.tunnel.session import (
+    HEADER,
+    HEADERS,
+    OVERHEAD,
+    TRANSPORT,
+    BatchBuffer,
+    Session,
+)
 
-__all__ = ["COUNTERS", "OVERHEAD", "SecurePeers"]
+__all__ = ["COUNTERS", "OVERHEAD", "BatchBuffer", "SecurePeers"]
 
 #: What is counted, by name: packets, datagrams and handshakes.
 COUNTERS: Mapping[str, str] = {
@@ -167,23 +174,30 @@ class SecurePeers:
         return datagram
 
     def seal_into(
-        self, name: str, source: memoryview, length: int, segment: int, out: memoryview
+        self,
+        name: str,
+        source: BatchBuffer,
+        length: int,
+        segment: int,
+        out: BatchBuffer,
+        *,
+        start: int = 0,
     ) -> int:
         """Seal a batch of packets; how many bytes of `out` are datagrams to send.
 
-        `source` holds `length` bytes, packets of `segment` bytes back to back, of which the last
-        may be shorter; `out` gets their datagrams the same way, of `segment + OVERHEAD` bytes.
-        Both are views of bytes, of different memory. 0 where the packets wait, or are refused.
+        `source` holds, from `start` on, `length` bytes: packets of `segment` bytes back to back, of
+        which the last may be shorter. `out` gets their datagrams the same way, of `segment +
+        OVERHEAD` bytes. They are of different memory. 0 where the packets wait, or are refused.
         """
         now = self._clock()
         peer = self._peers.get(name)
         session = self._sendable(peer, now, -(-length // segment))
         if peer is None or session is None:
-            whole = bytes(source[:length])
+            whole = bytes(source.view[start : start + length])
             packets = [whole[at : at + segment] for at in range(0, length, segment)]
             self._wait(peer, packets, now)
             return 0
-        written = session.seal_into(source, length, segment, out)
+        written = session.seal_into(source, start, length, segment, out)
         self._sent(peer, session, now)
         return written
 
@@ -196,7 +210,7 @@ class SecurePeers:
         return self._open(peer, datagram, self._clock()) or None
 
     def open_into(
-        self, name: str, source: memoryview, length: int, segment: int, out: memoryview
+        self, name: str, source: BatchBuffer, length: int, segment: int, out: BatchBuffer
     ) -> int:
         """Open a batch of datagrams from a peer's address; how many bytes of `out` are packets.
 
@@ -215,9 +229,10 @@ class SecurePeers:
                 return opened
         at = 0
         for start in range(0, length, segment):
-            packet = self._open(peer, source[start : min(start + segment, length)], now)
+            datagram = source.view[start : min(start + segment, length)]
+            packet = self._open(peer, datagram, now)
             if packet:
-                out[at : at + len(packet)] = packet
+                out.view[at : at + len(packet)] = packet
                 at += len(packet)
         return at
 
@@ -295,17 +310,17 @@ class SecurePeers:
     def _open_whole(
         self,
         peer: Association,
-        source: memoryview,
+        source: BatchBuffer,
         length: int,
         segment: int,
-        out: memoryview,
+        out: BatchBuffer,
         now: float,
     ) -> int | None:
         """A batch that is all of one session and in order; None for any other."""
         if segment <= OVERHEAD or 0 < length % segment < OVERHEAD:
             return None
         count = -(-length // segment)
-        headers = np.ndarray((count,), HEADERS, source, 0, (segment,))
+        headers = np.ndarray((count,), HEADERS, source.view, 0, (segment,))
         prefixes = headers["prefix"].tolist()
         session = self._handshakes.session(peer, prefixes[0], now)
         if session is None or prefixes.count(prefixes[0]) != count:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from podwire.tunnel.checksum import U8, check_of, row_checks, row_sums, sum_of, swap16
 from podwire.tunnel.headers import DONT_FRAGMENT
+from podwire.tunnel.session import BatchBuffer
 
 #: struct virtio_net_hdr's `gso_type` (include/uapi/linux/virtio_net.h) and `flags`.
 GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 4, 5, 0x80
@@ -53,6 +54,9 @@ class Segmenter:
     def __init__(self, buffer: U8) -> None:
         self._buffer, self._view = buffer, buffer.data
         self._scratch = np.zeros(MAX_SEGMENTS * MAX_HEADERS, np.uint8)
+        self._whole = np.zeros(MAX_SEGMENTS * MAX_HEADERS + (1 << 17), np.uint8)
+        #: Where packets are put back to back, for encryption.
+        self.packed = BatchBuffer(self._whole.data)
         self._layouts: dict[tuple[int, int, int, int, int, int], Layout] = {}
 
     def segment(self, at: int, size: int, gso_type: int, mss: int, l4: int) -> Layout | None:
@@ -77,10 +81,14 @@ class Segmenter:
             if len(self._layouts) >= _LAYOUTS:
                 self._layouts.clear()
             layout = self._layouts[key] = Layout(
-                self._buffer, self._scratch, at, l4, head, mss, count, tcp=tcp
+                self._buffer, self._scratch, self._whole, at, l4, head, mss, count, tcp=tcp
             )
         layout.fill(size)
         return layout
+
+    def pack(self, rows: U8) -> None:
+        """Put packets of one size back to back in `packed`."""
+        self._whole[: rows.size].reshape(rows.shape)[:] = rows
 
 
 class Layout:
@@ -90,6 +98,7 @@ class Layout:
         self,
         buffer: U8,
         scratch: U8,
+        whole: U8,
         at: int,
         l4: int,
         head: int,
@@ -122,6 +131,8 @@ class Layout:
         start = at + head
         #: The payloads, a row for each segment.
         self.payloads: U8 = buffer[start : start + count * mss].reshape(count, mss)
+        packed = whole[: count * (head + mss)].reshape(count, head + mss)
+        self._packed_heads, self._packed_payloads = packed[:, :head], packed[:, head:]
         self._words = None if mss & 1 else self.payloads.view(np.uint16)
         #: Address and length of each segment's header and payload. The last's length is set with
         #: each packet.
@@ -170,12 +181,13 @@ class Layout:
         sums %= 0xFFFF
         np.subtract(0xFFFF, sums, out=self._checks, casting="unsafe")
 
-    def packed(self) -> U8:
-        """All segments with their headers back to back; the last one's end is filled with zeros."""
-        whole = np.empty((self.count, self.head + self.mss), np.uint8)
-        whole[:, : self.head] = self.rows
-        whole[:, self.head :] = self.payloads
-        return whole.ravel()
+    def pack(self) -> None:
+        """Put all segments with their headers back to back in the segmenter's `packed`.
+
+        The last one is filled up with zeros.
+        """
+        self._packed_heads[:] = self.rows
+        self._packed_payloads[:] = self.payloads
 
     def _set_ip(self, last: int) -> None:
         """Write the rows, with IP's lengths and checksums; the rest is as in the packet."""
