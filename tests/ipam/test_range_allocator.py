@@ -147,7 +147,7 @@ async def test_who_has_nothing_to_give_says_so(make: Make) -> None:
     await fill(one, "p")
     delete(one, one._store, "p3")
     two = make("n2", networks=network)
-    with pytest.raises(Exception, match="no address of 10.32.0.0/28 is free"):
+    with pytest.raises(ExhaustedError, match="no address of"):
         await two.start()
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from podwire.errors import IpamError
@@ -226,6 +227,32 @@ def test_a_damaged_database_is_refused_and_kept(
         open_store()
     assert "drain this node" in (caught.value.remedy or "")
     assert path.read_bytes() == before
+
+
+def test_a_database_of_the_first_version_is_opened(
+    open_store: Callable[[], Store], tmp_path: Path
+) -> None:
+    record = reserve(open_store(), "a")
+    open_store().close()
+    with sqlite3.connect(tmp_path / "ipam.db") as db:
+        db.execute("ALTER TABLE attachment DROP COLUMN may_spoof")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    for _ in range(2):
+        store = open_store()
+        assert store.records == {record.key: record}
+        reserve(store, "b")
+        store.begin_delete(Key("b", "eth0"))
+        store.forget([Key("b", "eth0")])
+
+
+def test_a_pod_that_may_spoof_may_do_so_after_a_restart(open_store: Callable[[], Store]) -> None:
+    store = open_store()
+    attachment = msgspec.structs.replace(reserve(store, "a").attachment, may_spoof=True)
+    store.begin_delete(Key("a", "eth0"))
+    store.forget([Key("a", "eth0")])
+    store.write(attachment, last={}, network="podwire", pod=PodIdentity("default", "a", ""))
+    assert open_store().records[Key("a", "eth0")].attachment == attachment
 
 
 def test_a_database_of_a_later_version_is_refused(

@@ -62,7 +62,7 @@ class RangeRing:
         self._given: dict[str, Token] = {}
         self._served: set[tuple[str, str]] = set()
         self._synced = False
-        self._problem: str | None = None
+        self._problem: PodwireError | None = None
         self._lost: dict[str, Token] = {}
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[NoReturn]] = []
@@ -93,16 +93,21 @@ class RangeRing:
     async def start(self) -> None:
         """Follow the documents, until there is a range of each network.
 
-        Raises StoreUnavailableError where that can't be had in time.
+        Raises StoreUnavailableError where the documents can't be read, or what else is in the way;
+        call it again then.
         """
         if not self._tasks:
             watch = self._documents.watch("ipamranges", self._told)
             self._tasks = [asyncio.create_task(watch), asyncio.create_task(self._serve())]
+        self._problem = None
         try:
-            await self._until(lambda: all(map(self.own, self._networks)), _PATIENCE_S)
+            await self._until(
+                lambda: all(map(self.own, self._networks)) or self._problem is not None, _PATIENCE_S
+            )
         except TimeoutError:
-            why = self._problem or "the documents can't be read"
-            raise StoreUnavailableError(f"there is no range of addresses yet: {why}") from None
+            raise StoreUnavailableError("the ranges of the network can't be read") from None
+        if self._problem is not None:
+            raise self._problem
 
     async def run(self) -> NoReturn:
         """Until something fails that should not."""
@@ -224,11 +229,13 @@ class RangeRing:
                     continue
                 unanswered = {document.revision, written.revision}
                 while self._size(network) <= before and name in self._known:
+                    # What comes while this one writes is not missed.
+                    changed = self._changed
                     token, document = self._known[name]
                     await self._touch_all()
                     if document.revision not in unanswered and self._node not in token.asked_by:
                         return
-                    await self._changed.wait()
+                    await changed.wait()
                 return
 
     async def _withdraw(self, name: str) -> None:
@@ -276,7 +283,8 @@ class RangeRing:
                     await self._keep()
             except PodwireError as error:
                 log.warning("ranges are not up to date", extra=fields(reason=error))
-                self._problem = str(error)
+                self._problem = error
+                self._announce()
                 await asyncio.sleep(_RETRY_S)
             else:
                 await changed.wait()

@@ -209,7 +209,7 @@ def cut(own: Sequence[Range], held: Collection[int]) -> tuple[Range, int, int] |
     grain = _GRAIN
     while grain * 8 <= length:
         grain *= 2
-    middle = -(-(begin + length // 2) // grain) * grain
+    middle = (begin + length // 2 + grain // 2) // grain * grain
     # A stretch that reaches the end of its range takes what is not usable along with it.
     end = one.end if end == usable(one)[1] else end
     return (one, middle, end) if middle + _GRAIN <= end else None

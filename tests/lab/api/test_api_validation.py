@@ -265,6 +265,23 @@ FULL_EVENT = {
     "series": {"lastObservedTime": "2020-01-01T00:00:00Z"},
     "source": {"component": "x"},
 }
+FULL_POOL = {
+    "metadata": {"name": "a"},
+    "spec": {"cidr": "10.0.0.0/16", "blockSize": 26, "disabled": True},
+}
+FULL_BLOCK = {
+    "metadata": {"name": "10-0-0-0-26"},
+    "spec": {
+        "cidr": "10.0.0.0/26",
+        "node": "n",
+        "used": 1,
+        "allocations": [{"ip": "10.0.0.1", "node": "n", "pod": "default/a"}],
+    },
+}
+FULL_RANGE = {
+    "metadata": {"name": "10-0-0-0"},
+    "spec": {"network": "10.0.0.0/12", "first": "10.0.0.0", "node": "n", "askedBy": ["m"]},
+}
 _BY_KIND = {kind.kind: kind for kind in KINDS}
 
 
@@ -275,6 +292,9 @@ _BY_KIND = {kind.kind: kind for kind in KINDS}
         ("Node", FULL_NODE),
         ("Event", FULL_EVENT),
         ("ConfigMap", config_map(x="1")),
+        ("IPPool", FULL_POOL),
+        ("IPAMBlock", FULL_BLOCK),
+        ("IPAMRange", FULL_RANGE),
     ],
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
@@ -282,7 +302,7 @@ _BY_KIND = {kind.kind: kind for kind in KINDS}
 def test_no_json_makes_validation_fail(kind: str, manifest: Any, data: st.DataObject) -> None:
     """Whatever stands anywhere in a manifest is either right or a cause, never an exception."""
     broken = copy.deepcopy(manifest)
-    if kind != "Node":
+    if _BY_KIND[kind].namespaced:
         broken["metadata"]["namespace"] = "default"
     path = data.draw(st.sampled_from(_paths(broken)))
     parent = broken

@@ -19,9 +19,16 @@ def address(value: Json) -> IPAddress | None:
 
 
 def network(value: Json) -> IPNetwork | None:
-    """The network that a field has."""
+    """The network that a field has, with its prefix length."""
+    if not isinstance(value, str) or "/" not in value:
+        return None
     found: IPNetwork | None = _parsed(ipaddress.ip_network, value)
     return found
+
+
+def name_of(obj: dict[str, Json]) -> Json:
+    """The name that an object has."""
+    return (obj.get("metadata") or {}).get("name")
 
 
 def dashed(value: IPAddress | IPNetwork) -> str:

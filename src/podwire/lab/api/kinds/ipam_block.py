@@ -5,7 +5,7 @@ Agents write these; a person reads them.
 
 from __future__ import annotations
 
-from podwire.lab.api.kinds.addresses import address, dashed, network
+from podwire.lab.api.kinds.addresses import address, dashed, name_of, network
 from podwire.lab.api.kinds.meta import AGE, NAME, at, metadata_schema
 from podwire.lab.api.names import cidr, dns_subdomain, ip_address
 from podwire.lab.api.registry import Column, Object, ResourceKind
@@ -33,7 +33,7 @@ def _spec_rules(spec: dict[str, Json], path: str, causes: Causes) -> None:
 
 def _block_rules(block: dict[str, Json], path: str, causes: Causes) -> None:
     # So that there can't be two objects for one block.
-    name, cidr = block["metadata"].get("name"), network(block["spec"].get("cidr"))
+    name, cidr = name_of(block), network((block.get("spec") or {}).get("cidr"))
     if cidr is not None and name != dashed(cidr):
         causes.invalid("metadata.name", name, f'must be "{dashed(cidr)}", for spec.cidr {cidr}')
 

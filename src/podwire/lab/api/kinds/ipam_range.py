@@ -5,7 +5,7 @@ It ends where the next one begins. Agents write these; a person reads them.
 
 from __future__ import annotations
 
-from podwire.lab.api.kinds.addresses import address, dashed, network
+from podwire.lab.api.kinds.addresses import address, dashed, name_of, network
 from podwire.lab.api.kinds.meta import AGE, NAME, at, metadata_schema
 from podwire.lab.api.names import cidr, dns_subdomain, ip_address
 from podwire.lab.api.registry import Column, Object, ResourceKind
@@ -29,7 +29,7 @@ def _spec_rules(spec: dict[str, Json], path: str, causes: Causes) -> None:
 
 def _range_rules(found: dict[str, Json], path: str, causes: Causes) -> None:
     # So that there can't be two objects for one range.
-    name, first = found["metadata"].get("name"), address(found["spec"].get("first"))
+    name, first = name_of(found), address((found.get("spec") or {}).get("first"))
     if first is not None and name != dashed(first):
         causes.invalid("metadata.name", name, f'must be "{dashed(first)}", for spec.first {first}')
 
