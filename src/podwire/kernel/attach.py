@@ -126,12 +126,14 @@ def _configure_host(sock: NetlinkSocket, port: Link, entries: Sequence[Entry]) -
     first = {name: changes.pop(name) for name in ("no_ipv6_address",) if name in changes}
     # Whether the link is up is what the rest asks for.
     batch = [link_messages.set_link(port.name, **step) for step in (first, changes) if step]
-    what = [f"set up {port.name}"] * len(batch)
-    what += [op.line({index: port.name}) for op in ops]
     for failure in sock.request([*batch, *(op.message() for op in ops)]):
         # A setting of IPv6, on a machine that has none.
-        if failure.index or failure.errno != errno.EAFNOSUPPORT:
-            raise kernel_error(what[failure.index], failure)
+        if failure.index == 0 and failure.errno == errno.EAFNOSUPPORT:
+            continue
+        what = f"set up {port.name}"
+        if failure.index >= len(batch):
+            what = ops[failure.index - len(batch)].line({index: port.name})
+        raise kernel_error(what, failure)
 
 
 def _ops(entries: Iterable[Entry], scope: Scope) -> list[Op]:
