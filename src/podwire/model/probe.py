@@ -39,10 +39,11 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProbeMatch(msgspec.Struct, frozen=True, kw_only=True):
-    """What a kernel filter lets through: one prober's packets, both ways, also inside of VXLAN.
+    """What a kernel filter lets through: one prober's packets, both ways, also inside of tunnels.
 
-    A packet matches if, at its network header or at the inner one of a VXLAN packet to one of
-    `tunnel_ports` (outer IPv4 or IPv6), one of these holds. `icmp` is ICMPv6 where the addresses
+    A packet matches if, at its network header, at the inner one of a VXLAN packet to one of
+    `tunnel_ports`, or at that of a packet which is bare in a UDP datagram to one of `bare_ports`
+    (outer IPv4 or IPv6 both), one of these holds. `icmp` is ICMPv6 where the addresses
     are IPv6.
 
     - ICMP echo request or reply whose identifier is `ident`, or that carries `MAGIC` and `ident`
@@ -67,3 +68,4 @@ class ProbeMatch(msgspec.Struct, frozen=True, kw_only=True):
     translated: bool = False
     neighbors: tuple[IPText, ...] = ()
     tunnel_ports: tuple[int, ...] = (8472,)
+    bare_ports: tuple[int, ...] = ()

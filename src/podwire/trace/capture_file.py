@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 
 from podwire import __version__
 from podwire.model.probe import IPText
-from podwire.trace.decode import TUNNEL_PORTS, decode
+from podwire.trace.decode import USUAL, TunnelPorts, decode
 from podwire.trace.evidence import NodeFacts, PodFacts
 from podwire.trace.model import Arp, Header, Interface, Ip, Place
 from podwire.trace.pcapng import PcapngWriter
@@ -64,14 +64,14 @@ class CaptureFile:
         *,
         filter_text: str = "",
         snaplen: int = 0,
-        tunnel_ports: tuple[int, ...] = TUNNEL_PORTS,
+        ports: TunnelPorts = USUAL,
     ) -> None:
         self.counts: dict[str, int] = {}
         self.lost: dict[str, int] = {}
         self._called = called
         self._filter = filter_text
         self._snaplen = snaplen
-        self._ports = tunnel_ports
+        self._ports = ports
         self._writer = PcapngWriter()
         self._numbers: dict[tuple[str, str, int], tuple[int, str]] = {}
         self._known: dict[bytes, tuple[str, ...]] = {}
@@ -156,13 +156,16 @@ class CaptureFile:
         if frame.link_type != _ETHERNET or data[12:15] != _PLAIN or len(data) < 34:
             return None
         is_udp, whole = data[23] == _UDP, not (data[20] & 0x3F or data[21])
-        if is_udp and int.from_bytes(data[36:38], "big") in self._ports:
+        port = int.from_bytes(data[36:38], "big") if is_udp else 0
+        if port in self._ports.bare:
+            return None
+        if port in self._ports.vxlan:
             inner_is_plain = data[62:65] == _PLAIN and len(data) >= 84 and data[73] != _UDP
             return data[26:34] + data[76:84] if whole and inner_is_plain else None
         return data[26:34] if whole or not is_udp else None
 
     def _decoded(self, frame: Frame) -> tuple[str, ...]:
-        packet = decode(frame.data, frame.link_type, frame.length, tunnel_ports=self._ports)
+        packet = decode(frame.data, frame.link_type, frame.length, ports=self._ports)
         comments = [self._between(packet.inner)]
         if packet.encapsulated:
             carried = self._between(packet.headers)

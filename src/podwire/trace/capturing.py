@@ -26,6 +26,7 @@ from podwire.errors import AgentAwayError, PodwireError
 from podwire.model.probe import IPText
 from podwire.trace.capture_file import CaptureFile, names
 from podwire.trace.connection import Connection
+from podwire.trace.decode import USUAL, TunnelPorts
 from podwire.trace.evidence import NodeFacts, PodFacts
 from podwire.trace.model import Place
 from podwire.trace.watcher import Dial, together
@@ -143,7 +144,7 @@ class Capturing:
             self._called(nodes, pods),
             filter_text=self.filter_text,
             snaplen=self.snaplen,
-            tunnel_ports=self._tunnel_ports(),
+            ports=self._ports(),
         )
         self._out(self.file.head())
 
@@ -283,9 +284,11 @@ class Capturing:
     def _called(self, nodes: Sequence[NodeFacts], pods: Sequence[PodFacts]) -> dict[IPText, str]:
         return names(nodes, pods, (place for source in self.sources for place in source.places))
 
-    def _tunnel_ports(self) -> tuple[int, ...]:
-        told = {source.connection.welcome.tunnel_port for source in self.sources}
-        return tuple(sorted(told - {0})) or (8472,)
+    def _ports(self) -> TunnelPorts:
+        greetings = [source.connection.welcome for source in self.sources]
+        vxlan = {one.tunnel_port for one in greetings} - {0}
+        bare = {one.bare_port for one in greetings} - {0}
+        return TunnelPorts(tuple(sorted(vxlan)) or USUAL.vxlan, tuple(sorted(bare)))
 
 
 async def _first(

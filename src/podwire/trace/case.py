@@ -125,7 +125,7 @@ def _sorted_out(
     for one in told:
         if one.place is not None and one.place >= len(evidence.places):
             continue
-        packet = decode_network(one.data, tunnel_ports=tunnel_ports(evidence))
+        packet = decode_network(one.data, ports=tunnel_ports(evidence))
         identity = seen.identifier.identify(packet) or _by_tunnel(packet, seen)
         if identity is None:
             continue

@@ -61,12 +61,22 @@ def _outer(packet: Packet) -> tuple[Header, ...]:
 
 
 def _encapsulated(before: Packet, after: Packet) -> str:
-    vni = next((one.vni for one in _outer(after) if isinstance(one, Vxlan)), 0)
-    return f"in VXLAN (VNI {vni}), {before.size} → {after.size} bytes"
+    return f"in {_carrier(after)}, {before.size} → {after.size} bytes"
 
 
 def _decapsulated(before: Packet, after: Packet) -> str:
-    return f"out of VXLAN, {before.size} → {after.size} bytes"
+    what = _carrier(before).partition(" (")[0]
+    return f"out of {what}, {before.size} → {after.size} bytes"
+
+
+def _carrier(packet: Packet) -> str:
+    """What it is in: `VXLAN (VNI 1)`, `UDP (port 8285)`."""
+    outer = _outer(packet)
+    vxlan = next((one for one in outer if isinstance(one, Vxlan)), None)
+    if vxlan is not None:
+        return f"VXLAN (VNI {vxlan.vni})"
+    udp = next((one for one in outer if isinstance(one, Udp)), None)
+    return f"UDP (port {udp.target_port})" if udp is not None else "a tunnel"
 
 
 def _translated(old: _Part, new: _Part) -> Iterator[Change]:

@@ -6,6 +6,7 @@ does not: how each is asked for and what may be wrong with it (`podwire.trace.de
     out of  eth0 in a pod     route and neighbour (it was sent here) ─ the cable
             a bridge          the port that has the MAC
             a VXLAN device    FDB ─ encapsulated ─ outer route and neighbour
+            the TUN device    the user-space tunnel's table ─ outer route and neighbour
             the underlay      the neighbour; it leaves the node
     in by   a bridge's port   up to the bridge, or another port
             anything else     for this place: decapsulated, or delivered; else route and neighbour
@@ -33,7 +34,7 @@ from podwire.kernel.observe import lookup
 from podwire.kernel.observe.interfaces import InterfaceState
 from podwire.model.state import format_mac
 from podwire.trace import iproute
-from podwire.trace.decisions import straying, switching, tunneling
+from podwire.trace.decisions import datagrams, straying, switching, tunneling
 from podwire.trace.decisions.devices import device_problem
 from podwire.trace.decisions.flow import Flow, flow_of
 from podwire.trace.decisions.mend import Remedies
@@ -98,6 +99,8 @@ class Decider:
             decisions += routed(v, flow, mark=question.mark).decisions
         if state.kind == "vxlan":
             decisions += tunneling.sent(v, state, flow, ended=question.ended)
+        elif datagrams.is_tunnel(v, state):
+            decisions += datagrams.sent(v, state, flow, ended=question.ended)
         elif state.kind == "bridge":
             decisions.append(switching.switched_out(v, state, flow, ended=question.ended))
         elif state.kind == "loopback":
@@ -132,7 +135,8 @@ class Decider:
         if not way.local:
             return list(way.decisions)
         if flow.inner is not None and not v.is_pod:
-            return [tunneling.received(v, flow, ended=ended)]
+            take = datagrams.received if flow.vni is None else tunneling.received
+            return [take(v, flow, ended=ended)]
         return [*way.decisions, *(_answer(v, flow) if ended and way.problem is None else ())]
 
 
@@ -152,7 +156,7 @@ def _sent_here(v: Vantage, state: InterfaceState, flow: Flow) -> bool:
 
     On the underlay that may be a masqueraded packet of a pod, so there it has to be said.
     """
-    return (v.is_pod or state.kind == "vxlan") and v.had(flow.src)
+    return (v.is_pod or state.kind in ("vxlan", "tun")) and v.had(flow.src)
 
 
 def _described(v: Vantage, state: InterfaceState) -> Interface | None:
@@ -166,7 +170,9 @@ def _is_cable(v: Vantage, state: InterfaceState) -> bool:
     known = _described(v, state)
     if known is not None and known.underlay:
         return False
-    return v.is_pod or bool(state.master) or (known is not None and known.peer_place is not None)
+    if v.is_pod or bool(state.master) or v.intent.pod_at_port(state.name) is not None:
+        return True
+    return known is not None and known.peer_place is not None
 
 
 def _leaves(v: Vantage, out: InterfaceState, flow: Flow, *, ended: bool) -> Decision:
@@ -177,11 +183,13 @@ def _leaves(v: Vantage, out: InterfaceState, flow: Flow, *, ended: bool) -> Deci
         ip = ip_address(entry.via)
     neighbor = resolved(v, out, ip, ended=False)
     text = f"{neighbor.text}; leaves {v.name}" if neighbor is not None else f"leaves {v.name}"
+    router = ip != flow.dst and v.intent.node_at(ip) is None
     return Decision(
         kind="neigh",
-        text=text,
+        text=f"{text} by a router" if router else text,
         command=neighbor.command if neighbor is not None else "",
         problem=straying.strayed(v, out, flow) if ended else None,
+        router=str(ip) if router else "",
     )
 
 

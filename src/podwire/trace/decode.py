@@ -1,4 +1,4 @@
-"""Packets out of bytes: Ethernet, ARP, IPv4, IPv6, UDP, TCP, ICMP, NDP and VXLAN.
+"""Packets out of bytes: Ethernet, ARP, IPv4, IPv6, UDP, TCP, ICMP, NDP, VXLAN, IP bare in UDP.
 
 What lives here: reading headers, outermost first. What does not: what a packet means for a trace
 (`identify`). Pure, and it takes anything: what can't be read (too short, unknown, damaged) is a
@@ -15,10 +15,30 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from podwire.trace.model import Arp, Ethernet, Header, Icmp, Ip, Packet, Payload, Tcp, Udp, Vxlan
+from podwire.trace.model import (
+    Arp,
+    Ethernet,
+    Header,
+    Icmp,
+    Ip,
+    Packet,
+    Payload,
+    Tcp,
+    Tunnel,
+    Udp,
+    Vxlan,
+)
 
-#: The ports of VXLAN: Linux's (and Flannel's), and IANA's.
-TUNNEL_PORTS = (8472, 4789)
+
+class TunnelPorts(NamedTuple):
+    """UDP ports of tunnels. VXLAN: Linux's (and Flannel's), IANA's, Weave's. `bare` are those whose
+    datagrams carry an IP packet and nothing else: Flannel's."""
+
+    vxlan: tuple[int, ...] = (8472, 4789, 6784)
+    bare: tuple[int, ...] = (8285,)
+
+
+USUAL = TunnelPorts()
 
 # ARPHRD_ (linux/if_arp.h): whose frames start with an Ethernet header.
 _WITH_ETHERNET = frozenset({1, 772})
@@ -49,23 +69,19 @@ _DEEPEST = 4
 
 class _Source(NamedTuple):
     data: bytes
-    tunnel_ports: tuple[int, ...]
+    ports: TunnelPorts
 
 
-def decode(
-    data: bytes, link_type: int, length: int, *, tunnel_ports: tuple[int, ...] = TUNNEL_PORTS
-) -> Packet:
+def decode(data: bytes, link_type: int, length: int, *, ports: TunnelPorts = USUAL) -> Packet:
     """The packet in a captured frame. `link_type` is an ARPHRD_ number, `length` on the wire."""
-    source = _Source(data, tunnel_ports)
+    source = _Source(data, ports)
     first = _ethernet if link_type in _WITH_ETHERNET else _network
     return Packet(size=length, headers=tuple(first(source, 0, max(length, len(data)), 0)))
 
 
-def decode_network(
-    data: bytes, length: int = 0, *, tunnel_ports: tuple[int, ...] = TUNNEL_PORTS
-) -> Packet:
+def decode_network(data: bytes, length: int = 0, *, ports: TunnelPorts = USUAL) -> Packet:
     """The packet in bytes that start at the network header. `length` 0: by its own length field."""
-    source = _Source(data, tunnel_ports)
+    source = _Source(data, ports)
     headers = tuple(_network(source, 0, max(length, len(data)), 0))
     size = length or (headers[0].length if headers and isinstance(headers[0], Ip) else len(data))
     return Packet(size=size, headers=headers)
@@ -195,12 +211,23 @@ def _udp(source: _Source, at: int, end: int, depth: int) -> Iterator[Header]:
     port = _number(data, at + 2, 2)
     yield Udp(source_port=_number(data, at, 2), target_port=port, length=_number(data, at + 4, 2))
     # RFC 7348, section 5: the one flag that is set says that there is a VNI.
-    vxlan = port in source.tunnel_ports and len(data) >= at + 16 and data[at + 8] & 0x08
+    vxlan = port in source.ports.vxlan and len(data) >= at + 16 and data[at + 8] & 0x08
     if vxlan and depth < _DEEPEST:
         yield Vxlan(vni=_number(data, at + 12, 3))
         yield from _ethernet(source, at + 16, end, depth + 1)
+    elif port in source.ports.bare and depth < _DEEPEST and _is_packet(data, at + 8, end):
+        yield Tunnel()
+        yield from _network(source, at + 8, end, depth + 1)
     else:
         yield from _payload(source, at + 8, end)
+
+
+def _is_packet(data: bytes, at: int, end: int) -> bool:
+    """Whether an IP packet is there that is no longer than what carries it."""
+    version = data[at] >> 4 if len(data) > at else 0
+    if version == 4 and len(data) >= at + 20:
+        return 20 <= _number(data, at + 2, 2) <= end - at
+    return version == 6 and len(data) >= at + 40 and 40 + _number(data, at + 4, 2) <= end - at
 
 
 def _tcp(source: _Source, at: int, end: int) -> Iterator[Header]:

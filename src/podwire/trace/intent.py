@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from podwire.kernel import nft
-from podwire.model.cluster import Attachment, NetworkConfig
+from podwire.model.cluster import Attachment, NetworkConfig, Node
 from podwire.model.state import (
     Address,
+    Blackhole,
     Entry,
     FdbEntry,
     IPAddress,
@@ -25,19 +26,26 @@ from podwire.model.state import (
     Neighbor,
     NftRule,
     NftTable,
+    PortFdbEntry,
     Route,
     Sysctl,
     Veth,
     Vxlan,
 )
+from podwire.plan.paths import Path, paths
 from podwire.plan.wiring import plan_attachment
+from podwire.trace.user_tunnel import UserTunnel
 
 #: Entries by (IP version, prefix length), then by the network as a number.
-_Prefixes = dict[tuple[int, int], dict[int, Route | Address]]
+_Prefixes = dict[tuple[int, int], dict[int, Route | Address | Blackhole]]
 
 
 class Intent:
-    """The desired entries of one namespace. `config` is None until the agent has a lease."""
+    """The desired entries of one namespace. `config` is None until the agent has a lease.
+
+    `nodes` are the cluster's by name, `blocked` those that VXLAN is seen not to reach, `tunnel` is
+    None where the fabric has no UDP tunnel.
+    """
 
     def __init__(
         self,
@@ -45,15 +53,22 @@ class Intent:
         *,
         config: NetworkConfig | None = None,
         attachments: Iterable[Attachment] = (),
+        nodes: Mapping[str, Node] | None = None,
+        blocked: frozenset[str] = frozenset(),
+        tunnel: UserTunnel | None = None,
     ) -> None:
         self.config = config
+        self.tunnel = tunnel
+        self._nodes = nodes or {}
+        self._blocked = blocked
         self._prefixes: _Prefixes = {}
         self._addresses: dict[bytes, Address] = {}
         self._neighbors: dict[tuple[str, bytes], Neighbor] = {}
         self._fdb: dict[tuple[str, bytes], FdbEntry] = {}
+        self._port_fdb: dict[tuple[str, bytes], PortFdbEntry] = {}
         self._links: dict[str, Link] = {}
         self._sysctls: dict[str, Sysctl] = {}
-        self._tables: dict[str, NftTable] = {}
+        self._tables: dict[tuple[str, str], NftTable] = {}
         for cause in sorted(by_cause):
             self._add(by_cause[cause])
         #: Longest prefix first, which is the order in which a route is looked for.
@@ -70,12 +85,14 @@ class Intent:
     def _add(self, entries: tuple[Entry, ...]) -> None:
         for entry in entries:
             match entry:
-                case Route(dst=dst):
+                case Route(dst=dst) | Blackhole(dst=dst):
                     self._add_prefix(dst, entry)
                 case Neighbor(dev=dev, ip=ip):
                     self._neighbors.setdefault((dev, ip.packed), entry)
                 case FdbEntry(dev=dev, mac=mac):
                     self._fdb.setdefault((dev, mac), entry)
+                case PortFdbEntry(dev=dev, mac=mac):
+                    self._port_fdb.setdefault((dev, mac), entry)
                 case Link(name=name):
                     self._links.setdefault(name, entry)
                 case Address(ip=interface):
@@ -83,10 +100,10 @@ class Intent:
                     self._add_prefix(interface.network, entry)
                 case Sysctl(key=key):
                     self._sysctls.setdefault(key, entry)
-                case NftTable(name=name):
-                    self._tables.setdefault(name, entry)
+                case NftTable(name=name, family=family):
+                    self._tables.setdefault((family, name), entry)
 
-    def _add_prefix(self, network: IPNetwork, entry: Route | Address) -> None:
+    def _add_prefix(self, network: IPNetwork, entry: Route | Address | Blackhole) -> None:
         length = (network.version, network.prefixlen)
         self._prefixes.setdefault(length, {}).setdefault(int(network.network_address), entry)
 
@@ -95,8 +112,18 @@ class Intent:
     def way(self, ip: IPAddress) -> Route | Address | None:
         """The longest prefix with `ip` in it: a route, or the address whose subnet is on its link.
 
-        None for what Podwire does not care about, as all that is outside of the pod network.
+        None for what Podwire does not care about, as all that is outside of the pod network, and
+        for what it wants to be refused (`blackhole`).
         """
+        found = self._longest(ip)
+        return found if not isinstance(found, Blackhole) else None
+
+    def blackhole(self, ip: IPAddress) -> Blackhole | None:
+        """The entry that `ip` is to run into: nobody here has it, and it is this node's to give."""
+        found = self._longest(ip)
+        return found if isinstance(found, Blackhole) else None
+
+    def _longest(self, ip: IPAddress) -> Route | Address | Blackhole | None:
         number, bits, version = int(ip), ip.max_prefixlen, ip.version
         for length in self._lengths:
             if length[0] != version:
@@ -111,7 +138,7 @@ class Intent:
         way = self.way(ip)
         return way if isinstance(way, Route) else None
 
-    def prefix(self, network: IPNetwork) -> Route | Address | None:
+    def prefix(self, network: IPNetwork) -> Route | Address | Blackhole | None:
         """The entry for exactly this prefix."""
         same = self._prefixes.get((network.version, network.prefixlen), {})
         return same.get(int(network.network_address))
@@ -126,6 +153,10 @@ class Intent:
     def fdb(self, dev: str, mac: bytes) -> FdbEntry | None:
         return self._fdb.get((dev, mac))
 
+    def port_fdb(self, dev: str, mac: bytes) -> PortFdbEntry | None:
+        """The entry of a bridge that has a remote pod's MAC at one of its ports."""
+        return self._port_fdb.get((dev, mac))
+
     def link(self, name: str) -> Link | None:
         return self._links.get(name)
 
@@ -133,15 +164,17 @@ class Intent:
         """By its path below /proc/sys (`net/ipv4/ip_forward`)."""
         return self._sysctls.get(key)
 
-    def nft_rule(self, table: str, chain: str, text: str) -> NftRule | None:
+    def nft_rule(
+        self, table: str, chain: str, text: str, family: str = nft.FAMILY
+    ) -> NftRule | None:
         """By the text that it was written with, or the one that the kernel gives for it.
 
         The latter may be spelled otherwise, and ends in the comment that it was made with.
         """
-        rules = self.nft_rules(table, chain)
+        rules = self.nft_rules(table, chain, family)
         if not rules:
             return None
-        _, digests = nft.wanted_state(self._tables[table]).chains[chain]
+        _, digests = nft.wanted_state(self._tables[family, table]).chains[chain]
         for rule, digest in zip(rules, digests, strict=True):
             if text == rule.text or text.endswith(f'comment "{digest}"'):
                 return rule
@@ -149,14 +182,18 @@ class Intent:
 
     # --- all of a kind --------------------------------------------------------------------
 
-    def nft_rules(self, table: str, chain: str) -> tuple[NftRule, ...]:
+    def nft_rules(self, table: str, chain: str, family: str = nft.FAMILY) -> tuple[NftRule, ...]:
         """The rules of a chain, in order."""
-        found = self._tables.get(table)
+        found = self._tables.get((family, table))
         chains = found.chains if found is not None else ()
         return next((one.rules for one in chains if one.name == chain), ())
 
-    def nft_table(self, name: str) -> NftTable | None:
-        return self._tables.get(name)
+    def nft_table(self, name: str, family: str = nft.FAMILY) -> NftTable | None:
+        return self._tables.get((family, name))
+
+    def nft_tables(self) -> list[NftTable]:
+        """All of them."""
+        return list(self._tables.values())
 
     def tunnels(self) -> list[Link]:
         """The VXLAN devices."""
@@ -173,6 +210,39 @@ class Intent:
     def fdb_to(self, dst: IPAddress) -> list[FdbEntry]:
         """The FDB entries that lead to this VTEP. Looks at all."""
         return [one for one in self._fdb.values() if one.dst == dst]
+
+    # --- peers ----------------------------------------------------------------------------
+
+    def leaseholder(self, ip: IPAddress) -> tuple[Node, IPNetwork] | None:
+        """The node that leases a subnet with `ip`, and that subnet: the longest, since single
+        addresses of a block may be lent."""
+        found = [
+            (node, subnet)
+            for node in self._nodes.values()
+            for subnet in (node.lease.subnets if node.lease is not None else ())
+            if ip in subnet
+        ]
+        return max(found, key=lambda one: one[1].prefixlen, default=None)
+
+    def node_at(self, ip: IPAddress) -> Node | None:
+        """The node that has `ip` as an address of its own, by what it says of itself."""
+        for node in self._nodes.values():
+            endpoints = node.lease.endpoints if node.lease is not None else ()
+            if ip in node.internal_ips or any(one.ip == ip for one in endpoints):
+                return node
+        return None
+
+    def path(self, ip: IPAddress) -> tuple[Node, Path] | None:
+        """The peer that has `ip`, and the way to it; None where there is but one kind of way."""
+        config, found = self.config, self.leaseholder(ip)
+        if config is None or found is None or found[0].name == config.node:
+            return None
+        if config.fabric.transport != "auto" and not config.fabric.cross_subnet:
+            return None
+        node = found[0]
+        ways = paths(config, node, blocked=node.name in self._blocked)
+        way = next((one for one in ways if one.version == ip.version), None)
+        return (node, way) if way is not None else None
 
     # --- pods -----------------------------------------------------------------------------
 

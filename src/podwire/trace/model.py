@@ -100,6 +100,11 @@ class Vxlan(msgspec.Struct, frozen=True, tag="vxlan", tag_field="layer"):
     vni: int
 
 
+class Tunnel(msgspec.Struct, frozen=True, tag="tunnel", tag_field="layer"):
+    """The user-space tunnel's datagram (Flannel's udp), which has no header of its own: what
+    follows is the inner IP packet."""
+
+
 class Payload(msgspec.Struct, frozen=True, tag="payload", tag_field="layer"):
     """What is not decoded further: `length` bytes; `data` the first of them (hex, at most 32)."""
 
@@ -107,7 +112,7 @@ class Payload(msgspec.Struct, frozen=True, tag="payload", tag_field="layer"):
     data: str = ""
 
 
-Header = Ethernet | Arp | Ip | Udp | Tcp | Icmp | Vxlan | Payload
+Header = Ethernet | Arp | Ip | Udp | Tcp | Icmp | Vxlan | Tunnel | Payload
 
 
 class Packet(msgspec.Struct, frozen=True):
@@ -121,13 +126,13 @@ class Packet(msgspec.Struct, frozen=True):
     def inner(self) -> tuple[Header, ...]:
         """The headers after the last encapsulation; all where there is none."""
         for index in range(len(self.headers) - 1, -1, -1):
-            if isinstance(self.headers[index], Vxlan):
+            if isinstance(self.headers[index], Vxlan | Tunnel):
                 return self.headers[index + 1 :]
         return self.headers
 
     @property
     def encapsulated(self) -> bool:
-        return any(isinstance(header, Vxlan) for header in self.headers)
+        return any(isinstance(header, Vxlan | Tunnel) for header in self.headers)
 
 
 # --- the path ---------------------------------------------------------------------------------
@@ -176,8 +181,9 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 class Change(msgspec.Struct, frozen=True):
     """What became of the packet since the hop before. `kind` is one of `encapsulated`,
-    `decapsulated`, `ttl`, `mac`, `source-nat`, `target-nat`, `fragmented`, `size`, `df`; `text` a
-    few words (`TTL 64 → 63`)."""
+    `decapsulated`, `ttl`, `mac`, `source-nat`, `target-nat`, `fragmented`, `size`, `df`, `router`
+    (it went through one, where nobody looks) and `unseen` (it was encrypted meanwhile, so that
+    nobody could tell it from others); `text` a few words (`TTL 64 → 63`)."""
 
     kind: str
     text: str
@@ -202,6 +208,8 @@ class Cause(enum.StrEnum):
     LINK_DOWN = "link-down"
     LINK_MISSING = "link-missing"
     UNDERLAY = "underlay"  # left one node, never reached the other
+    TUNNEL = "tunnel"  # the user-space tunnel's process is not there, or dropped it
+    SPOOFED = "spoofed"  # its source is not the pod's own
     NOT_IN_USE = "not-in-use"  # nobody has that address: ARP or NDP unanswered
     REFUSED = "refused"  # delivered; nothing listens
     TTL = "ttl"
@@ -232,10 +240,12 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that the kernel consulted to send the packet on from a hop.
 
     `kind` is one of `route`, `neigh`, `fdb` (of a VXLAN device), `bridge` (a port, or the bridge
-    itself), `tunnel` (encapsulated or decapsulated by that device), `nft`, `local` (delivered to
-    this namespace), `pair` (the other end of a veth). `text` is the entry in iproute2's or nft's
-    words, `command` what a person types to see the same, `why` the planner's reason for the
-    entry, None for what Podwire did not make. `problem` is set where it stops the packet.
+    itself), `tunnel` (encapsulated or decapsulated by that device, or an entry of the user-space
+    tunnel's table), `path` (which transport leads to that peer, and why), `nft`, `local`
+    (delivered to this namespace), `pair` (the other end of a veth). `text` is the entry in
+    iproute2's or nft's words, `command` what a person types to see the same, `why` the planner's
+    reason for the entry, None for what Podwire did not make. `problem` is set where it stops the
+    packet. `router` is the address of one that the packet leaves its node to.
     """
 
     kind: str
@@ -243,6 +253,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     command: str = ""
     why: Why | None = None
     problem: Problem | None = None
+    router: IPText = ""
 
 
 class Hop(msgspec.Struct, frozen=True, kw_only=True):

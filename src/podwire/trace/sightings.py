@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from podwire.model.probe import IPText
-from podwire.trace.decode import TUNNEL_PORTS, decode
+from podwire.trace.decode import USUAL, TunnelPorts, decode
 from podwire.trace.evidence import Evidence
 from podwire.trace.identify import Identifier, Identity, Role, inner_ip
 from podwire.trace.model import Arp, Endpoint, Ethernet, Icmp, Interface, Ip, Packet, Place
@@ -135,9 +135,13 @@ class Ground:
         return one == other or (bool(clock) and clock == self.places[other].clock)
 
 
-def tunnel_ports(evidence: Evidence) -> tuple[int, ...]:
-    """The UDP ports that carry frames here."""
-    return tuple({*TUNNEL_PORTS, *evidence.match.tunnel_ports})
+def tunnel_ports(evidence: Evidence) -> TunnelPorts:
+    """The UDP ports of tunnels here."""
+    match = evidence.match
+    return TunnelPorts(
+        tuple({*USUAL.vxlan, *match.tunnel_ports} - {*match.bare_ports}),
+        tuple({*USUAL.bare, *match.bare_ports}),
+    )
 
 
 def look(evidence: Evidence) -> Seen:
@@ -173,8 +177,8 @@ def look(evidence: Evidence) -> Seen:
     )
 
 
-def _sighting(frame: Frame, ground: Ground, ports: tuple[int, ...]) -> Sighting:
-    packet = decode(frame.data, frame.link_type, frame.length, tunnel_ports=ports)
+def _sighting(frame: Frame, ground: Ground, ports: TunnelPorts) -> Sighting:
+    packet = decode(frame.data, frame.link_type, frame.length, ports=ports)
     ip = inner_ip(packet)
     return Sighting(
         place=frame.place,

@@ -160,8 +160,10 @@ class Welcome(_Tagged, frozen=True, kw_only=True):
     """First on every connection. `clock` is the machine's boot id; `time_ns` its time now.
 
     `not_ready` says why the agent isn't, empty when it is; `network` are the cluster's pod
-    networks, `subnets` this node's leases, `underlay` its address there. `held`: it does not mend
-    the kernel (see `Hold`).
+    networks, `subnets` this node's leases, `underlay` its first address there. `tunnel` is the
+    device that leads to other nodes, empty for plain routes; `tunnel_port` is VXLAN's and
+    `bare_port` that of datagrams with an IP packet in each, 0 for one that is not used, and these
+    are `encrypted` or not. `held`: it does not mend the kernel (see `Hold`).
     """
 
     version: int
@@ -173,8 +175,12 @@ class Welcome(_Tagged, frozen=True, kw_only=True):
     subnets: tuple[str, ...] = ()
     underlay: IPText | None = None
     bridge: str = ""
+    wiring: str = ""
+    transport: str = ""
     tunnel: str = ""
     tunnel_port: int = 0
+    bare_port: int = 0
+    encrypted: bool = False
     mtu: int = 0
     held: bool = False
 

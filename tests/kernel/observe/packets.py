@@ -210,6 +210,15 @@ def tunnelled(inner: Sample, outer: int, port: int = 8472, **more: Any) -> Sampl
     return Sample(f"{inner.name} in VXLAN/IPv{outer} to {port}", *data, matches, error)
 
 
+def in_udp(inner: Sample, match: ProbeMatch, outer: int, port: int = 8285, **more: Any) -> Sample:
+    """Bare in a UDP datagram over IPv4 or IPv6."""
+    ends = ("172.18.0.11", "172.18.0.12") if outer == 4 else ("fd18::11", "fd18::12")
+    ours = port in match.bare_ports
+    data = ip(*ends, 17, udp(port, port, inner.data), **more)
+    error = inner.error and ours
+    return Sample(f"{inner.name} in UDP/IPv{outer} to {port}", *data, inner.matches and ours, error)
+
+
 def quoted(about: Sample, **more: Any) -> Sample:
     """An ICMP error that quotes the packet."""
     version = 4 if about.ethertype == IPV4 else 6
@@ -227,6 +236,10 @@ def samples(match: ProbeMatch) -> list[Sample]:
     for one in (*bare, *asking):
         found += [tunnelled(one, 4), tunnelled(one, 6), tunnelled(one, 4, 4789)]
     for one in bare:
+        if 8285 not in match.tunnel_ports:
+            found += [in_udp(one, match, 4), in_udp(one, match, 6), in_udp(one, match, 4, 8286)]
+            found.append(quoted(in_udp(one, match, 6)))
+            found.append(in_udp(quoted(one), match, 4))
         found.append(quoted(one))
         found.append(quoted(tunnelled(one, 4)))
         found.append(quoted(tunnelled(one, 6)))

@@ -277,7 +277,13 @@ def test_an_error_about_a_probe_is_the_probes_too(overlay: Overlay, version: int
     "match",
     [
         ProbeMatch(protocol="icmp", source="10.97.1.2", target="10.97.2.2", ident=0xA1B2),
-        ProbeMatch(protocol="icmp", source="fd97::2", target="fd97:2::2", ident=0xA1B2),
+        ProbeMatch(
+            protocol="icmp",
+            source="fd97::2",
+            target="fd97:2::2",
+            ident=0xA1B2,
+            bare_ports=(8285,),
+        ),
         ProbeMatch(protocol="tcp", source="10.97.1.2", target="10.97.2.2", ident=40000, port=443),
         ProbeMatch(
             protocol="tcp",

@@ -26,10 +26,10 @@ def match(protocol: str, ends: dict[str, str], **more: Any) -> ProbeMatch:
 
 
 MATCHES = [
-    match("icmp", V4, neighbors=("10.244.1.2", "fd00::2")),
-    match("icmp", V6, neighbors=("10.244.1.2", "fd00::2")),
+    match("icmp", V4, neighbors=("10.244.1.2", "fd00::2"), bare_ports=(8285,)),
+    match("icmp", V6, neighbors=("10.244.1.2", "fd00::2"), bare_ports=(8285,)),
     match("tcp", V4),
-    match("tcp", V6, translated=True),
+    match("tcp", V6, translated=True, bare_ports=(8285,)),
     match("udp", V4, translated=True, tunnel_ports=(8285, 8472)),
     match("udp", V6, tunnel_ports=()),
 ]
@@ -38,8 +38,9 @@ MATCHES = [
 def is_out_of_reach(one: ProbeMatch, sample: Sample) -> bool:
     """What the module's docstring says is not matched: what has no fixed place in the packet."""
     name = sample.name
-    within = "error about" in name or "in VXLAN" in name
-    tunnel_in_error = name.startswith("error about") and "in VXLAN" in name
+    tunnelled = "in VXLAN" in name or "in UDP" in name
+    within = "error about" in name or tunnelled
+    tunnel_in_error = name.startswith("error about") and tunnelled
     extended = "options" in name or (" first" in name and ":" in one.source)
     return tunnel_in_error or (within and extended)
 

@@ -24,6 +24,7 @@ from tests.kernel.observe.packets import (
     ARP,
     Sample,
     icmp,
+    in_udp,
     ip,
     leaves,
     neighbors,
@@ -45,10 +46,10 @@ def match(protocol: str, ends: dict[str, str], **more: Any) -> ProbeMatch:
 
 
 MATCHES = [
-    match("icmp", V4),
-    match("icmp", V6, neighbors=NEIGHBORS),
+    match("icmp", V4, bare_ports=(8285,)),
+    match("icmp", V6, neighbors=NEIGHBORS, bare_ports=(8285,)),
     match("tcp", V4, neighbors=NEIGHBORS),
-    match("tcp", V6, translated=True),
+    match("tcp", V6, translated=True, bare_ports=(8285,)),
     match("udp", V4, translated=True, neighbors=NEIGHBORS, tunnel_ports=(8285, 8472)),
     match("udp", V6, neighbors=("10.244.1.2",)),
 ]
@@ -125,6 +126,14 @@ def test_without_tunnels_nothing_is_looked_at_inside() -> None:
     assert passes(one, whole)
     assert not passes(one, tunnelled(whole, 4))
     assert passes(one, quoted(whole))
+
+
+def test_only_what_begins_like_ip_is_bare_in_a_datagram() -> None:
+    one = match("icmp", V4, tunnel_ports=(), bare_ports=(8285,))
+    sample = next(sample for sample in leaves(one) if sample.name == "request")
+    assert passes(one, in_udp(sample, one, 4))
+    sealed = sample._replace(data=b"\x04" + sample.data[1:])
+    assert not passes(one, in_udp(sealed, one, 4))
 
 
 def test_ends_of_different_families_are_refused() -> None:

@@ -11,7 +11,7 @@ sign that a packet is another's. It reads the packet as the kernel has it:
                      └─ cursor ─────────────────────────┘
 
 and judges by the rules of `podwire.model.probe.ProbeMatch` (but for `neighbors`) at a cursor. A
-VXLAN packet moves the cursor to what is inside, an ICMP error to what it quotes, and it judges
+tunnel's packet moves the cursor to what is inside, an ICMP error to what it quotes, and it judges
 again. So it makes no difference whether a packet is dropped before, while or after it is wrapped:
 the network header is the inner packet's until there is an outer one, and again once `vxlan_rcv`
 has taken that off. Where none has been set yet (a packet fresh from a driver), the data begin
@@ -28,6 +28,24 @@ from ipaddress import ip_address
 
 from podwire.kernel.observe.drop_layout import Layout
 from podwire.kernel.observe.ebpf import Program, Reg
+from podwire.kernel.observe.headers import (
+    ACK,
+    BARE_PACKET,
+    ECHO,
+    ERRORS,
+    ETHERTYPES,
+    FLAGS,
+    FRAGMENT,
+    ICMP,
+    QUOTED,
+    RST,
+    SOURCE,
+    SYN,
+    TARGET,
+    TCP,
+    UDP,
+    VXLAN_FRAME,
+)
 from podwire.model.probe import MAGIC, ProbeMatch
 
 R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = Reg
@@ -69,13 +87,7 @@ _SCRATCH = _IN_ERROR - 8
 #: IP headers looked at, one inside of the other. Four are had by a VXLAN packet that carries an
 #: error, which quotes another VXLAN packet.
 _LEVELS = 4
-_TCP, _UDP, _FRAGMENT = 6, 17, 44
-_ICMP = {4: 1, 6: 58}
-_ECHO = {4: (8, 0), 6: (128, 129)}
-_FLAGS, _SYN, _RST, _ACK = 13, 0x02, 0x04, 0x10  # of TCP
-_ERRORS = {4: (3, 4, 5, 11, 12), 6: (1, 2, 3, 4)}
-#: From the UDP header to the inner Ethernet header, and on to the inner IP header.
-_INNER_ETHERNET, _ETHERNET = 16, 14
+_ETHERNET = 14
 
 
 def assemble(match: ProbeMatch, where: Layout, ring: int, symbol_format: int) -> bytes:
@@ -97,7 +109,7 @@ class _Writer:
             raise ValueError(f"{source} and {target} are of different families")
         self.version = target.version
         self.source, self.target = source.packed, target.packed
-        self.protocol = {"icmp": _ICMP[self.version], "tcp": _TCP, "udp": _UDP}[match.protocol]
+        self.protocol = {"icmp": ICMP[self.version], "tcp": TCP, "udp": UDP}[match.protocol]
         self.ident = match.ident.to_bytes(2, "big")
         self.port = (match.port or 0).to_bytes(2, "big")
 
@@ -160,7 +172,7 @@ class _Writer:
         self._tunnel()
         program.label("quoted")
         program.store(8, R10, _IN_ERROR, 1)
-        program.alu("+", R8, 8)
+        program.alu("+", R8, QUOTED)
         program.label("again")
         program.load(8, R1, R10, _LEVEL)
         program.alu("+", R1, 1)
@@ -183,7 +195,7 @@ class _Writer:
         self._within(40)
         program.load(1, R6, R10, _IP + 6)
         program.alu("+", R8, 40)
-        program.jump_if(R6, "!=", _FRAGMENT, "upper 6")
+        program.jump_if(R6, "!=", FRAGMENT, "upper 6")
         self._within(8)
         self._read(_SCRATCH, 8, R8)
         program.load(1, R6, R10, _SCRATCH)
@@ -202,18 +214,18 @@ class _Writer:
         program.label(f"upper {version}")
         self._within(8)
         self._read(_UPPER, 16, R8)
-        program.jump_if(R6, "==", _ICMP[version], f"icmp {version}")
+        program.jump_if(R6, "==", ICMP[version], f"icmp {version}")
         if own and self.match.protocol != "icmp":
             program.jump_if(R6, "==", self.protocol, "ports")
-        program.jump_if(R6, "==", _UDP, "tunnel")
+        program.jump_if(R6, "==", UDP, "tunnel")
         program.jump("out")
 
         program.label(f"icmp {version}")
         program.load(1, R1, R10, _UPPER)
-        for kind in _ERRORS[version]:
+        for kind in ERRORS[version]:
             program.jump_if(R1, "==", kind, "quoted")
         if own and self.match.protocol == "icmp":
-            for kind in _ECHO[version]:
+            for kind in ECHO[version]:
                 program.jump_if(R1, "==", kind, "echo")
         program.jump("out")
 
@@ -235,7 +247,7 @@ class _Writer:
         self._hit_if("answered", (_UPPER, self.port + self.ident))
         if self.match.translated:
             self._translated()
-        program.jump_if(R6, "==", _UDP, "tunnel")
+        program.jump_if(R6, "==", UDP, "tunnel")
         program.jump("out")
 
     def _translated(self) -> None:
@@ -253,14 +265,14 @@ class _Writer:
             self._hit_if("to target", *to, (_UPPER + 8, MAGIC + self.ident))
             self._hit_if("from target", *back)
         else:
-            program.load(1, R3, R10, _UPPER + _FLAGS)
+            program.load(1, R3, R10, _UPPER + FLAGS)
             program.mov(R4, R3)
-            program.alu("&", R4, _SYN | _ACK)
-            program.jump_if(R4, "!=", _SYN, "no SYN")
+            program.alu("&", R4, SYN | ACK)
+            program.jump_if(R4, "!=", SYN, "no SYN")
             self._hit_if("to target", *to)
             program.label("no SYN")
-            program.jump_if(R4, "<", _ACK, "no translation")
-            program.alu("&", R3, _SYN | _RST)
+            program.jump_if(R4, "<", ACK, "no translation")
+            program.alu("&", R3, SYN | RST)
             program.jump_if(R3, "==", 0, "no translation")
             self._hit_if("from target", *back)
         program.label("no translation")
@@ -280,15 +292,21 @@ class _Writer:
         program.load(2, R1, R10, _UPPER + 2)
         for port in self.match.tunnel_ports:
             program.jump_if(R1, "==", _network(port), "inside")
+        for port in self.match.bare_ports:
+            program.jump_if(R1, "==", _network(port), "bare")
         program.jump("out")
         program.label("inside")
-        self._within(_INNER_ETHERNET + _ETHERNET)
-        self._read(_SCRATCH, 2, R8, _INNER_ETHERNET + 12)
+        self._within(VXLAN_FRAME + _ETHERNET)
+        self._read(_SCRATCH, 2, R8, VXLAN_FRAME + 12)
         program.load(2, R1, R10, _SCRATCH)
-        program.alu("+", R8, _INNER_ETHERNET + _ETHERNET)
-        program.jump_if(R1, "==", _network(0x0800), "again")
-        program.jump_if(R1, "==", _network(0x86DD), "again")
+        program.alu("+", R8, VXLAN_FRAME + _ETHERNET)
+        for ethertype in ETHERTYPES.values():
+            program.jump_if(R1, "==", _network(ethertype), "again")
         program.jump("out")
+        if self.match.bare_ports:
+            program.label("bare")
+            program.alu("+", R8, BARE_PACKET)
+            program.jump("again")
 
     def _tell(self, ring: int, symbol_format: int) -> None:
         program, where = self.program, self.where
@@ -346,7 +364,7 @@ class _Writer:
 
     def _addresses(self) -> tuple[int, int]:
         """Where on the frame a packet of the probe's family has its source and its target."""
-        return (_IP + 12, _IP + 16) if self.version == 4 else (_IP + 8, _IP + 24)
+        return _IP + SOURCE[self.version], _IP + TARGET[self.version]
 
     def _hit_if(self, name: str, *equals: tuple[int, bytes]) -> None:
         """If the frame has these bytes at these places."""

@@ -4,7 +4,8 @@ What lives here: `ProbeMatch` as chains of rules; what matches is said there. Wh
 an expression is encoded (`nft_messages`), and the table's life (`nft_trace`). Pure.
 
     base chains ──▶ packet ──VXLAN──▶ inner ──ICMP error──▶ inner_quoted ──▶ mark
-                      └─────ICMP error────▶ quoted
+                      ├─────in UDP────▶ bare ───ICMP error──▶ bare_quoted
+                      ├─────ICMP error────▶ quoted
                       └─────ARP, NDP──────▶ arp, ndp (inner_arp, inner_ndp)
 
 A rule is over at its first comparison that fails, so each begins with what tells the probe from
@@ -20,6 +21,25 @@ from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 from typing import NamedTuple
 
+from podwire.kernel.observe.headers import (
+    ACK,
+    ARP,
+    BARE_PACKET,
+    ERRORS,
+    ETHERTYPES,
+    FLAGS,
+    FRAGMENT,
+    ICMP,
+    NDP,
+    QUOTED,
+    RST,
+    SOURCE,
+    SYN,
+    TCP,
+    UDP,
+    VXLAN_PACKET,
+    VXLAN_TYPE,
+)
 from podwire.kernel.observe.nft_messages import (
     EQUAL,
     META_L4PROTO,
@@ -49,24 +69,15 @@ MARK = "mark"
 Expressions = tuple[bytes, ...]
 Chains = dict[str, list[Expressions]]
 
-_TCP, _UDP, _FRAGMENT, _ICMPV6 = 6, 17, 44, 58
-_ICMP = {4: 1, 6: _ICMPV6}
-_ETHERTYPE = {4: b"\x08\x00", 6: b"\x86\xdd"}
-_ARP = b"\x08\x06"
-_ADDRESSES = {4: 12, 6: 8}  # source and target, in the IP header
+_ETHERTYPE = {version: number.to_bytes(2, "big") for version, number in ETHERTYPES.items()}
+_ARP = ARP.to_bytes(2, "big")
+_ICMPV6 = ICMP[6]
 _HEADER = {4: 20, 6: 40}
 _FRAGMENT_BITS = {4: b"\x1f\xff", 6: b"\xff\xf8"}
 #: Echo request and reply differ in one bit: type, and the mask that leaves it out.
 _ECHO = {4: (b"\x00", b"\xf7"), 6: (b"\x80", b"\xfe")}
-#: From the first to the last type of an error (RFC 792, RFC 4443). Those in between that are none
-#: are followed by something else than an IP header.
-_ERRORS = {4: (3, 12), 6: (1, 4)}
-_NDP = (135, 136)  # RFC 4861: solicitation, advertisement
-
-#: From the UDP header of a VXLAN packet (RFC 7348): the inner EtherType, and what follows it.
-_INNER_TYPE, _INNER = 28, 30
-_FLAGS, _SYN, _RST, _ACK = 13, 0x02, 0x04, 0x10  # of TCP
-_QUOTED = 8  # from an ICMP header to the packet that an error is about
+#: The bits of an IP header's first byte that say its version.
+_VERSION_BITS = b"\xf0"
 
 
 class _Layer(NamedTuple):
@@ -111,33 +122,42 @@ def chains(match: ProbeMatch) -> Chains:
     version = ip_address(match.source).version
     if ip_address(match.target).version != version:
         raise ValueError(f"{match.source} and {match.target} are of different families")
-    inner = _PACKET.within(_INNER, version)
     made: Chains = {
         MARK: [(*set_nftrace(), accept())],
         START: _about(match, _PACKET, version, "quoted"),
-        "inner": _about(match, inner, version, "inner_quoted"),
-        "quoted": _probes(match, _PACKET.within(_QUOTED, version), version, quoted=True),
-        "inner_quoted": _probes(match, inner.within(_QUOTED, version), version, quoted=True),
+        "quoted": _probes(match, _PACKET.within(QUOTED, version), version, quoted=True),
     }
+    for name, offset in (("inner", VXLAN_PACKET), ("bare", BARE_PACKET)):
+        layer = _PACKET.within(offset, version)
+        made[name] = _about(match, layer, version, f"{name}_quoted")
+        quoted = layer.within(QUOTED, version)
+        made[f"{name}_quoted"] = _probes(match, quoted, version, quoted=True)
     neighbors = [ip_address(one) for one in match.neighbors]
     arp = [one.packed for one in neighbors if one.version == 4]
     ndp = [one.packed for one in neighbors if one.version == 6]
     inner_types = [(_ETHERTYPE[version], "inner")]
     if arp:
         made["arp"] = list(_arp(NETWORK, 0, arp))
-        made["inner_arp"] = list(_arp(TRANSPORT, _INNER, arp))
+        made["inner_arp"] = list(_arp(TRANSPORT, VXLAN_PACKET, arp))
         made[START].append((*meta_equals(META_PROTOCOL, _ARP), goto("arp")))
         inner_types.append((_ARP, "inner_arp"))
     if ndp:
         made["ndp"] = list(_ndp(_PACKET, ndp))
-        made["inner_ndp"] = list(_ndp(_PACKET.within(_INNER, 6), ndp))
+        made["inner_ndp"] = list(_ndp(_PACKET.within(VXLAN_PACKET, 6), ndp))
         made[START].append((*_PACKET.carries(_ICMPV6, 6), jump("ndp")))
         inner_types.append((_ETHERTYPE[6], "inner_ndp"))
+    udp = meta_equals(META_L4PROTO, bytes([UDP]))
+    for port in match.bare_ports:
+        tunnel = _PACKET.at_transport(2, struct.pack("!H", port))
+        of_version = (
+            *_masked(TRANSPORT, BARE_PACKET, _VERSION_BITS),
+            compare(EQUAL, bytes([version << 4])),
+        )
+        made[START].append((*tunnel, *udp, *of_version, jump("bare")))
     for port in match.tunnel_ports:
         tunnel = _PACKET.at_transport(2, struct.pack("!H", port))
-        udp = meta_equals(META_L4PROTO, bytes([_UDP]))
         made[START] += [
-            (*tunnel, *udp, *_PACKET.at_transport(_INNER_TYPE, kind), jump(chain))
+            (*tunnel, *udp, *_PACKET.at_transport(VXLAN_TYPE, kind), jump(chain))
             for kind, chain in inner_types
         ]
     return made
@@ -145,7 +165,8 @@ def chains(match: ProbeMatch) -> Chains:
 
 def _about(match: ProbeMatch, layer: _Layer, version: int, quoted: str) -> list[Expressions]:
     """Rules for the probe's packets and for errors about them."""
-    first, last = _ERRORS[version]
+    first, last = ERRORS[version][0], ERRORS[version][-1]
+    # Those in between that are none are followed by something else than an IP header.
     is_error = (
         load(TRANSPORT, layer.transport, 1),
         compare(NOT_LESS, bytes([first])),
@@ -153,7 +174,7 @@ def _about(match: ProbeMatch, layer: _Layer, version: int, quoted: str) -> list[
     )
     return [
         *_probes(match, layer, version, quoted=False),
-        (*layer.carries(_ICMP[version], version), *is_error, jump(quoted)),
+        (*layer.carries(ICMP[version], version), *is_error, jump(quoted)),
     ]
 
 
@@ -180,7 +201,7 @@ def _whole(
         yield (*layer.at_transport(0, struct.pack("!HH", *ports)), *carries, goto(MARK))
     if match.translated:
         target = ip_address(match.target).packed
-        source_at = _ADDRESSES[version]
+        source_at = SOURCE[version]
         for port_at, address_at in ((2, source_at + len(target)), (0, source_at)):
             to_or_from = layer.at_network(address_at, target)
             number = layer.at_transport(port_at, struct.pack("!H", port))
@@ -193,13 +214,13 @@ def _not_of_others(match: ProbeMatch, layer: _Layer, *, asks: bool) -> Expressio
     if match.protocol == "udp":
         ident = struct.pack("!H", match.ident)
         return layer.at_transport(8, MAGIC + ident) if asks else ()
-    flags = layer.transport + _FLAGS
+    flags = layer.transport + FLAGS
     if asks:
-        return (*_masked(TRANSPORT, flags, bytes([_SYN | _ACK])), compare(EQUAL, bytes([_SYN])))
+        return (*_masked(TRANSPORT, flags, bytes([SYN | ACK])), compare(EQUAL, bytes([SYN])))
     return (
-        *_masked(TRANSPORT, flags, bytes([_ACK])),
-        compare(EQUAL, bytes([_ACK])),
-        *_masked(TRANSPORT, flags, bytes([_SYN | _RST])),
+        *_masked(TRANSPORT, flags, bytes([ACK])),
+        compare(EQUAL, bytes([ACK])),
+        *_masked(TRANSPORT, flags, bytes([SYN | RST])),
         compare(NOT_EQUAL, b"\0"),
     )
 
@@ -212,7 +233,7 @@ def _fragments(match: ProbeMatch, layer: _Layer, version: int) -> Iterator[Expre
     else:  # The fragment header follows IPv6's: next header, reserved, offset.
         offset = 42
         carries = (
-            *layer.at_network(6, bytes([_FRAGMENT])),
+            *layer.at_network(6, bytes([FRAGMENT])),
             *layer.at_network(40, bytes([protocol])),
         )
     bits = _FRAGMENT_BITS[version]
@@ -223,7 +244,7 @@ def _fragments(match: ProbeMatch, layer: _Layer, version: int) -> Iterator[Expre
     ethertype = meta_equals(META_PROTOCOL, _ETHERTYPE[version]) if layer.whole else ()
     ends = (ip_address(match.source).packed, ip_address(match.target).packed)
     for one, other in (ends, ends[::-1]):
-        between = layer.at_network(_ADDRESSES[version], one + other)
+        between = layer.at_network(SOURCE[version], one + other)
         yield (*ethertype, *later, *carries, *between, goto(MARK))
 
 
@@ -239,11 +260,11 @@ def _ndp(layer: _Layer, neighbors: Sequence[bytes]) -> Iterator[Expressions]:
     is_ndp = (
         *layer.carries(_ICMPV6, 6),
         load(TRANSPORT, layer.transport, 1),
-        compare(NOT_LESS, bytes([_NDP[0]])),
-        compare(NOT_GREATER, bytes([_NDP[1]])),
+        compare(NOT_LESS, bytes([NDP[0]])),
+        compare(NOT_GREATER, bytes([NDP[1]])),
     )
     for neighbor in neighbors:
-        source = _ADDRESSES[6]
+        source = SOURCE[6]
         for about in (
             layer.at_transport(8, neighbor),
             layer.at_network(source, neighbor),
@@ -253,7 +274,7 @@ def _ndp(layer: _Layer, neighbors: Sequence[bytes]) -> Iterator[Expressions]:
 
 
 def _protocol(match: ProbeMatch, version: int) -> int:
-    return {"icmp": _ICMP[version], "tcp": _TCP, "udp": _UDP}[match.protocol]
+    return {"icmp": ICMP[version], "tcp": TCP, "udp": UDP}[match.protocol]
 
 
 def _masked(base: int, offset: int, bits: bytes) -> Expressions:

@@ -7,8 +7,10 @@ The program follows the headers, with X at the header that it looks at, relative
 header that the kernel found: so it is the same for devices with and without link headers. What a
 packet carries is looked at in stages, each of which reads a packet by the same rules:
 
-    OUTER ──VXLAN──▶ INNER ──ICMP error──▶ QUOTED ──VXLAN──▶ QUOTED_INNER
-      └──────────────ICMP error──────────────┘
+    OUTER ──tunnel──▶ INNER ──ICMP error──▶ QUOTED ──tunnel──▶ QUOTED_INNER
+      └───────────────ICMP error──────────────┘
+
+A tunnel is VXLAN, or an IP packet bare in a UDP datagram.
 
 Traffic that does not match is turned away as early as it can be, after three to six loads: by its
 protocol before its header's length, by its ports before anything else of the transport.
@@ -21,24 +23,30 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from podwire.kernel.observe import cbpf
 from podwire.kernel.observe.cbpf import BYTE, HALF, JEQ, JSET, SKF_NET_OFF, WORD, Label
+from podwire.kernel.observe.headers import (
+    ACK,
+    ARP,
+    BARE_PACKET,
+    ECHO,
+    ERRORS,
+    ETHERTYPES,
+    FLAGS,
+    FRAGMENT,
+    ICMP,
+    NDP,
+    QUOTED,
+    RST,
+    SOURCE,
+    SYN,
+    TARGET,
+    TCP,
+    UDP,
+    VXLAN_PACKET,
+    VXLAN_TYPE,
+)
 from podwire.model.probe import MAGIC, ProbeMatch
 
-_ETHERTYPES = {4: 0x0800, 6: 0x86DD}
-_ARP = 0x0806
-_TCP, _UDP, _FRAGMENT = 6, 17, 44
-_ICMP = {4: 1, 6: 58}
-_ECHO = {4: (8, 0), 6: (128, 129)}  # request, reply
-#: Messages that quote the packet they are about: RFC 792 (and RFC 1122 3.2.2), RFC 4443 section 3.
-_ERRORS = {4: (3, 4, 5, 11, 12), 6: (1, 2, 3, 4)}
-_NDP = (135, 136)  # RFC 4861: solicitation, advertisement
 _ETHERNET_IPV4 = 0x0604  # ARP's lengths of addresses (RFC 826)
-_FLAGS, _SYN, _RST, _ACK = 13, 0x02, 0x04, 0x10  # of TCP
-_SOURCE = {4: 12, 6: 8}
-_TARGET = {4: 16, 6: 24}
-
-#: From the UDP header of a VXLAN packet to its inner frame's EtherType, and to what follows it.
-_INNER_TYPE, _INNER = 28, 30
-_QUOTED = 8
 
 #: Memory slots: where the IP header is while X is at its transport header, and the other way.
 _IP, _TRANSPORT = 0, 1
@@ -71,10 +79,11 @@ class _ProbeFilter:
         if self._source.version != self._target.version:
             raise ValueError(f"{match.source} and {match.target} are of different families")
         self._version = self._source.version
-        self._protocol = {"icmp": _ICMP[self._version], "tcp": _TCP, "udp": _UDP}[match.protocol]
+        self._protocol = {"icmp": ICMP[self._version], "tcp": TCP, "udp": UDP}[match.protocol]
         neighbors = [ip_address(neighbor) for neighbor in match.neighbors]
         self._arp_neighbors = [one for one in neighbors if isinstance(one, IPv4Address)]
         self._ndp_neighbors = [one for one in neighbors if isinstance(one, IPv6Address)]
+        self._tunnels = bool(match.tunnel_ports or match.bare_ports)
         self._asm = cbpf.Assembler()
         self._accept, self._reject = Label("accept"), Label("reject")
         self._echo, self._fragment = Label("echo"), Label("not the first fragment")
@@ -96,7 +105,7 @@ class _ProbeFilter:
                 self._packet(stage, version)
         asm.place(self._fragment)
         self._judge_fragment()
-        if self._is_own(_ICMP[self._version], self._version):
+        if self._is_own(ICMP[self._version], self._version):
             asm.place(self._echo)
             self._judge_echo()
         if self._arp_neighbors:
@@ -118,7 +127,7 @@ class _ProbeFilter:
 
     def _may_match(self, stage: _Stage, version: int) -> bool:
         """Whether an IP packet of that version may match at that stage, or behind it."""
-        if stage in _INSIDE.values() and not self._match.tunnel_ports:
+        if stage in _INSIDE.values() and not self._tunnels:
             return False
         return (
             version == self._version
@@ -127,7 +136,7 @@ class _ProbeFilter:
         )
 
     def _may_be_tunnel(self, stage: _Stage) -> bool:
-        return stage in _INSIDE and bool(self._match.tunnel_ports)
+        return stage in _INSIDE and self._tunnels
 
     def _may_be_error(self, stage: _Stage, version: int) -> bool:
         return stage in _ABOUT and self._may_match(_ABOUT[stage], version)
@@ -139,11 +148,20 @@ class _ProbeFilter:
 
     def _by_ethertype(self, stage: _Stage) -> None:
         """A is the EtherType of what X is at. Ends by a jump."""
-        for version, ethertype in _ETHERTYPES.items():
+        for version, ethertype in ETHERTYPES.items():
             if self._may_match(stage, version):
                 self._asm.jump_if(JEQ, ethertype, then=self._packets[stage, version])
         if self._arp_neighbors and stage in _LINKS:
-            self._asm.jump_if(JEQ, _ARP, then=self._arp)
+            self._asm.jump_if(JEQ, ARP, then=self._arp)
+        self._asm.jump(self._reject)
+
+    def _by_version(self, stage: _Stage) -> None:
+        """X is at an IP header of either version. Ends by a jump."""
+        self._load(BYTE, 0)
+        self._asm.compute(cbpf.RSH, 4)
+        for version in (4, 6):
+            if self._may_match(stage, version):
+                self._asm.jump_if(JEQ, version, then=self._packets[stage, version])
         self._asm.jump(self._reject)
 
     def _packet(self, stage: _Stage, version: int) -> None:
@@ -156,7 +174,7 @@ class _ProbeFilter:
         else:
             extended = Label("fragment header")
             self._load(BYTE, 6)
-            asm.jump_if(JEQ, _FRAGMENT, then=extended)
+            asm.jump_if(JEQ, FRAGMENT, then=extended)
             self._by_protocol(stage, version)
             asm.place(extended)
             self._load(BYTE, 40)
@@ -164,14 +182,14 @@ class _ProbeFilter:
 
     def _by_protocol(self, stage: _Stage, version: int, *, extended: bool = False) -> None:
         """A is the protocol; `extended`: after a fragment header. Ends by a jump."""
-        judges = {_UDP: self._udp, _TCP: self._tcp, _ICMP[version]: self._icmp}
+        judges = {UDP: self._udp, TCP: self._tcp, ICMP[version]: self._icmp}
         worth = [
             protocol
             for protocol in judges
             if self._is_own(protocol, version)
-            or (protocol == _UDP and self._may_be_tunnel(stage))
-            or (protocol == _ICMP[version] and self._may_be_error(stage, version))
-            or (protocol == _ICMP[6] and self._may_be_ndp(stage, version))
+            or (protocol == UDP and self._may_be_tunnel(stage))
+            or (protocol == ICMP[version] and self._may_be_error(stage, version))
+            or (protocol == ICMP[6] and self._may_be_ndp(stage, version))
         ]
         labels = {protocol: Label(f"protocol {protocol}") for protocol in worth}
         for protocol in worth:
@@ -208,19 +226,26 @@ class _ProbeFilter:
     # They fall through where the packet does not match.
 
     def _udp(self, stage: _Stage, version: int) -> None:
-        if self._is_own(_UDP, version):
+        if self._is_own(UDP, version):
             self._ports(stage)
         if not self._may_be_tunnel(stage):
             return
-        asm, tunnel = self._asm, Label("tunnel")
+        asm, vxlan, bare = self._asm, Label("VXLAN"), Label("bare")
         self._load(HALF, 2)
         for port in self._match.tunnel_ports:
-            asm.jump_if(JEQ, port, then=tunnel)
+            asm.jump_if(JEQ, port, then=vxlan)
+        for port in self._match.bare_ports:
+            asm.jump_if(JEQ, port, then=bare)
         asm.jump(self._reject)
-        asm.place(tunnel)
-        self._advance(_INNER)
-        self._load(HALF, _INNER_TYPE - _INNER)
-        self._by_ethertype(_INSIDE[stage])
+        if self._match.tunnel_ports:
+            asm.place(vxlan)
+            self._advance(VXLAN_PACKET)
+            self._load(HALF, VXLAN_TYPE - VXLAN_PACKET)
+            self._by_ethertype(_INSIDE[stage])
+        if self._match.bare_ports:
+            asm.place(bare)
+            self._advance(BARE_PACKET)
+            self._by_version(_INSIDE[stage])
 
     def _tcp(self, stage: _Stage, version: int) -> None:
         self._ports(stage)
@@ -234,7 +259,7 @@ class _ProbeFilter:
         if not match.translated:
             return
         asm.store_x(_TRANSPORT)
-        for at, address in ((2, _TARGET), (0, _SOURCE)):
+        for at, address in ((2, TARGET), (0, SOURCE)):
             other, elsewhere = Label("other port"), Label("other address")
             self._load(HALF, at)
             asm.jump_if(JEQ, port, otherwise=other)
@@ -242,7 +267,7 @@ class _ProbeFilter:
             self._equals(address[self._version], self._target, otherwise=elsewhere)
             if stage in _LINKS:
                 asm.load_x_memory(_TRANSPORT)
-                self._may_be_translated(asks=address is _TARGET)
+                self._may_be_translated(asks=address is TARGET)
             asm.jump(self._accept)
             asm.place(elsewhere)
             asm.load_x_memory(_TRANSPORT)
@@ -251,14 +276,14 @@ class _ProbeFilter:
     def _may_be_translated(self, *, asks: bool) -> None:
         """Falls through unless the packet shows that it is another's. X is at the transport."""
         asm = self._asm
-        if self._protocol == _TCP:
-            self._load(BYTE, _FLAGS)
+        if self._protocol == TCP:
+            self._load(BYTE, FLAGS)
             if asks:
-                asm.compute(cbpf.AND, _SYN | _ACK)
-                asm.jump_if(JEQ, _SYN, otherwise=self._reject)
+                asm.compute(cbpf.AND, SYN | ACK)
+                asm.jump_if(JEQ, SYN, otherwise=self._reject)
             else:
-                asm.jump_if(JSET, _ACK, otherwise=self._reject)
-                asm.jump_if(JSET, _SYN | _RST, otherwise=self._reject)
+                asm.jump_if(JSET, ACK, otherwise=self._reject)
+                asm.jump_if(JSET, SYN | RST, otherwise=self._reject)
         elif asks:
             self._load(WORD, 8)
             asm.jump_if(JEQ, int.from_bytes(MAGIC, "big"), otherwise=self._reject)
@@ -270,9 +295,9 @@ class _ProbeFilter:
         quotes = self._may_be_error(stage, version)
         self._load(BYTE, 0)
         for possible, types, label in (
-            (self._is_own(_ICMP[version], version), _ECHO[version], self._echo),
-            (self._may_be_ndp(stage, version), _NDP, self._ndp),
-            (quotes, _ERRORS[version], error),
+            (self._is_own(ICMP[version], version), ECHO[version], self._echo),
+            (self._may_be_ndp(stage, version), NDP, self._ndp),
+            (quotes, ERRORS[version], error),
         ):
             if possible:
                 for kind in types:
@@ -280,7 +305,7 @@ class _ProbeFilter:
         if quotes:
             asm.jump(self._reject)
             asm.place(error)
-            self._advance(_QUOTED)
+            self._advance(QUOTED)
             asm.jump(self._packets[_ABOUT[stage], version])
 
     # --- the last word: each ends by a jump -----------------------------------------------------
@@ -288,7 +313,7 @@ class _ProbeFilter:
     def _judge_fragment(self) -> None:
         """X is at the IP header."""
         back = Label("the way back")
-        source, target = _SOURCE[self._version], _TARGET[self._version]
+        source, target = SOURCE[self._version], TARGET[self._version]
         self._equals(source, self._source, otherwise=back)
         self._equals(target, self._target, otherwise=self._reject)
         self._asm.jump(self._accept)
@@ -322,8 +347,8 @@ class _ProbeFilter:
             self._accept_if(8, neighbor)
         self._asm.load_x_memory(_IP)
         for neighbor in self._ndp_neighbors:
-            self._accept_if(_SOURCE[6], neighbor)
-            self._accept_if(_TARGET[6], neighbor)
+            self._accept_if(SOURCE[6], neighbor)
+            self._accept_if(TARGET[6], neighbor)
         self._asm.jump(self._reject)
 
     def _accept_if(self, offset: int, ip: IPv4Address | IPv6Address) -> None:

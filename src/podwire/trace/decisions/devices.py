@@ -10,6 +10,7 @@ from shlex import quote
 
 from podwire.kernel.observe.interfaces import InterfaceState
 from podwire.model.cluster import Attachment
+from podwire.model.state import Tun
 from podwire.trace.decisions import mend
 from podwire.trace.decisions.vantage import Vantage
 from podwire.trace.model import Cause, Problem
@@ -49,6 +50,15 @@ def _line(v: Vantage, name: str) -> str:
 
 def _unplugged(v: Vantage, state: InterfaceState) -> Problem | None:
     """Up, and the other end is not: for a pod that is the node's end of its cable."""
+    link = v.intent.link(state.name)
+    if link is not None and isinstance(link.kind, Tun):
+        return v.problem(
+            Cause.TUNNEL,
+            f"no process reads {state.name} of {v.name}: that of the UDP tunnel is not there",
+            interface=state.name,
+            remedy=f"its agent starts it again by itself; its log tells why it did not  # {v.where}",
+            why=link.why,
+        )
     pod = v.node.intent.pod(v.place.pod) if v.node is not None else None
     if v.node is not None and pod is not None and (there := cable_problem(v.node, pod)) is not None:
         return there

@@ -12,7 +12,7 @@ import msgspec
 
 from podwire.kernel.observe.lookup_messages import RouteQuestion
 from podwire.model.state import IPAddress, parse_mac
-from podwire.trace.model import Ethernet, Header, Ip, Tcp, Udp, Vxlan
+from podwire.trace.model import Ethernet, Header, Ip, Tcp, Tunnel, Udp, Vxlan
 
 #: The unspecified address, by IP version.
 NOWHERE: dict[int, IPAddress] = {4: IPv4Address(0), 6: IPv6Address(0)}
@@ -21,7 +21,8 @@ NOWHERE: dict[int, IPAddress] = {4: IPv4Address(0), 6: IPv6Address(0)}
 class Flow(msgspec.Struct, frozen=True, kw_only=True):
     """A packet as routing sees it. MACs are empty where there is no link header.
 
-    `inner` is what it carries in VXLAN, with the network's number in `vni`.
+    `inner` is what it carries in a tunnel: in VXLAN, with the network's number in `vni`, or bare
+    in a datagram, without one.
     """
 
     src: IPAddress
@@ -105,4 +106,6 @@ def _carried(headers: Sequence[Header]) -> tuple[int | None, Flow | None]:
     for at, header in enumerate(headers):
         if isinstance(header, Vxlan):
             return header.vni, flow_of(headers[at + 1 :])
+        if isinstance(header, Tunnel):
+            return None, flow_of(headers[at + 1 :])
     return None, None

@@ -69,7 +69,10 @@ def routed(
     out = v.interface(answer.ifindex) if answer.ifindex else None
     if ended and problem is None and out is not None:
         problem = _too_much(v, flow, iif, answer, out) or _next_link(v, flow, out)
-    decisions = [_route_decision(v, flow, iif, mark, answer, entry, problem)]
+    decisions = [
+        *_path_decision(v, flow, problem),
+        _route_decision(v, flow, iif, mark, answer, entry, problem),
+    ]
     if out is not None:
         via = ip_address(answer.via) if answer.via else flow.dst
         neighbor = resolved(v, out, via, ended=ended and problem is None)
@@ -93,6 +96,8 @@ def _refusal(
             interface=dev,
             remedy="trace to an address of one host",
         )
+    if (nobody := _blackholed(v, flow, entry)) is not None:
+        return nobody
     own, wanted = v.intent.address(flow.dst), v.intent.way(flow.dst)
     is_local = entry is not None and entry.kind == RTN_LOCAL
     if own is not None:
@@ -110,6 +115,35 @@ def _refusal(
     if passing and (forwarding := forwarding_problem(v, flow, iif)) is not None:
         return forwarding
     return reverse_path_problem(v, flow, iif) if answer.errno else None
+
+
+def _blackholed(v: Vantage, flow: Flow, entry: FibEntry | None) -> Problem | None:
+    """It runs into the blackhole that this node keeps for what it may give away and has not."""
+    wanted = v.intent.blackhole(flow.dst)
+    if wanted is None or (entry is not None and entry.kind == RTN_UNICAST):
+        return None
+    return v.problem(
+        Cause.NOT_IN_USE,
+        f"no pod has {flow.dst}: {wanted.dst} is {v.name}'s, and what no pod of it has is a"
+        " blackhole",
+        remedy=f"is a pod of that address running? podwire explain ip {flow.dst}",
+        why=wanted.why,
+    )
+
+
+def _path_decision(v: Vantage, flow: Flow, problem: Problem | None) -> list[Decision]:
+    """Why this transport and not another, where the fabric has several."""
+    found = v.intent.path(flow.dst) if not v.is_pod and problem is None else None
+    if found is None:
+        return []
+    node, path = found
+    return [
+        Decision(
+            kind="path",
+            text=f"{path.kind} to {node.name} at {path.via}: {path.reason}",
+            command=f"podwire status --node {v.place.node}",
+        )
+    ]
 
 
 def _too_much(

@@ -94,10 +94,12 @@ def strayed(v: Vantage, out: InterfaceState, flow: Flow) -> Problem | None:
 
 
 def tunnel_of(v: Vantage, flow: Flow) -> Link | None:
-    """The wanted VXLAN device that packets of this VNI and port belong to."""
+    """The wanted VXLAN device that packets of this VNI, port and IP version belong to."""
     for link in v.intent.tunnels():
         kind = link.kind
-        if isinstance(kind, Vxlan) and (kind.vni, kind.port) == (flow.vni, flow.dport):
+        if not isinstance(kind, Vxlan) or (kind.vni, kind.port) != (flow.vni, flow.dport):
+            continue
+        if kind.local is None or kind.local.version == flow.version:
             return link
     return None
 
@@ -106,13 +108,16 @@ def astray(v: Vantage, underlay: InterfaceState, flow: Flow) -> Problem | None:
     """A frame with a packet of the tunnel in it came by, and is for another machine: its sender
     takes a wrong address, or a wrong MAC, for this node's."""
     config, inner = v.intent.config, flow.inner
-    if config is None or inner is None or inner.target_mac != config.lease.vtep_mac:
+    endpoint = config.lease.endpoint(flow.version) if config is not None else None
+    if config is None or inner is None or endpoint is None:
+        return None
+    if endpoint.vtep_mac is None or inner.target_mac != endpoint.vtep_mac:
         return None
     senders = v.intent.fdb_to(flow.src)
     node = senders[0].why.object.removeprefix("Node/") if senders else str(flow.src)
-    own = config.lease.public_ip
+    own = endpoint.ip
     if flow.dst != own:
-        tunnel = config.vxlan_dev
+        tunnel = config.fabric.vxlan_dev_over(flow.version)
         mac = format_mac(inner.target_mac)
         cause, interface, why = Cause.WRONG_FDB, tunnel, v.why_of_link(tunnel)
         text = f"{node} sends frames for {mac} to {flow.dst}, and not to {own}"

@@ -72,11 +72,12 @@ def _switched(
     if ended:
         problem = problem or _egress(v, port, flow)
     dev = v.dev(port)
+    known = v.intent.port_fdb(dev, flow.target_mac)
     return Decision(
         kind="bridge",
         text=f"{mac} dev {dev} master {name}",
         command=command,
-        why=v.why_of_link(dev),
+        why=known.why if known is not None else v.why_of_link(dev),
         problem=problem,
     )
 

@@ -135,7 +135,10 @@ def received(v: Vantage, flow: Flow, *, ended: bool) -> Decision:
 
 def _taker(states: list[InterfaceState], flow: Flow) -> InterfaceState | None:
     for state in states:
-        if state.vxlan is not None and state.vxlan[:2] == (flow.vni, flow.dport):
+        if state.vxlan is None or state.vxlan[:2] != (flow.vni, flow.dport):
+            continue
+        # Devices over IPv4 and IPv6 may have one number and one port.
+        if not state.vxlan.local or len(state.vxlan.local) == len(flow.dst.packed):
             return state
     return None
 

@@ -16,7 +16,7 @@ from podwire.kernel.observe.lookup_messages import (
     FibEntry,
     RouteQuestion,
 )
-from podwire.model.state import Address, IPAddress, Neighbor, Route, Why
+from podwire.model.state import Address, Blackhole, IPAddress, Neighbor, Route, Why
 from podwire.trace.decisions.mend import Remedies
 from podwire.trace.intent import Intent
 from podwire.trace.model import Cause, Place, Problem
@@ -90,7 +90,9 @@ class Vantage:
         """The planner's reason for a table's entry; None where it is not Podwire's doing."""
         if entry.kind == RTN_UNICAST:
             wanted = self.intent.prefix(entry.dst)
-            return wanted.why if wanted is not None and self.follows(entry, wanted) else None
+            if wanted is None or isinstance(wanted, Blackhole) or not self.follows(entry, wanted):
+                return None
+            return wanted.why
         own = self.intent.address(entry.dst.network_address)
         return own.why if own is not None else None
 

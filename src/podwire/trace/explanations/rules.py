@@ -5,14 +5,43 @@ from __future__ import annotations
 import re
 from shlex import quote
 
-from podwire.kernel import nft
 from podwire.kernel.observe.rule_listing import ListedRule, list_rules
 from podwire.model.state import NftRule
+from podwire.plan import guard, isolation, spoofing
 from podwire.trace.explanations.knowledge import Details, Explanation, Knowledge
 
 _DIGEST = re.compile(r' comment "podwire [0-9a-f]{12}"$')
 #: So many rules are shown when several fit.
 _SHOWN = 20
+
+#: Our rules that drop, by the counter that each has: what it is, and what happens without it.
+_COUNTED = re.compile(r'counter name "(\w+)" drop')
+_GUARDS = {
+    guard.STRANGER.name: (
+        "VXLAN packets that come from no node of the cluster are dropped",
+        "whoever reaches the VXLAN port could put any packet into the pod network",
+    ),
+    spoofing.SPOOFED_IP.name: (
+        "packets of a pod with a source that is not its own are dropped",
+        "a pod could send in the name of another",
+    ),
+    spoofing.SPOOFED_ARP.name: (
+        "ARP of a pod about an address that is not its own is dropped",
+        "a pod could take over the traffic of another, or of the gateway",
+    ),
+    spoofing.SPOOFED_ND.name: (
+        "neighbour advertisements of a pod for an address that is not its own are dropped",
+        "a pod could take over the traffic of another, or of the gateway",
+    ),
+    spoofing.OTHER_FRAMES.name: (
+        "frames of pods that are neither ARP nor IP are dropped",
+        "a pod could hide an address that is not its own behind a tag",
+    ),
+    isolation.ISOLATED.name: (
+        "packets between pods and their own node are dropped, as --isolate-host asks",
+        "pods and their node could talk to each other",
+    ),
+}
 
 #: Who makes chains and tables of these names, by how they begin.
 _MAKERS = (
@@ -71,10 +100,7 @@ def _fits(rule: ListedRule, thing: str) -> bool:
 
 
 def _wanted(about: Knowledge, rule: ListedRule) -> NftRule | None:
-    table = about.intent.nft_table(rule.table)
-    if table is None or table.family != rule.family:
-        return None
-    return about.intent.nft_rule(rule.table, rule.chain, rule.text)
+    return about.intent.nft_rule(rule.table, rule.chain, rule.text, rule.family)
 
 
 def _details(rule: ListedRule) -> Details:
@@ -90,6 +116,8 @@ def _ours(answer: Explanation, wanted: NftRule) -> None:
     if "masquerade" in wanted.text:
         answer.text = "what pods send out of the pod network takes the node's address"
         answer.without = "nobody outside of the cluster could answer pods"
+    elif counted := _COUNTED.search(wanted.text):
+        answer.text, answer.without = _GUARDS.get(counted[1], ("a rule that drops", ""))
     elif "notrack" in wanted.text:
         answer.text = "packets of the tunnel bypass conntrack"
         answer.without = "each flow in the tunnel would cost a conntrack entry; nothing breaks"
@@ -113,17 +141,21 @@ def _several(about: Knowledge, found: list[ListedRule]) -> Explanation:
 
 def _missing(about: Knowledge, thing: str, rules: list[ListedRule]) -> Explanation:
     """No such rule in the kernel; perhaps there should be one."""
-    table = about.intent.nft_table(nft.TABLE)
-    for chain in table.chains if table is not None else ():
-        for rule in chain.rules:
-            if thing in (chain.name, nft.TABLE) or thing.casefold() in rule.text.casefold():
-                answer = Explanation(text="", details=[("entry", rule.text)])
-                _ours(answer, rule)
-                where = f"{nft.FAMILY} {nft.TABLE} {chain.name}"
-                answer.details.append(("wrong", f"it is not in the kernel's chain {where}"))
-                line = f"podwire doctor --node {about.node} --fix"
-                answer.details.append(("mend", about.remedies.here(line)))
-                return answer
+    wanted = [
+        (table, chain, rule)
+        for table in about.intent.nft_tables()
+        for chain in table.chains
+        for rule in chain.rules
+    ]
+    for table, chain, rule in wanted:
+        if thing in (chain.name, table.name) or thing.casefold() in rule.text.casefold():
+            answer = Explanation(text="", details=[("entry", rule.text)])
+            _ours(answer, rule)
+            where = f"{table.family} {table.name} {chain.name}"
+            answer.details.append(("wrong", f"it is not in the kernel's chain {where}"))
+            line = f"podwire doctor --node {about.node} --fix"
+            answer.details.append(("mend", about.remedies.here(line)))
+            return answer
     chains = sorted({f"{one.table} {one.chain}" for one in rules})
     known = ", ".join(chains[:_SHOWN]) or "none"
     return Explanation(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from podwire.trace.capture_file import CaptureFile, names
 from podwire.trace.evidence import Evidence
 from podwire.trace.model import Trace
+from podwire.trace.sightings import tunnel_ports
 
 
 def render_pcapng(trace: Trace, evidence: Evidence) -> bytes:
@@ -22,7 +23,7 @@ def render_pcapng(trace: Trace, evidence: Evidence) -> bytes:
         if path is not None
         for hop in path.hops
     }
-    file = CaptureFile(called, tunnel_ports=evidence.match.tunnel_ports)
+    file = CaptureFile(called, ports=tunnel_ports(evidence))
     parts = [file.head(comment=trace.verdict)]
     frames = sorted(evidence.frames, key=lambda frame: frame.time_ns)
     for frame in frames:
