@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from .operating import connected
 pytestmark = pytest.mark.root
 
 NO_VXLAN = (
-    "nft add table inet cut; nft add chain inet cut fwd '{ type filter hook forward priority 0; }';"
-    "nft add rule inet cut fwd udp dport 8472 drop"
+    "nft add table inet cut;"
+    "nft add chain inet cut lost '{ type filter hook forward priority 0; }';"
+    "nft add rule inet cut lost udp dport 8472 drop"
 )
 
 
@@ -101,7 +102,7 @@ async def test_traffic_moves_to_udp_and_back(nodes: Joined, tmp_path: Path) -> N
         assert "dev flannel0" in first.namespace.run(route)
         # The longest gap is about the probe interval, of 10 pings; CI machines stall.
         numbers = answered()
-        gaps = [b - a for a, b in zip(numbers, numbers[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(numbers)]
         assert max(gaps) < 40
         found = await path(first)
         assert "VXLAN to node2 not answered since" in found.reason
@@ -117,7 +118,7 @@ async def test_traffic_moves_to_udp_and_back(nodes: Joined, tmp_path: Path) -> N
         assert "dev flannel.1" in first.namespace.run(route)
         until(lambda: answered()[-1] > moved + 20, "pings all the time")
         numbers = [one for one in answered() if one > moved]
-        assert max(b - a for a, b in zip(numbers, numbers[1:], strict=False)) < 20
+        assert max(b - a for a, b in pairwise(numbers)) < 20
 
 
 def tunnel_pids(agent: AgentProcess) -> list[int]:
@@ -163,10 +164,20 @@ def test_the_tunnel_is_started_anew_and_outlives_its_agent(nodes: Joined) -> Non
     assert tunnel_pids(second)
 
 
-def test_status_tells_of_a_node_that_is_well_and_of_one_that_is_not(nodes: Joined) -> None:
+async def test_status_and_metrics_tell_of_ways_and_drops(nodes: Joined) -> None:
     first, second = nodes.agents.values()
-    text = first.http.get("/metrics")[1]
-    assert 'podwire_dropped_packets_total{reason="vxlan_stranger"} 0.0' in text
-    plan = json.dumps(first.http.plan())
-    assert "flannel0" in plan
+    async with connected(first) as operator:
+        status = (await operator.call(Status(id=0))).status
+    assert (status.transport, status.profile, status.mtu) == ("auto", "custom", 1450)
+    assert status.problems == ()
+    assert {one.reason for one in status.drops} >= {"vxlan_stranger", "spoofed_ip", "not_a_peer"}
+    # A VXLAN packet from an address that is no node's, here the router's.
+    before = strangers(first)
+    nodes.hub.run("echo -n 12345678901234567890 | busybox nc -u -w1 172.18.1.11 8472", check=False)
+    until(lambda: strangers(first) > before, "it is dropped, and counted")
     assert second.http.not_ready is None
+
+
+def strangers(agent: AgentProcess) -> float:
+    name = 'podwire_dropped_packets_total{reason="vxlan_stranger"}'
+    return agent.http.metric(name)

@@ -140,3 +140,48 @@ def test_hosts_without_kubernetes_share_flannels_network_in_etcd(
             assert pair.first.subnet_env.read_text() == own
             pair.reach_each_other()
             assert set(etcd.leases()) == before
+
+
+def test_another_fabric_takes_over_with_pods_and_leaves_nothing_of_the_last_one(
+    pair: Callable[..., Pair],
+) -> None:
+    made = pair(*SUBNET, "--transport", "direct")
+    made.reach_each_other()
+    agents = (made.first, made.second)
+
+    def become(*options: str) -> None:
+        for agent in agents:
+            assert agent.stop() == 0
+            agent.start("--network", NETWORKS[4], *options)
+        for agent in agents:
+            agent.wait_ready()
+        made.reach_each_other()
+        for agent in agents:
+            settled(agent)
+            assert "not wired anew" not in agent.log
+
+    before = made.first.namespace.run("ip -br link")
+    become(*SUBNET, *ROUTED, "--transport", "udp")
+    links = made.first.namespace.run("ip -br link")
+    assert "cni0" not in links
+    assert "flannel0" in links
+    assert "do not reach each other" in made.first.log
+    assert "169.254.1.1" in made.pods[0][0].run("ip route show default")
+    become(*SUBNET, "--transport", "direct")
+    after = made.first.namespace.run("ip -br link")
+    assert {line.split()[0].partition("@")[0] for line in before.splitlines()} == {
+        line.split()[0].partition("@")[0] for line in after.splitlines()
+    }
+    # To another IPAM, which claims what pods have, and back: routes of its protocol go, too.
+    become("--profile", "calico")
+    assert "can claim them" in made.first.log
+    assert "proto 80" in made.first.namespace.run("ip route")
+    become("--profile", "flannel-vxlan")
+    assert made.first.namespace.run("ip route show proto 80") == ""
+    # Of another network, pods keep their addresses, and that is told.
+    assert made.first.stop() == 0
+    made.first.start("--network", "10.32.0.0/12", "--profile", "weave").wait_ready()
+    settled(made.first)
+    assert "all of them must be recreated" in made.first.log
+    assert "pods have addresses outside of the lease" in made.first.log
+    assert "cni0" not in made.first.namespace.run("ip -br link")

@@ -236,6 +236,12 @@ def test_manifest_for_a_cluster_gives_the_agent_what_it_needs() -> None:
     assert rights == {
         *(("nodes", verb) for verb in ("get", "list", "watch", "patch")),
         ("nodes/status", "patch"),
+        *(("pods", verb) for verb in ("get", "list", "watch")),
+        *(
+            (kind, verb)
+            for kind in ("ippools", "ipamblocks", "ipamranges")
+            for verb in ("get", "list", "watch", "create", "update", "delete")
+        ),
     }
     pod = by_kind["DaemonSet"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]

@@ -68,7 +68,9 @@ class Allocation:
             allocator.nodes_are(self._names)
             self._running = asyncio.get_running_loop().create_task(self._run(allocator))
             self._pods.hand_out_by(allocator)
-        return allocator.subnets
+        # What is left of a family that the network had before would make peers refuse the lease.
+        versions = {network.version for network in networks}
+        return tuple(one for one in allocator.subnets if one.version in versions)
 
     def nodes_are(self, names: Collection[str]) -> None:
         """These are all nodes of the cluster."""

@@ -21,6 +21,7 @@ from podwire.agent.allocation import Allocation
 from podwire.agent.config import AgentConfig
 from podwire.agent.document import plan_document
 from podwire.agent.drops import Drops
+from podwire.agent.memory import FabricMemory
 from podwire.agent.mending import Mender
 from podwire.agent.nodes import Nodes
 from podwire.agent.operator import serve_operators
@@ -51,6 +52,7 @@ from podwire.kernel.reconcile import Report
 from podwire.log import fields
 from podwire.model.cluster import NetworkConfig
 from podwire.model.state import IPNetwork
+from podwire.plan.change import interruptions
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,7 @@ class Agent:
         self._refused: str | None = None
         self._not_ready: str | None = f"waiting for {source.title}"
         self._connected = False
+        self._memory = FabricMemory(config.fabric_file)
 
     # --- for those who ask ----------------------------------------------------------------
 
@@ -378,10 +381,31 @@ class Agent:
                 mtu=network.mtu,
             ),
         )
+        self._tell_of_change(network)
+        for protocol in self._memory.begin(network):
+            await self._worker.call(self._worker.reconciler.own_protocol, protocol)
         attachments = self._pods.use(network)
         warn_of_strays(network, attachments)
         self._network = network
-        await self._mender.replace(self._planner.whole(network, attachments))
+        moving = self._pods.to_rewire
+        staying = [one for one in attachments if one not in moving]
+        await self._mender.replace(self._planner.whole(network, staying))
+        if moving:
+            await self._pods.rewire()
+        if not self._mender.held:
+            self._memory.done(network)
         # The tunnel's device is there by now, and the probes' routes.
         self.peering.use(network, self._renewal.private_key)
         metrics.PEERS.set(self._nodes.leased_peers)
+
+    def _tell_of_change(self, network: NetworkConfig) -> None:
+        """What becomes of pods, where this is another fabric than the last one."""
+        last = self._memory.last
+        if last is None or last.fabric == network.fabric:
+            return
+        log.warning(
+            "another fabric", extra=fields(was=last.fabric.profile, now=network.fabric.profile)
+        )
+        other = set(last.network) != set(map(str, network.network))
+        for sentence in interruptions(last.fabric, network.fabric, other_network=other):
+            log.warning("another fabric", extra=fields(means=sentence))

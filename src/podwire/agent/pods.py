@@ -79,6 +79,15 @@ class Pods:
         return self._service.attachments
 
     @property
+    def to_rewire(self) -> list[Attachment]:
+        """The pods' interfaces that are there and were made for another wiring."""
+        return self._service.to_rewire
+
+    async def rewire(self) -> None:
+        """Make those anew, with the addresses that they have."""
+        await self._service.rewire()
+
+    @property
     def attachments(self) -> list[Attachment]:
         """The pods' interfaces that should be there."""
         return self._service.attachments

@@ -130,6 +130,8 @@ class Tunnel:
     async def run(self) -> NoReturn:
         """See to it for ever that it is as wanted. It goes on when this ends."""
         pause_s = 0.0
+        # Until it is known what is wanted, one that runs is left alone.
+        await self._news.wait()
         while True:
             await asyncio.sleep(pause_s)
             if self._config is None:

@@ -25,6 +25,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+import msgspec
+
 from podwire.cni import protocol, results, wiring
 from podwire.cni.annotations import PodWish, parse
 from podwire.cni.failures import as_cni_error, netns_error
@@ -155,6 +157,48 @@ class CniService:
                 else:
                     made.append(record.attachment.host_ifname)
                     log.info("attached again", extra=_about(record))
+        return made
+
+    @property
+    def to_rewire(self) -> list[Attachment]:
+        """The interfaces that were made for another wiring than the network's, as they are."""
+        network = self.network
+        return [
+            record.attachment
+            for record in self._store.records.values()
+            if record.state is State.READY
+            and network is not None
+            and _rewired(network, record) is not None
+        ]
+
+    async def rewire(self) -> list[str]:
+        """Make those anew, with the addresses that they have; the pods that got one.
+
+        First the old interface goes, then the database changes, then the new one comes: whatever
+        is interrupted in between is completed at the next start, or by `attach_again`.
+        """
+        made = []
+        for record in list(self._store.records.values()):
+            async with self._locks.held(record.key):
+                record = self._store.records.get(record.key, record)
+                network = self.network
+                if record.state is not State.READY or network is None:
+                    continue
+                attachment = _rewired(network, record)
+                if attachment is None:
+                    continue
+                try:
+                    self._detached(record.attachment)
+                    await self._in_worker(self._wiring.unregister, [record.attachment])
+                    record = self._store.rewire(attachment)
+                    await self._in_worker(_attach_again, self._wiring, network, record)
+                except PodwireError as error:
+                    log.error("not wired anew", extra=_about(record, error=error))
+                else:
+                    made.append(record.owner)
+                    log.info("wired anew", extra=_about(record))
+                # In either case it is wanted: what failed is tried again with what is missing.
+                self._attached(attachment)
         return made
 
     # Requests.
@@ -385,6 +429,23 @@ def _attachment(
         mtu=network.mtu,
         may_spoof=may_spoof,
     )
+
+
+def _rewired(network: NetworkConfig, record: Record) -> Attachment | None:
+    """The interface that an attachment has in the network; None where it has it already, and for
+    addresses that are not of this node's lease: to wire these would lead nowhere."""
+    before = record.attachment
+    if not all(any(ip.ip in one for one in network.lease.subnets) for ip in before.ips):
+        return None
+    seen = [wiring_of(network.fabric).seen_by_pod(network, ip.ip) for ip in before.ips]
+    after = msgspec.structs.replace(
+        before,
+        host_ifname=host_ifname(network.fabric, record.key, record.pod),
+        ips=tuple(ip for ip, _ in seen),
+        gateways=tuple(gateway for _, gateway in seen),
+    )
+    # A pod keeps the MTU that it was made with, unless it is made anew for something else.
+    return None if after == before else msgspec.structs.replace(after, mtu=network.mtu)
 
 
 def _attach_again(kernel: wiring.Wiring, network: NetworkConfig, record: Record) -> None:

@@ -201,6 +201,23 @@ class Store:
         """The interface of a `pending` attachment is up."""
         return self._set_state(key, State.READY)
 
+    def rewire(self, attachment: Attachment) -> Record:
+        """An attachment that is `ready` has another interface now, with the same addresses."""
+        key = Key(attachment.container_id, attachment.ifname)
+        before = self._records[key]
+        if {one.ip for one in attachment.ips} != {one.ip for one in before.attachment.ips}:
+            raise IpamError(f"container {key.container_id} would have other addresses")
+        record = msgspec.structs.replace(before, attachment=attachment)
+        row = to_row(record)
+        with self._transaction():
+            self._db.execute(
+                f"UPDATE attachment SET {', '.join(f'{name} = ?' for name in Row._fields)}"
+                " WHERE container_id = ? AND ifname = ?",
+                (*row, *key),
+            )
+        self._records[key] = record
+        return record
+
     def begin_delete(self, key: Key) -> Record:
         """Give the addresses back; the row stays as `deleting` until `forget`."""
         record = self._records[key]

@@ -1,0 +1,64 @@
+"""What this node's kernel was last made to hold: the fabric, kept over restarts.
+
+Most of what another fabric left is known by what only Podwire makes. Routes are known by their
+protocol, which fabrics choose: so an agent has to know which one the last fabric chose.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+
+from podwire.agent.files import write_atomically
+from podwire.errors import PodwireError
+from podwire.log import fields
+from podwire.model.cluster import NetworkConfig
+from podwire.model.fabric import Fabric
+
+log = logging.getLogger(__name__)
+
+
+class Remembered(msgspec.Struct, frozen=True):
+    """`protocols` are those of all routes that may still be there."""
+
+    fabric: Fabric
+    network: tuple[str, ...]
+    protocols: tuple[int, ...]
+
+
+class FabricMemory:
+    """A file. What it says is none of anybody's that can't be read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known = self._load()
+
+    @property
+    def last(self) -> Remembered | None:
+        return self._known
+
+    def begin(self, network: NetworkConfig) -> tuple[int, ...]:
+        """This is being applied: the protocols of the routes that are to go or to come."""
+        before = self._known.protocols if self._known is not None else ()
+        protocols = tuple(sorted({*before, network.fabric.route_protocol}))
+        self._save(network, protocols)
+        return protocols
+
+    def done(self, network: NetworkConfig) -> None:
+        """Nothing of another fabric is there any more."""
+        self._save(network, (network.fabric.route_protocol,))
+
+    def _save(self, network: NetworkConfig, protocols: tuple[int, ...]) -> None:
+        self._known = Remembered(network.fabric, tuple(map(str, network.network)), protocols)
+        try:
+            write_atomically(self._path, msgspec.json.encode(self._known).decode() + "\n")
+        except PodwireError as error:
+            log.warning("fabric not remembered", extra=fields(error=error))
+
+    def _load(self) -> Remembered | None:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=Remembered)
+        except (OSError, msgspec.MsgspecError):
+            return None
