@@ -133,9 +133,24 @@ def test_another_profile_gives_up_the_old_ones_choices_and_finds_its_network_aga
     calico = changed(first, {"profile": "calico"})
     assert [str(one) for one in calico.network] == ["172.31.0.0/16"]
     assert calico.resolved.vni == 4096
-    back = changed(calico, {"transport": "direct"})
+    back = changed(calico, {"profile": "flannel-host-gw"})
     assert [str(one) for one in back.network] == ["10.9.0.0/16"]
     assert first.pod_network == back.pod_network != calico.pod_network
+
+
+def test_choices_without_a_profile_change_the_one_that_there_is() -> None:
+    flannel, calico = shape(mtu=1400), shape(profile="calico")
+    assert changed(flannel, {"transport": "direct"}).fabric == {
+        "profile": "flannel-host-gw",
+        "mtu": 1400,
+    }
+    assert changed(calico, {"transport": "vxlan"}).resolved.vxlan_dev == "vxlan.calico"
+    crossing = changed(calico, {"transport": "vxlan", "cross_subnet": True})
+    assert changed(crossing, {"cross_subnet": False}).resolved.transport == "vxlan"
+    routed = changed(shape(), {"wiring": "routed"}).resolved
+    assert (routed.profile, routed.ipam, routed.transport) == ("custom", "node-subnet", "vxlan")
+    with pytest.raises(InputError, match="makes no sense"):
+        changed(flannel, {"ipam": "blocks"})
 
 
 def test_differences_are_named() -> None:

@@ -22,7 +22,7 @@ from podwire.cli.progress import TerminalProgress
     epilog="""\b
 Examples:
   podwire lab set-profile flannel-host-gw
-  podwire lab set-profile calico --cross-subnet --transport vxlan
+  podwire lab set-profile calico-vxlan --cross-subnet
   podwire lab set-profile --transport auto --yes
 """,
 )
@@ -33,8 +33,9 @@ Examples:
 def set_profile(name: str | None, yes: bool, **fabric: Any) -> None:
     """Give a running lab another pod network, node by node.
 
-    What is left open is the profile's own, whatever it was before. Says first what it interrupts,
-    and asks, on a terminal. Pods keep their addresses where these are handed out as before.
+    What is left open is the PROFILE's own; without one, it stays as it was. Says first what it
+    interrupts, and asks, on a terminal. Pods keep their addresses where these are handed out as
+    before.
     """
     from podwire.lab import rollout
     from podwire.lab.readiness import existing
@@ -55,4 +56,5 @@ def set_profile(name: str | None, yes: bool, **fabric: Any) -> None:
         if sys.stdin.isatty() and not yes:
             click.confirm("Go on?", abort=True)
     rollout.set_shape(info, after, TerminalProgress())
-    print(f'Lab "{info.name}" has {after.resolved.profile}.')
+    new = after.resolved
+    print(f'Lab "{info.name}": {new.profile} ({new.ipam} × {new.wiring} × {new.transport}).')

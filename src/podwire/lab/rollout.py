@@ -51,6 +51,8 @@ def consequences(before: Shape, after: Shape) -> list[str]:
     ]
     if before.pod_network == after.pod_network:
         return [*found, "Pods go on running, with their addresses."]
+    if before.pod_network.partition("@")[2] == after.pod_network.partition("@")[2]:
+        return [*found, "Pods are made anew, with the addresses that they have."]
     return [*found, "Pods are made anew, with other addresses."]
 
 

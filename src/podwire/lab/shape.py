@@ -35,6 +35,7 @@ _SUBNET_BITS = 16
 #: How long a node may be silent before it counts as not ready, as Kubernetes has it.
 NODE_GRACE_S = 40.0
 
+_AXES = {"ipam", "wiring", "transport"}
 #: Fields of a fabric that nobody chooses.
 _DERIVED = {"bridge", "port_prefix", "vxlan_dev", "vxlan_dev6", "udp_dev", "route_protocol"}
 _BLOCK_LENGTHS = ("block_len", "block_len6")
@@ -89,9 +90,9 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def pod_network(self) -> str:
-        """What a pod that runs has of all this: with another, it is made anew."""
+        """What a pod that runs has of all this, WIRING@ADDRESSES: with another, it is made anew."""
         fabric = self.resolved
-        return " ".join([fabric.ipam, *map(str, self.network)])
+        return f"{fabric.wiring}@{fabric.ipam},{','.join(map(str, self.network))}"
 
     def agent_arguments(self) -> tuple[str, ...]:
         """Options of `podwire agent` that say the same."""
@@ -168,13 +169,34 @@ def choices(fabric: Mapping[str, Choice | None]) -> dict[str, Choice]:
 
 
 def changed(before: Shape, fabric: Mapping[str, Choice | None]) -> Shape:
-    """A running lab's shape with another fabric: all of the old one's choices are given up.
+    """A running lab's shape with other choices of a fabric.
 
-    Raises InputError.
+    A profile stands for itself: the choices of before are given up. Without one, what was chosen
+    stays but for what is now chosen otherwise. Raises InputError.
     """
-    made = msgspec.structs.replace(before, fabric=choices(fabric))
+    given = choices(fabric)
+    if "profile" not in given:
+        old = before.resolved.profile
+        named: dict[str, Choice] = {} if old == profiles.CUSTOM else {"profile": old}
+        given = _by_name(before.fabric | named | given)
+    made = msgspec.structs.replace(before, fabric=given)
     check(made)
     return made
+
+
+def _by_name(chosen: dict[str, Choice]) -> dict[str, Choice]:
+    """The same choices, by the profile's name where they come to one."""
+    made = profiles.fabric(**chosen)  # type: ignore[arg-type]
+    rest = {name: value for name, value in chosen.items() if name not in _AXES}
+    for name in profiles.PROFILES:
+        named = {**rest, "profile": name}
+        try:
+            same = profiles.fabric(**named)  # type: ignore[arg-type]
+        except InputError:
+            continue
+        if same == msgspec.structs.replace(made, profile=name):
+            return named
+    return chosen
 
 
 def differences(before: Shape, after: Shape) -> list[str]:

@@ -21,7 +21,10 @@ def main() -> None:
         "--grace", type=float, default=40.0, help="seconds that the node may be silent"
     )
     parser.add_argument(
-        "--pod-network", default="", help="names it; sandboxes that are in another are made anew"
+        "--pod-network",
+        default="",
+        metavar="WIRING@ADDRESSES",
+        help="sandboxes of another are made anew, with their IPs if only the wiring is another",
     )
     parser.add_argument("--socket", type=Path, required=True, help="where to serve logs and exec")
     parser.add_argument("--ready-fd", type=int, help="where to say `ready` or `waiting WHY`")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from podwire.errors import InputError
@@ -32,8 +33,14 @@ _SUFFIX = {
 }
 
 
-def attachment(pod: Pod, sandbox: Sandbox) -> Attachment:
-    """Raises InputError, naming the annotation, for a value that is not as it should be."""
+def attachment(pod: Pod, sandbox: Sandbox, keep_ips: Sequence[str] = ()) -> Attachment:
+    """`keep_ips` are asked for where the pod itself asks for none.
+
+    Raises InputError, naming the annotation, for a value that is not as it should be.
+    """
+    capabilities = _capabilities(pod)
+    if keep_ips:
+        capabilities.setdefault("ips", list(keep_ips))
     return Attachment(
         container_id=sandbox.id,
         netns=sandbox.netns,
@@ -45,7 +52,7 @@ def attachment(pod: Pod, sandbox: Sandbox) -> Attachment:
             ("K8S_POD_INFRA_CONTAINER_ID", sandbox.id),
             ("K8S_POD_UID", pod.metadata.uid),
         ),
-        capabilities=_capabilities(pod),
+        capabilities=capabilities,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from podwire.errors import InputError
@@ -81,11 +81,16 @@ class PodNetwork:
                 _log.warning("GC: %s", failure.message)
         return None
 
-    async def attach(self, pod: Pod, sandbox: Sandbox) -> tuple[str, ...]:
-        """ADD; returns the pod's IPs. Raises CniError or InputError; `detach` is then due."""
+    async def attach(
+        self, pod: Pod, sandbox: Sandbox, keep_ips: Sequence[str] = ()
+    ) -> tuple[str, ...]:
+        """ADD; returns the pod's IPs, `keep_ips` where the plugin lets them be asked for.
+
+        Raises CniError or InputError; `detach` is then due.
+        """
         if self._network is None:
             raise CniError(self.problem or _UNINITIALIZED)
-        result = await self._runtime.add(self._network, attachment(pod, sandbox))
+        result = await self._runtime.add(self._network, attachment(pod, sandbox, keep_ips))
         ips = tuple(addresses(result, IFNAME))
         if not ips:
             raise CniError(f"network {self._network.name} gave the pod no IP")

@@ -76,6 +76,8 @@ class PodRecord(msgspec.Struct):
     """Whether the sandbox has its network: until then it is in the making."""
     network: str = ""
     """Which pod network that is, as the kubelet was told it; empty where it was not."""
+    keep_ips: tuple[str, ...] = ()
+    """What to ask for when the sandbox is made anew."""
     containers: dict[str, ContainerRecord] = {}
     phase: Literal["Pending", "Running", "Succeeded", "Failed"] = "Pending"
     reason: str = ""

@@ -168,6 +168,11 @@ class PodWorker:
             or not (self.record.attached and sandbox.alive)
         )
 
+    def _only_wired_otherwise(self) -> bool:
+        """Whether pods of the node's network have their addresses from where the sandbox's are."""
+        was, is_now = self.record.network, self._node.pod_network
+        return was.partition("@")[2] == is_now.partition("@")[2]
+
     def _network_changed(self) -> bool:
         """Whether the sandbox is in a pod network that is no longer the node's."""
         known = self.record.network and not self.pod.spec.host_network
@@ -217,7 +222,9 @@ class PodWorker:
         if host_network:
             self.record.ips = self._node.ips
         else:
-            self.record.ips = await self._node.network.attach(self.pod, sandbox)
+            # Asked for once only: they may not be free, or none of this network any more.
+            keep_ips, self.record.keep_ips = self.record.keep_ips, ()
+            self.record.ips = await self._node.network.attach(self.pod, sandbox, keep_ips)
             self.record.network = self._node.pod_network
         self.record.attached = True
         self._write_files(self.record.ips)
@@ -243,6 +250,7 @@ class PodWorker:
         if event:
             message = "Pod sandbox changed, it will be killed and re-created."
             self._event("Normal", event, message)
+        kept = self.record.ips if self._only_wired_otherwise() else ()
         await self._end_sandbox(sandbox)
         if not self.pod.spec.host_network:
             self.record.ips = ()
@@ -254,6 +262,7 @@ class PodWorker:
             # They ended through no fault of theirs.
             for known in self.record.containers.values():
                 known.retry_at, known.failures = 0.0, 0
+            self.record.keep_ips = kept
 
     async def _end_sandbox(self, sandbox: Sandbox) -> None:
         """End every process of the sandbox, detach it, and forget it; tries until DEL succeeds."""
