@@ -26,8 +26,8 @@ from podwire.kernel.reconcile import Reconciler
 from podwire.model.cluster import Attachment, ClusterView, Lease, NetworkConfig, Node, Underlay
 from podwire.model.probe import Probe, ProbeMatch
 from podwire.model.state import Address
-from podwire.plan.node import cause_of_attachment, plan
 from podwire.plan.macs import mac_for
+from podwire.plan.node import cause_of_attachment, plan
 from podwire.plan.wiring.bridge import gateway, plan_attachment
 from podwire.trace.decide import Decider
 from podwire.trace.decode import decode
