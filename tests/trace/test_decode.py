@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from podwire.trace.decode import PAYLOAD_BYTES, decode, decode_network
+from podwire.trace.decode import PAYLOAD_BYTES, TunnelPorts, decode, decode_network
 from podwire.trace.model import (
     Arp,
     Ethernet,
@@ -84,7 +84,7 @@ def test_a_tunnel_is_known_by_its_port(port: int, ports: tuple[int, ...], found:
     frame = packets.vxlan(
         ("172.18.0.11", "172.18.0.12"), (A, B), packets.arp(A, POD1, POD2), port=port
     )
-    packet = decode(frame, ETHERNET, len(frame), tunnel_ports=ports)
+    packet = decode(frame, ETHERNET, len(frame), ports=TunnelPorts(vxlan=ports))
     assert packet.encapsulated is found
 
 

@@ -56,7 +56,7 @@ def _unplugged(v: Vantage, state: InterfaceState) -> Problem | None:
             Cause.TUNNEL,
             f"no process reads {state.name} of {v.name}: that of the UDP tunnel is not there",
             interface=state.name,
-            remedy=f"its agent starts it again by itself; its log tells why it did not  # {v.where}",
+            remedy=f"its agent starts it again; the agent's log tells why it did not  # {v.where}",
             why=link.why,
         )
     pod = v.node.intent.pod(v.place.pod) if v.node is not None else None

@@ -14,15 +14,29 @@ from podwire.kernel.attach import find_link
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe.lookup_messages import ROUTE_TYPES, RTN_UNICAST, FibEntry
 from podwire.kernel.tables import TABLE_OF, Op, Scope
-from podwire.model.state import Address, FdbEntry, Link, Neighbor, Route, Vxlan
+from podwire.model.state import (
+    Address,
+    Blackhole,
+    FdbEntry,
+    Link,
+    Neighbor,
+    PortFdbEntry,
+    Route,
+    Vxlan,
+)
 from podwire.trace.iproute import prefix_text, protocol_name
 
 
-def entry_line(entry: Route | Address | Neighbor | FdbEntry, *, replace: bool = False) -> str:
+def entry_line(
+    entry: Route | Blackhole | Address | Neighbor | FdbEntry | PortFdbEntry,
+    *,
+    replace: bool = False,
+) -> str:
     """`ip route add …`; with `replace`, where something else is in its place."""
     table = TABLE_OF[type(entry)]
-    key, value = table.wire(entry, Scope({entry.dev: 1}))
-    return Op(table, "change" if replace else "add", key, value).line({1: entry.dev})
+    dev = entry.dev if not isinstance(entry, Blackhole) else ""
+    key, value = table.wire(entry, Scope({dev: 1}))
+    return Op(table, "change" if replace else "add", key, value).line({1: dev})
 
 
 def link_line(sock: NetlinkSocket, link: Link) -> str:

@@ -11,6 +11,7 @@ from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe import lookup
 from podwire.kernel.observe.interfaces import InterfaceState, find_interface, read_interfaces
 from podwire.kernel.observe.lookup_messages import (
+    RTN_BLACKHOLE,
     RTN_LOCAL,
     RTN_UNICAST,
     FibEntry,
@@ -78,8 +79,10 @@ class Vantage:
         """Whether it has this address now."""
         return lookup.route(self.sock, RouteQuestion(dst=ip.packed)).kind == RTN_LOCAL
 
-    def follows(self, entry: FibEntry, wanted: Route | Address) -> bool:
+    def follows(self, entry: FibEntry, wanted: Route | Address | Blackhole) -> bool:
         """Whether a table's entry takes a packet where it is wanted."""
+        if isinstance(wanted, Blackhole):
+            return entry.kind == RTN_BLACKHOLE
         if entry.kind != RTN_UNICAST:
             return False
         via = wanted.via.packed if isinstance(wanted, Route) and wanted.via is not None else b""
@@ -88,11 +91,9 @@ class Vantage:
 
     def why_of(self, entry: FibEntry) -> Why | None:
         """The planner's reason for a table's entry; None where it is not Podwire's doing."""
-        if entry.kind == RTN_UNICAST:
+        if entry.kind in (RTN_UNICAST, RTN_BLACKHOLE):
             wanted = self.intent.prefix(entry.dst)
-            if wanted is None or isinstance(wanted, Blackhole) or not self.follows(entry, wanted):
-                return None
-            return wanted.why
+            return wanted.why if wanted is not None and self.follows(entry, wanted) else None
         own = self.intent.address(entry.dst.network_address)
         return own.why if own is not None else None
 

@@ -11,12 +11,12 @@ from podwire.kernel.observe.lookup_messages import (
     FibEntry,
     RouteQuestion,
 )
-from podwire.model.state import Address, IPAddress, IPNetwork, Route
+from podwire.model.state import Address, Blackhole, IPAddress, IPNetwork, Route
 from podwire.trace import iproute
 from podwire.trace.decisions import mend
 from podwire.trace.decisions.vantage import Vantage
 from podwire.trace.decisions.ways import way_problem
-from podwire.trace.explanations.knowledge import Explanation, Knowledge, node_name
+from podwire.trace.explanations.knowledge import Details, Explanation, Knowledge, node_name
 
 
 def explain_route(about: Knowledge, prefix: IPNetwork) -> Explanation:
@@ -59,16 +59,14 @@ def _explained(
     v: Vantage,
     prefix: IPNetwork,
     entries: list[FibEntry],
-    wanted: Route | Address | None,
+    wanted: Route | Address | Blackhole | None,
 ) -> Explanation:
     answer = Explanation(text="", details=[])
     answer.details += [("entry", iproute.route_text(one, v.dev)) for one in entries]
     if wanted is not None:
         _ours(about, answer, prefix, wanted)
         if not any(v.follows(one, wanted) for one in entries) and not _is_own(entries):
-            first = next((one for one in entries if one.kind == RTN_UNICAST), None)
-            missing = way_problem(v, prefix.network_address, wanted, first)
-            answer.details += [("wrong", missing.text), ("mend", missing.remedy)]
+            answer.details += _otherwise_than(v, prefix, wanted, entries)
     else:
         _theirs(about, answer, v, prefix, entries[0])
     family = "-6 " if prefix.version == 6 else ""
@@ -78,11 +76,32 @@ def _explained(
     return answer
 
 
+def _otherwise_than(
+    v: Vantage,
+    prefix: IPNetwork,
+    wanted: Route | Address | Blackhole,
+    entries: list[FibEntry],
+) -> Details:
+    """How the kernel's entries differ from the wanted one, and what mends that."""
+    if isinstance(wanted, Blackhole):
+        line = v.remedies.here(mend.entry_line(wanted))
+        return [("wrong", f"{v.name} has no blackhole for {prefix}"), ("mend", line)]
+    first = next((one for one in entries if one.kind == RTN_UNICAST), None)
+    missing = way_problem(v, prefix.network_address, wanted, first)
+    return [("wrong", missing.text), ("mend", missing.remedy)]
+
+
 def _ours(
-    about: Knowledge, answer: Explanation, prefix: IPNetwork, wanted: Route | Address
+    about: Knowledge, answer: Explanation, prefix: IPNetwork, wanted: Route | Address | Blackhole
 ) -> None:
     answer.why = wanted.why
-    if isinstance(wanted, Route):
+    if isinstance(wanted, Blackhole):
+        answer.text = f"{about.node}'s own addresses for pods: what none of its pods has ends here"
+        answer.without = (
+            f"packets to an address of {prefix} that no pod has would"
+            f" {about.otherwise(prefix.version)}"
+        )
+    elif isinstance(wanted, Route):
         peer = node_name(wanted.why)
         answer.text = f"the way from {about.node} to {peer}'s pods, through the tunnel {wanted.dev}"
         answer.without = (

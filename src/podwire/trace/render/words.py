@@ -20,6 +20,7 @@ from podwire.trace.model import (
     Packet,
     Place,
     Tcp,
+    Tunnel,
     Udp,
     Vxlan,
 )
@@ -105,7 +106,7 @@ def ethernet_of(headers: Sequence[Header]) -> Ethernet | None:
 
 
 def outer(packet: Packet) -> tuple[Header, ...]:
-    """The headers up to and with the last VXLAN one; none where there is no encapsulation."""
+    """The headers up to and with the last tunnel's; none where there is no encapsulation."""
     return packet.headers[: len(packet.headers) - len(packet.inner)]
 
 
@@ -144,9 +145,10 @@ def summary(headers: Sequence[Header]) -> str:
                 return f"TCP {header.flags or '.'} {header.source_port}→{header.target_port}"
             case Udp():
                 after = headers[headers.index(header) + 1 :]
-                vxlan = next((one for one in after if isinstance(one, Vxlan)), None)
-                if vxlan is not None:
-                    return f"VXLAN {vxlan.vni}"
+                if after and isinstance(after[0], Vxlan):
+                    return f"VXLAN {after[0].vni}"
+                if after and isinstance(after[0], Tunnel):
+                    return "UDP tunnel"
                 return f"UDP {header.source_port}→{header.target_port}"
             case Arp():
                 return _arp(header)

@@ -25,6 +25,7 @@ from podwire.trace.model import (
     Round,
     Tcp,
     Trace,
+    Tunnel,
     Udp,
     Vxlan,
 )
@@ -181,6 +182,8 @@ def _describe(
             return Cell("ARP", 28, (header.source_ip, f"→ {header.target_ip}"), look)
         case Vxlan():
             return Cell("VXLAN", 8, (f"VNI {header.vni}",), look)
+        case Tunnel():
+            return Cell("tunnel", 0, ("no header",), look)
         case Payload():
             return Cell("data", header.length, (), look)
 
