@@ -15,7 +15,7 @@ import pytest
 from podwire.lab import Lab, LabNode, LabPod
 
 from .notifications import Notifications
-from .waiting import until
+from .waiting import DEADLINE_S
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -137,10 +137,7 @@ def read(node: LabNode) -> State:
             for one in found["fdb"]
             if one["ifname"] in ("flannel.1", "foreign-vx")
         ),
-        "nft": sorted(
-            map(_without_handles, found["nft"]["nftables"]),
-            key=lambda one: [(kind, of.get("table", of.get("name"))) for kind, of in one.items()],
-        ),
+        "nft": sorted(map(_lasting, found["nft"]["nftables"]), key=_place),
         "forwarding": run(node, "cat /proc/sys/net/ipv4/ip_forward"),
     }
 
@@ -163,12 +160,29 @@ def _link(link: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _without_handles(value: Any) -> Any:
+#: What nft tells of an object that is another one each time it is made, or used.
+_PASSING = ("handle", "packets", "bytes")
+
+
+def _lasting(value: Any) -> Any:
+    """nft's JSON without what passes; elements of sets come in the order of their hashes."""
     if isinstance(value, dict):
-        return {key: _without_handles(one) for key, one in value.items() if key != "handle"}
+        return {
+            key: sorted(map(_lasting, one), key=str) if key == "elem" else _lasting(one)
+            for key, one in value.items()
+            if key not in _PASSING
+        }
     if isinstance(value, list):
-        return [_without_handles(one) for one in value]
+        return [_lasting(one) for one in value]
     return value
+
+
+def _place(item: dict[str, Any]) -> tuple[str, ...]:
+    """Where an object is to be found: a table that is made anew is listed last. The rules of a
+    chain stay in their order."""
+    ((kind, of),) = item.items()
+    where = (of.get("family", ""), of.get("table", ""), of.get("chain", ""), of.get("name", ""))
+    return (kind, *map(str, where))
 
 
 def port_of(node: LabNode, pod: LabPod) -> str:
@@ -189,7 +203,8 @@ def disturb(site: Site, line: str) -> None:
     with Notifications(site.node.netns) as notifications:
         run(site.node, line.format(**site.words))
         started = time.monotonic()
-        until(lambda: not differences(before, read(site.node)), f"all is back after: {line}", 6)
+        while left := differences(before, read(site.node)):
+            assert time.monotonic() - started < DEADLINE_S, f"{line}: (before, now) is {left}"
         log.info("%.3f s: %s", time.monotonic() - started, line)
         assert notifications.changes() != [], "the line changes something"
     assert differences(before, settled(site.node)) == {}
@@ -221,6 +236,8 @@ LINES = [
     "nft delete table inet podwire",
     "nft flush table inet podwire",
     "nft add element inet podwire cluster4 '{{ 8.8.8.0/24 }}'",
+    "nft flush set inet podwire peers4; nft flush set bridge podwire bindings4",
+    "nft delete table bridge podwire",
     "nft flush ruleset; nft -f /run/foreign.nft",
     "ip link del cni0; ip link del flannel.1; nft delete table inet podwire",
     "ip link set eth0 down; ip link set eth0 up; ip route add default via 172.18.0.1;"
