@@ -386,12 +386,15 @@ TROUBLES = [
     Trouble(
         name="reverse-path filter on a source that nobody wants",
         lines={
-            "node1": "sysctl -qw net.ipv4.conf.cni0.rp_filter=1",
+            # Else it is dropped before that, as a source that is not the pod's own.
+            "node1": "nft delete element bridge podwire guarded { vetha };"
+            " sysctl -qw net.ipv4.conf.cni0.rp_filter=1",
             A: "ip address add 10.9.9.9/32 dev eth0; ip route replace {far} via 10.244.1.1"
             " src 10.9.9.9",
         },
         undo={
-            "node1": "sysctl -qw net.ipv4.conf.cni0.rp_filter=0",
+            "node1": "nft add element bridge podwire guarded { vetha };"
+            " sysctl -qw net.ipv4.conf.cni0.rp_filter=0",
             A: "ip route del {far}; ip address del 10.9.9.9/32 dev eth0",
         },
         cause=Cause.RP_FILTER,

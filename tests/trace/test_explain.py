@@ -154,7 +154,7 @@ def why(explained: Explained) -> str:
         ("link", "lo", "lo loopback", "", "the loopback"),
         (
             "rule",
-            "tunnel_in",
+            'iifname "eth0" udp',
             'iifname "eth0" udp dport 8472 notrack',
             "Node/node1 receives tunnel packets",
             "bypass conntrack",
@@ -191,7 +191,7 @@ def test_the_shown_commands_show_it(network: Network, ask: Ask) -> None:
         ("neigh", "10.244.2.0"),
         ("fdb", MAC2),
         ("link", "cni0"),
-        ("rule", "tunnel_in"),
+        ("rule", "tunnel_out"),
     ):
         (command,) = details(ask(kind, thing), "show")
         assert network.nodes[1].run(command).strip(), command
@@ -200,8 +200,10 @@ def test_the_shown_commands_show_it(network: Network, ask: Ask) -> None:
 def test_several_rules_are_listed_by_their_handles(ask: Ask) -> None:
     explained = ask("rule", "masquerade")
     assert explained.text.startswith("2 rules fit, 2 of them Podwire's")
-    handle = explained.details[0][0]
-    assert "masquerade" in details(ask("rule", handle), "entry")[0]
+    handle, told = explained.details[0]
+    chain = told.partition(":")[0]
+    for thing in (f"{chain} {handle}", f"{chain} # handle {handle}"):
+        assert "masquerade" in details(ask("rule", thing), "entry")[0]
     assert ask("rule", f"# handle {handle}").found
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent import futures
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -24,6 +24,7 @@ from podwire.errors import InputError, KernelError, PodwireError
 from podwire.kernel import netns
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe.nft_trace import RawNftStep
+from podwire.model.cluster import NetworkConfig
 from podwire.model.probe import Probe
 from podwire.model.state import Why
 from podwire.trace import wire
@@ -34,6 +35,7 @@ from podwire.trace.intent import Intent
 from podwire.trace.observer import Observer
 from podwire.trace.places import Places, clock
 from podwire.trace.probe import Prober
+from podwire.trace.user_tunnel import UserTunnel
 from podwire.trace.wire import Request, Response
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ class Handlers:
         self._deliverer = Deliverer(asyncio.get_running_loop(), sender)
         self._prober: Prober | None = None
         self._watched: Watched | None = None
+        #: What the UDP tunnel had dropped by reason when this session began to watch.
+        self._dropped: Mapping[str, int] = {}
         self._by_type: dict[type, Callable[[Any], Awaitable[Response]]] = {
             wire.Prepare: self._prepare,
             wire.Fire: self._fire,
@@ -84,10 +88,8 @@ class Handlers:
             about = {
                 "subnets": tuple(map(str, network.lease.subnets)),
                 "underlay": str(network.underlay.ip),
-                "bridge": network.bridge,
-                "tunnel": network.vxlan_dev,
-                "tunnel_port": network.vxlan_port,
                 "mtu": network.mtu,
+                **_devices(network),
             }
         return wire.Welcome(
             version=wire.VERSION,
@@ -151,12 +153,11 @@ class Handlers:
         known = self._agent.pods.namespaces
         pods = {pod: known[pod] for pod in request.pods if pod in known}
         intent = await self._intent()
+        stats = await self._agent.peering.tunnel.stats()
+        self._dropped = stats.drops if stats is not None else {}
 
         def why(step: RawNftStep) -> Why | None:
-            table = intent.nft_table(step.table)
-            if table is None or table.family != step.family:
-                return None
-            rule = intent.nft_rule(step.table, step.chain, step.rule)
+            rule = intent.nft_rule(step.table, step.chain, step.rule, step.family)
             return rule.why if rule is not None else None
 
         return await self._watch(request.id, pods, lambda observer: observer.observe(request, why))
@@ -205,8 +206,36 @@ class Handlers:
         reconciler = agent.worker.reconciler
         by_cause = await agent.worker.call(lambda: dict(reconciler.desired))
         network, attachments = agent.network, agent.pods.attachments
+        nodes, blocked = dict(agent.nodes.by_name), agent.peering.blocked
+        tunnel = await self._user_tunnel()
         return await self._in_thread(
-            lambda: Intent(by_cause, config=network, attachments=attachments)
+            lambda: Intent(
+                by_cause,
+                config=network,
+                attachments=attachments,
+                nodes=nodes,
+                blocked=blocked,
+                tunnel=tunnel,
+            )
+        )
+
+    async def _user_tunnel(self) -> UserTunnel | None:
+        """The UDP tunnel as it is now, with what it has dropped since this session was asked to
+        watch."""
+        tunnel = self._agent.peering.tunnel
+        if tunnel.config is None:
+            return None
+        stats = await tunnel.stats()
+        drops = stats.drops if stats is not None else {}
+        return UserTunnel(
+            config=tunnel.config,
+            peers=tuple(tunnel.peers.values()),
+            problem=tunnel.problem,
+            dropped={
+                reason: more
+                for reason, count in drops.items()
+                if (more := count - self._dropped.get(reason, 0)) > 0
+            },
         )
 
     async def _ask(self, request: wire.Ask) -> wire.Answers:
@@ -259,6 +288,24 @@ class Handlers:
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+def _devices(network: NetworkConfig) -> dict[str, Any]:
+    """What of the greeting is about this fabric's devices and ports."""
+    fabric = network.fabric
+    return {
+        "wiring": fabric.wiring,
+        "transport": fabric.transport,
+        "bridge": fabric.bridge if fabric.wiring == "bridge" else "",
+        "tunnel": network.vxlan_dev
+        if fabric.uses_vxlan
+        else fabric.udp_dev
+        if fabric.uses_udp
+        else "",
+        "tunnel_port": fabric.vxlan_port if fabric.uses_vxlan else 0,
+        "bare_port": fabric.udp_port if fabric.uses_udp else 0,
+        "encrypted": fabric.uses_udp and fabric.encrypt,
+    }
 
 
 def _close_made(future: futures.Future[Any]) -> None:

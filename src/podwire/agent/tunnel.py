@@ -98,6 +98,16 @@ class Tunnel:
         """Why nothing is forwarded although it should be; None while all is well."""
         return self._problem
 
+    @property
+    def config(self) -> TunnelConfig | None:
+        """This end; None where no tunnel is wanted."""
+        return self._config
+
+    @property
+    def peers(self) -> Mapping[str, TunnelPeer]:
+        """The other ends, by node."""
+        return self._peers
+
     def want(self, config: TunnelConfig | None, peers: Mapping[str, TunnelPeer]) -> None:
         """Be this end from now on, with these peers; None for no tunnel at all."""
         if config != self._config:

@@ -96,10 +96,9 @@ def _link(about: Knowledge, thing: str) -> Explanation:
 
 
 def _rule(about: Knowledge, thing: str) -> Explanation:
-    handle = re.fullmatch(r"(?:#\s*)?(?:handle\s+)?(\d+)", thing)
     if not thing:
         raise _wrong(thing, "a handle, a chain's name, or words of a rule")
-    return explain_rule(about, handle[1] if handle else thing)
+    return explain_rule(about, thing)
 
 
 def _address(about: Knowledge, thing: str) -> Explanation:

@@ -9,12 +9,16 @@ reason is all there is.
 
 from __future__ import annotations
 
+import re
 from shlex import quote
 
+from podwire.plan import guard, isolation, spoofing
 from podwire.trace import observations as seen
 from podwire.trace.case import Case, Leg
+from podwire.trace.decode import decode_network
 from podwire.trace.model import Cause, Finding
 from podwire.trace.observations import finding
+from podwire.trace.render.words import ip_of
 from podwire.trace.wire import NftStep
 
 
@@ -51,6 +55,8 @@ def _by_rule(case: Case, leg: Leg, step: NftStep, reason: str | None) -> Finding
     if step.kind == "policy":
         text += ", which no rule of it accepts"
     text += f", because {step.why}" if step.why is not None else "; it is not Podwire's"
+    if (guarded := _by_guard(case, leg, step, reason)) is not None:
+        return guarded
     at = seen.inside(case, step.place)
     chain = f"{step.family} {quote(step.table)} {quote(step.chain)}"
     if step.why is not None:
@@ -71,6 +77,49 @@ def _by_rule(case: Case, leg: Leg, step: NftStep, reason: str | None) -> Finding
         reason=reason,
         why=step.why,
     )
+
+
+def _by_guard(case: Case, leg: Leg, step: NftStep, reason: str | None) -> Finding | None:
+    """Dropped by a rule of ours that lets only those pass who are who they say."""
+    counted = _COUNTED.search(step.rule) if step.why is not None else None
+    if counted is None or counted[1] not in _GUARDS:
+        return None
+    ip = ip_of(decode_network(step.data, len(step.data)).headers)
+    source = f" {ip.source}" if ip is not None else ""
+    cause, text, remedy = _GUARDS[counted[1]]
+    first = case.evidence.places[leg.sightings[0].place] if leg.sightings else None
+    sender = f"pod {first.pod}" if first is not None and first.pod else "the sender"
+    return finding(
+        case,
+        leg,
+        cause,
+        f"{text.format(sender=sender, source=source)}: {seen.rule_name(step)} drops it",
+        where=seen.where_met(case, step),
+        remedy=remedy.format(sender=sender, source=source),
+        reason=reason,
+        why=step.why,
+    )
+
+
+#: Of our own rules that drop, by their counters: the cause, what happened, what to do.
+_COUNTED = re.compile(r'counter name "(\w+)" drop')
+_GUARDS = {
+    spoofing.SPOOFED_IP.name: (
+        Cause.SPOOFED,
+        "{sender} sends with the source{source}, which is not its own",
+        'have it send with its own address, or let it: annotation podwire.io/anti-spoofing: "off"',
+    ),
+    guard.STRANGER.name: (
+        Cause.SPOOFED,
+        "a VXLAN packet from{source}, which is no node's address",
+        "is{source} an address of a node? podwire status tells which ones peers have published",
+    ),
+    isolation.ISOLATED.name: (
+        Cause.NFT,
+        "pods and their own node are kept apart here",
+        "nothing, if that is wanted: it is the agent's option --isolate-host",
+    ),
+}
 
 
 def _matching(case: Case) -> str:

@@ -50,7 +50,6 @@ At = TypeVar("At", Frame, Drop, NftStep, Question)
 
 #: The agents of one machine tell of one drop with times that differ by no more than this.
 _SAME_DROP_NS = 1_000_000
-_TUNNEL_PORT = 8472
 
 
 class Traced(NamedTuple):
@@ -152,7 +151,9 @@ def _match(
         for subnet in map(ip_network, node.subnets):
             # The VTEP's address, and the bridge's.
             neighbors |= {str(subnet.network_address), str(subnet.network_address + 1)}
-    ports = {one.welcome.tunnel_port for one in watchers if one.welcome is not None}
+    greetings = [one.welcome for one in watchers if one.welcome is not None]
+    ports = {one.tunnel_port for one in greetings} - {0}
+    bare = {one.bare_port for one in greetings} - {0}
     return ProbeMatch(
         protocol=probe.protocol,
         source=source.ip,
@@ -161,7 +162,8 @@ def _match(
         port=probe.port,
         translated=not facts.in_network(probe.target),
         neighbors=tuple(sorted(neighbors - {""})),
-        tunnel_ports=tuple(sorted(ports - {0})) or (_TUNNEL_PORT,),
+        tunnel_ports=tuple(sorted(ports)),
+        bare_ports=tuple(sorted(bare)),
     )
 
 

@@ -1,4 +1,4 @@
-"""nft rules: by their handle, a chain's name, or words of their text."""
+"""nft rules: by their handle, a chain's name, both, or words of their text."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from podwire.model.state import NftRule
 from podwire.plan import guard, isolation, spoofing
 from podwire.trace.explanations.knowledge import Details, Explanation, Knowledge
 
+_HANDLE = re.compile(r"(?:(.*?\S)\s+)??(?:#\s*)?(?:handle\s+)?(\d+)")
 _DIGEST = re.compile(r' comment "podwire [0-9a-f]{12}"$')
 #: So many rules are shown when several fit.
 _SHOWN = 20
@@ -65,7 +66,8 @@ _IPTABLES = ("raw", "mangle", "nat", "filter", "security")
 
 
 def explain_rule(about: Knowledge, thing: str) -> Explanation:
-    """`thing` is a handle, a chain, `TABLE CHAIN`, or words of the rule."""
+    """`thing` is a chain (also `TABLE CHAIN`, `FAMILY TABLE CHAIN`) and a handle, one of the two,
+    or words of the rule."""
     rules = list_rules()
     found = [one for one in rules if _fits(one, thing)]
     if not found:
@@ -87,16 +89,12 @@ def explain_rule(about: Knowledge, thing: str) -> Explanation:
 
 
 def _fits(rule: ListedRule, thing: str) -> bool:
-    if thing.isdecimal():
-        return rule.handle == int(thing)
-    where = (
-        rule.chain,
-        rule.table,
-        f"{rule.table} {rule.chain}",
-        f"{rule.family} {rule.table} {rule.chain}",
-        f"{rule.family} {rule.table}",
-    )
-    return thing in where or thing.casefold() in rule.text.casefold()
+    chains = (rule.chain, f"{rule.table} {rule.chain}", f"{rule.family} {rule.table} {rule.chain}")
+    handle = _HANDLE.fullmatch(thing)
+    if handle is not None and handle[1] in (None, *chains):
+        return rule.handle == int(handle[2])
+    tables = (rule.table, f"{rule.family} {rule.table}")
+    return thing in (*chains, *tables) or thing.casefold() in rule.text.casefold()
 
 
 def _wanted(about: Knowledge, rule: ListedRule) -> NftRule | None:
@@ -128,7 +126,7 @@ def _ours(answer: Explanation, wanted: NftRule) -> None:
 def _several(about: Knowledge, found: list[ListedRule]) -> Explanation:
     ours = sum(_wanted(about, one) is not None for one in found)
     answer = Explanation(
-        text=f"{len(found)} rules fit, {ours} of them Podwire's; name one by its handle",
+        text=f"{len(found)} rules fit, {ours} of them Podwire's; name one by its chain and handle",
         details=[],
     )
     for one in found[:_SHOWN]:
