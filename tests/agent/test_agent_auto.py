@@ -173,7 +173,7 @@ async def test_status_and_metrics_tell_of_ways_and_drops(nodes: Joined) -> None:
     assert {one.reason for one in status.drops} >= {"vxlan_stranger", "spoofed_ip", "not_a_peer"}
     # A VXLAN packet from an address that is no node's, here the router's.
     before = strangers(first)
-    nodes.hub.run("echo -n 12345678901234567890 | busybox nc -u -w1 172.18.1.11 8472", check=False)
+    nodes.hub.run("bash -c 'echo 12345678901234567890 > /dev/udp/172.18.1.11/8472'")
     until(lambda: strangers(first) > before, "it is dropped, and counted")
     assert second.http.not_ready is None
 

@@ -1,6 +1,6 @@
 """The CNI part of an agent as a process of its own, for tests that kill it.
 
-    agent_process.py STATE_DIR SOCKET SUBNET[,SUBNET] [--not-ready] [--routed]
+    agent_process.py STATE_DIR SOCKET SUBNET[,SUBNET] [--not-ready] [--awaited] [--routed]
                      [--annotations JSON]
 
 Runs in the network namespace that it is started in, makes what the wiring needs there, prints
@@ -68,6 +68,8 @@ async def main(options: argparse.Namespace) -> None:
     await service.start()
     if not options.not_ready:
         service.network = config
+    if options.awaited:
+        service.awaited = "this is a test"
     server = CniServer(options.socket, service)
     await server.start()
     stop = asyncio.Event()
@@ -86,6 +88,7 @@ if __name__ == "__main__":
     parser.add_argument("socket", type=Path)
     parser.add_argument("subnets")
     parser.add_argument("--not-ready", action="store_true")
+    parser.add_argument("--awaited", action="store_true")
     parser.add_argument("--routed", action="store_true")
     parser.add_argument("--annotations", type=json.loads, default={})
     asyncio.run(main(parser.parse_args()))

@@ -373,3 +373,13 @@ def test_an_agent_that_is_down(node: Node, pod: str) -> None:
     code, message = node.cni("ADD", "c1", pod).error
     assert code == 11
     assert str(node.socket) in message
+
+
+def test_a_pod_whose_packets_would_be_lost_is_to_be_tried_again_later(
+    make_node: MakeNode, pod: str
+) -> None:
+    node = make_node("10.244.1.0/24", "--awaited")
+    assert node.cni("ADD", "c1", pod).error == (11, "podwire is not ready: this is a test")
+    assert node.cni("STATUS").error == (50, "podwire is not ready: this is a test")
+    node.delete("c1", pod)
+    assert node.links() == []

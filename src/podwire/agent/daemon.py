@@ -189,7 +189,7 @@ class Agent:
             try_again=self._look_at_own,
         )
         self.peering = Peering(
-            self._config, self._nodes, on_paths=self._note_paths, on_tunnel=self._look_at_own
+            self._config, self._nodes, on_paths=self._note_paths, on_tunnel=self._note_tunnel
         )
         self.drops = Drops(self._worker, self.peering)
         self._planner = Planner(self._nodes, self.peering, self._pod_watch)
@@ -285,6 +285,11 @@ class Agent:
         self._nodes.note(*names)
         self._wake.set()
 
+    def _note_tunnel(self) -> None:
+        """The tunnel forwards and did not, or the other way round."""
+        self._pods.wait_for(self.peering.not_ready)
+        self._look_at_own()
+
     def _look_at_own(self) -> None:
         """Have `_renew` done."""
         self._own_changed = True
@@ -358,10 +363,12 @@ class Agent:
             await self._adopt(network)
         if self._refused is not None:
             return
-        problem = await self._renewal.publish(network, again=self._not_ready is not None)
-        if self._not_ready is None:
-            return
-        problem = problem or self.peering.not_ready
+        # Nobody is to send us anything, nor any pod to be made, that would be lost.
+        problem = self.peering.not_ready
+        if problem is None:
+            problem = await self._renewal.publish(network, again=self._not_ready is not None)
+            if self._not_ready is None:
+                return
         if problem is not None:
             self._say_not_ready(problem)
         elif self._source.own is not None and self._refused is None:
@@ -382,6 +389,7 @@ class Agent:
             ),
         )
         self._tell_of_change(network)
+        self._pods.wait_for("the node's network is being made")
         for protocol in self._memory.begin(network):
             await self._worker.call(self._worker.reconciler.own_protocol, protocol)
         attachments = self._pods.use(network)
@@ -396,6 +404,7 @@ class Agent:
             self._memory.done(network)
         # The tunnel's device is there by now, and the probes' routes.
         self.peering.use(network, self._renewal.private_key)
+        self._pods.wait_for(self.peering.not_ready)
         metrics.PEERS.set(self._nodes.leased_peers)
 
     def _tell_of_change(self, network: NetworkConfig) -> None:

@@ -25,7 +25,7 @@ from podwire.trace.status import PathStatus
 
 class Peering:
     """`on_paths(names)` is called when VXLAN gets through to these and did not, or the other way
-    round; `on_tunnel` when the tunnel begins to forward."""
+    round; `on_tunnel` when the tunnel begins to forward, and when it no longer does."""
 
     def __init__(
         self,

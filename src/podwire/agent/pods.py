@@ -68,6 +68,10 @@ class Pods:
         """What runtimes are told until `use`."""
         self._service.not_ready = reason
 
+    def wait_for(self, reason: str | None) -> None:
+        """Refuse new pods for this reason until it is None, as what they send would be lost."""
+        self._service.awaited = reason
+
     def hand_out_by(self, allocator: Allocator | None) -> None:
         """Who hands out addresses from the next `use` on; None for the node's own subnet."""
         self._service.allocator = allocator

@@ -18,6 +18,8 @@ from podwire.trace.status import NodeStatus, PeerStatus
 if TYPE_CHECKING:
     from podwire.agent.daemon import Agent
 
+#: So many unbelieved leases are named one by one.
+_NAMED = 5
 #: Fields of a fabric that are shown by themselves, or that nobody chooses.
 _SHOWN = ("profile", "ipam", "wiring", "transport", "vxlan_dev", "vxlan_dev6")
 
@@ -51,6 +53,7 @@ async def node_status(agent: Agent) -> NodeStatus:
         underlay_ips=tuple(map(str, underlay.ips)),
         underlay_mtu=underlay.mtu,
         mtu=network.mtu,
+        tunnel=agent.peering.tunnel.status,
         peers=tuple(_peers(agent, network, tunnels)),
         drops=await agent.drops.read(),
     )
@@ -79,6 +82,15 @@ def _problems(agent: Agent) -> Iterator[str]:
         yield problem
     if pods := strays(agent.network, agent.pods.attachments):
         yield f"{', '.join(pods)}: outside of the lease, so that peers do not reach them"
+    unused = [
+        reason
+        for name, node in sorted(agent.nodes.by_name.items())
+        if name != agent.network.node
+        for reason in objections(agent.network, node, agent.nodes.claims)
+    ]
+    yield from unused[:_NAMED]
+    if len(unused) > _NAMED:
+        yield f"{len(unused) - _NAMED} more leases are not used: see the peers below"
 
 
 def _peers(

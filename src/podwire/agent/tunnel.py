@@ -29,6 +29,7 @@ from podwire.plan import carrier
 from podwire.plan.claims import Claims
 from podwire.plan.node import objections
 from podwire.plan.transport import transport_of
+from podwire.trace.status import TunnelStatus
 from podwire.tunnel.client import TunnelAwayError, TunnelClient, command
 
 log = logging.getLogger(__name__)
@@ -78,11 +79,12 @@ def tunnel_peer(network: NetworkConfig, peer: Node, claims: Claims) -> TunnelPee
 
 
 class Tunnel:
-    """The process at `path`. `on_ready` is called when it forwards, each time it begins to."""
+    """The process at `path`. `on_change` is called when `problem` is another: it begins to forward,
+    or does not any more."""
 
-    def __init__(self, path: Path, on_ready: Callable[[], None]) -> None:
+    def __init__(self, path: Path, on_change: Callable[[], None]) -> None:
         self._path = path
-        self._on_ready = on_ready
+        self._on_change = on_change
         self._config: TunnelConfig | None = None
         self._peers: dict[str, TunnelPeer] = {}
         #: What it has not been told yet: peers by name, or everything.
@@ -92,6 +94,14 @@ class Tunnel:
         self._client: TunnelClient | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._problem: str | None = None
+        #: None until one has forwarded; then how often another one had to be started.
+        self._restarts: int | None = None
+        self._status: TunnelStatus | None = None
+
+    @property
+    def status(self) -> TunnelStatus | None:
+        """The process that forwards; None where none does."""
+        return self._status
 
     @property
     def problem(self) -> str | None:
@@ -111,7 +121,7 @@ class Tunnel:
     def want(self, config: TunnelConfig | None, peers: Mapping[str, TunnelPeer]) -> None:
         """Be this end from now on, with these peers; None for no tunnel at all."""
         if config != self._config:
-            self._problem = "the UDP tunnel has not started yet" if config is not None else None
+            self._problem = "the UDP tunnel is not configured yet" if config is not None else None
         self._config, self._peers = config, dict(peers)
         self._all_changed = True
         self._news.set()
@@ -145,8 +155,9 @@ class Tunnel:
         while True:
             await asyncio.sleep(pause_s)
             if self._config is None:
-                await self._end()
+                await stop_tunnel(self._path)
                 self._reap()
+                self._restarts = None
                 await self._wait_for_news()
                 pause_s = 0.0
                 continue
@@ -154,8 +165,8 @@ class Tunnel:
             try:
                 await self._serve()
             except PodwireError as error:
-                self._problem = f"the UDP tunnel does not forward: {error}"
                 log.error("tunnel", extra=fields(error=error))
+                self._note(f"the UDP tunnel does not forward: {error}")
             self._reap()
             good = time.monotonic() - began > _GOOD_S
             pause_s = 0.0 if good else min(max(pause_s * 2, _AGAIN_S), _AGAIN_MAX_S)
@@ -175,7 +186,7 @@ class Tunnel:
                     raise TunnelAwayError("its process is gone")
                 await self._tell(client)
         finally:
-            self._client = None
+            self._client = self._status = None
             closed.cancel()
             await client.close()
 
@@ -187,14 +198,20 @@ class Tunnel:
             return
         if all_changed:
             ready = await self._configure(client, config)
+            if self._client is None:
+                self._restarts = self._restarts or 0
+                self._status = TunnelStatus(
+                    pid=ready.pid,
+                    since=time.time(),
+                    restarts=self._restarts,
+                    features=ready.features,
+                )
             self._client = client
-            was_ready, self._problem = self._problem is None, None
             log.info(
                 "tunnel forwards",
                 extra=fields(pid=ready.pid, peers=len(self._peers), uses=",".join(ready.features)),
             )
-            if not was_ready:
-                self._on_ready()
+            self._note(None)
             return
         for name in changed:
             peer = self._peers.get(name)
@@ -219,6 +236,8 @@ class Tunnel:
             return await TunnelClient.connect(self._path)
         self._reap()
         process = self._process = _start(self._path)
+        if self._restarts is not None:
+            self._restarts += 1
         deadline = time.monotonic() + _STARTING_S
         while True:
             with contextlib.suppress(TunnelAwayError):
@@ -229,8 +248,11 @@ class Tunnel:
                 raise TunnelAwayError(f"it did not come up in {_STARTING_S:g} s")
             await asyncio.sleep(_LOOK_AGAIN_S)
 
-    async def _end(self) -> None:
-        await stop_tunnel(self._path)
+    def _note(self, problem: str | None) -> None:
+        """Why nothing is forwarded, None where it is, from now on."""
+        before, self._problem = self._problem, problem
+        if problem != before:
+            self._on_change()
 
     async def _wait_for_news(self) -> None:
         self._news.clear()

@@ -124,6 +124,11 @@ def _lines(one: NodeStatus) -> Iterator[str]:
         yield f"  network   {', '.join(one.network)}, leases {', '.join(one.subnets)}, {pods}"
         ips = ", ".join(one.underlay_ips)
         yield f"  underlay  {one.underlay} {ips}, MTU {one.underlay_mtu}, pods' MTU {one.mtu}"
+    if one.tunnel is not None:
+        restarts = f", {one.tunnel.restarts} restarts" if one.tunnel.restarts else ""
+        since = printing.human_duration(time.time() - one.tunnel.since)
+        uses = ", ".join(one.tunnel.features) or "no offloads"
+        yield f"  tunnel    process {one.tunnel.pid} for {since}{restarts}, uses {uses}"
     if one.store:
         yield f"  store     {one.store}" + ("" if one.connected else ", away")
     for problem in one.problems:

@@ -91,6 +91,8 @@ class CniService:
         self.network: NetworkConfig | None = None
         #: Why there is none, for the runtime.
         self.not_ready = "the node has no lease of a pod subnet yet"
+        #: Why what a new pod sends would be lost although there is one; None where it would not.
+        self.awaited: str | None = None
 
     # Life.
 
@@ -250,14 +252,17 @@ class CniService:
             case Command.GC:
                 await self._collect(request)
             case Command.STATUS:
-                if self.network is None:
-                    raise CniError(Code.NOT_AVAILABLE, f"podwire is not ready: {self.not_ready}")
+                reason = self.not_ready if self.network is None else self.awaited
+                if reason is not None:
+                    raise CniError(Code.NOT_AVAILABLE, f"podwire is not ready: {reason}")
             case Command.VERSION:
                 return protocol.version_reply(request.version).stdout
         return b""
 
     async def _add(self, request: Request, netns_fd: int) -> bytes:
         network = self._require_network()
+        if self.awaited is not None:
+            raise CniError(Code.TRY_AGAIN_LATER, f"podwire is not ready: {self.awaited}")
         prev = request.conf.prev_result
         if prev is not None and results.names_interface(prev, request.ifname):
             raise CniError(

@@ -41,6 +41,17 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
     heard_s: float | None = None
 
 
+class TunnelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The process of the UDP tunnel: its `pid`, since when the agent has it forward, in seconds of
+    the epoch, how often it has had to be started anew since the agent began, and the kernel's
+    offloads that it uses."""
+
+    pid: int
+    since: float
+    restarts: int
+    features: tuple[str, ...]
+
+
 class DropCount(msgspec.Struct, frozen=True, kw_only=True):
     """Packets dropped for one reason, whose `meaning` is in words."""
 
@@ -52,8 +63,9 @@ class DropCount(msgspec.Struct, frozen=True, kw_only=True):
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One node. `problems` are what isn't well, one sentence each; none when all is.
 
-    `store` is where its lease is; `subnets` are what it leases, `mtu` is its pods'. What depends
-    on the lease is empty while there is none.
+    `store` is where its lease is; `subnets` are what it leases, `mtu` is its pods'. `tunnel` is
+    None where there is none, or none that forwards. What depends on the lease is empty while there
+    is none.
     """
 
     node: str
@@ -72,6 +84,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     underlay_ips: tuple[str, ...] = ()
     underlay_mtu: int = 0
     mtu: int = 0
+    tunnel: TunnelStatus | None = None
     peers: tuple[PeerStatus, ...] = ()
     drops: tuple[DropCount, ...] = ()
     problems: tuple[str, ...] = ()

@@ -1,0 +1,113 @@
+"""The UDP tunnel's process and its agent: nothing is promised before it forwards."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from podwire.trace.status import NodeStatus
+from podwire.trace.wire import Status
+
+from ..conftest import Namespace
+from ..e2e.waiting import DEADLINE_S
+from .conftest import AgentProcess, Cluster
+from .joined import answers, joined
+from .operating import connected
+
+pytestmark = pytest.mark.root
+
+FORWARDS = "flannel.alpha.coreos.com/backend-type"
+
+
+@contextmanager
+def in_the_way(agent: AgentProcess, end: int | None = None) -> Iterator[None]:
+    """No tunnel can start in the block; one that runs is killed as it begins."""
+    path = agent.home / "run" / "tunnel.sock.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        # Whoever waits for the lock has it before a new process asks.
+        waiting = threading.Thread(target=fcntl.flock, args=(fd, fcntl.LOCK_EX))
+        waiting.start()
+        if end is not None:
+            os.kill(end, signal.SIGKILL)
+        waiting.join(DEADLINE_S)
+        assert not waiting.is_alive()
+        yield
+    finally:
+        os.close(fd)
+
+
+def status(agent: AgentProcess) -> NodeStatus:
+    async def ask() -> NodeStatus:
+        async with connected(agent) as operator:
+            return (await operator.call(Status(id=0))).status
+
+    return asyncio.run(ask())
+
+
+def refused(agent: AgentProcess, pod: Namespace) -> tuple[int, str]:
+    """Code and message of an ADD that fails."""
+    done = subprocess.run(
+        [agent.executable],
+        input='{"cniVersion":"1.1.0","name":"podwire","type":"podwire"}',
+        env={
+            "CNI_COMMAND": "ADD",
+            "CNI_CONTAINERID": "refused",
+            "CNI_NETNS": pod.path,
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": str(agent.executable.parent),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    error = json.loads(done.stdout)
+    return error["code"], error["msg"]
+
+
+def test_nothing_is_promised_before_the_tunnel_forwards(
+    cluster: Cluster,
+    kubeconfig: Path,
+    make_namespace: Callable[[], Namespace],
+    tmp_path: Path,
+) -> None:
+    with joined(make_namespace, tmp_path) as nodes:
+        agents = [nodes.add(name, kubeconfig) for name in ("node1", "node2")]
+        for agent in agents:
+            nodes.register(cluster, agent.name, [f"10.244.{agent.name[-1]}.0/24"])
+        first, second = agents
+        with in_the_way(first):
+            first.start("--profile", "flannel-udp")
+            first.wait_not_ready("the UDP tunnel does not forward")
+            assert not first.conflist.exists()
+            assert FORWARDS not in cluster.node("node1")["metadata"].get("annotations", {})
+        for agent in (first, second.start("--profile", "flannel-udp")):
+            agent.wait_ready()
+        (here, _), (_, (target,)) = map(nodes.pod, agents)
+        answers(here, target)
+        tunnel = status(first).tunnel
+        assert tunnel is not None
+        assert tunnel.restarts == 0
+        with in_the_way(first, end=tunnel.pid):
+            first.wait_not_ready("the UDP tunnel does not forward")
+            code, message = refused(first, make_namespace())
+            assert code == 11
+            assert message.startswith("podwire is not ready: the UDP tunnel does not forward")
+        first.wait_ready()
+        answers(here, target)
+        after = status(first)
+        assert after.tunnel is not None
+        assert after.tunnel.restarts > 0
+        assert after.problems == ()
