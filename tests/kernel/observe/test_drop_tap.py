@@ -10,13 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from podwire.errors import KernelError, UnsupportedError
 from podwire.kernel.observe import bpf, btf
 from podwire.kernel.observe.drops import DropTap
 from podwire.kernel.observe.ebpf import Program, Reg
-from podwire.model.probe import ProbeMatch
+from podwire.model.probe import ProbeMatch, Protocol
 
 pytestmark = pytest.mark.root
 
@@ -45,7 +46,7 @@ def test_nothing_is_left_of_a_process_that_is_killed() -> None:
 _HOLD = """
 import sys
 from podwire.kernel.observe.drops import DropTap
-from podwire.model.probe import ProbeMatch
+from podwire.model.probe import ProbeMatch, Protocol
 tap = DropTap({match!r})
 print("open", flush=True)
 sys.stdin.read()
@@ -70,6 +71,31 @@ def _exists(kind: str, number: int) -> bool:
     except UnsupportedError:
         return False
     return True
+
+
+@pytest.mark.parametrize("ports", [((), ()), ((), (8285,)), ((8472,), ()), ((8472, 4789), (8285,))])
+@pytest.mark.parametrize("protocol", ["icmp", "tcp", "udp"])
+def test_every_fabric_has_a_program_that_the_kernel_takes(
+    protocol: Protocol, ports: tuple[tuple[int, ...], tuple[int, ...]]
+) -> None:
+    """The verifier refuses code that nothing leads to, such as what opens tunnels that are not
+    there."""
+    vxlan, bare = ports
+    match = msgspec.structs.replace(
+        MATCH,
+        protocol=protocol,
+        port=None if protocol == "icmp" else 80,
+        tunnel_ports=vxlan,
+        bare_ports=bare,
+        translated=True,
+        neighbors=("10.97.1.1",),
+    )
+    for one in (
+        match,
+        msgspec.structs.replace(match, source="fd00:97:1::2", target="fd00:97:2::2"),
+    ):
+        with DropTap(one) as tap:
+            assert tap.read() == []
 
 
 def test_closing_twice_is_fine_and_leaves_no_descriptor() -> None:
@@ -97,7 +123,7 @@ def test_who_may_not_is_told() -> None:
 import os
 from podwire.errors import UnsupportedError
 from podwire.kernel.observe.drops import DropTap
-from podwire.model.probe import ProbeMatch
+from podwire.model.probe import ProbeMatch, Protocol
 os.setuid(65534)
 try:
     DropTap({MATCH!r})

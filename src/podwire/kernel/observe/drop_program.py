@@ -295,14 +295,15 @@ class _Writer:
         for port in self.match.bare_ports:
             program.jump_if(R1, "==", _network(port), "bare")
         program.jump("out")
-        program.label("inside")
-        self._within(VXLAN_FRAME + _ETHERNET)
-        self._read(_SCRATCH, 2, R8, VXLAN_FRAME + 12)
-        program.load(2, R1, R10, _SCRATCH)
-        program.alu("+", R8, VXLAN_FRAME + _ETHERNET)
-        for ethertype in ETHERTYPES.values():
-            program.jump_if(R1, "==", _network(ethertype), "again")
-        program.jump("out")
+        if self.match.tunnel_ports:
+            program.label("inside")
+            self._within(VXLAN_FRAME + _ETHERNET)
+            self._read(_SCRATCH, 2, R8, VXLAN_FRAME + 12)
+            program.load(2, R1, R10, _SCRATCH)
+            program.alu("+", R8, VXLAN_FRAME + _ETHERNET)
+            for ethertype in ETHERTYPES.values():
+                program.jump_if(R1, "==", _network(ethertype), "again")
+            program.jump("out")
         if self.match.bare_ports:
             program.label("bare")
             program.alu("+", R8, BARE_PACKET)
