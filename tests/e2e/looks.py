@@ -18,8 +18,9 @@ from podwire.lab import Lab, LabNode, LabPod
 
 from .waiting import until
 
-#: Pings each argument in turn.
-_PING_EACH = 'for target; do ping -n -c 2 -i 0.002 -W 2 "$target"; done'
+#: Pings each argument in turn, once: for further answers after a first one, ping(8) waits no longer
+#: than two round trips, which a busy machine exceeds.
+_PING_EACH = 'for target; do ping -n -c 1 -W 10 "$target"; done'
 
 #: What a hop at each node takes off a packet's TTL between two pods of different nodes.
 LAYER_3, LAYER_2, USER_SPACE = 62, 64, 60
@@ -62,8 +63,8 @@ def unreached(
         problems = []
         for name, ip in targets:
             ttls = found.get(ip, [])
-            if len(ttls) < 2:
-                problems.append(f"{source} gets {len(ttls)} of 2 answers of {name} at {ip}")
+            if not ttls:
+                problems.append(f"{source} gets no answer of {name} at {ip}")
                 continue
             expected = _ttl(everybody[source], everybody[name], look, far)
             if expected is not None and set(ttls) != {expected}:
