@@ -1,6 +1,6 @@
 """From the TUN device to the peers.
 
-    TUN ─ read ─▶ a super-packet ────────▶ headers of all segments (`segment`) ─▶ one send
+    TUN ─ read ─▶ a super-packet ────────▶ put together as segments (`segment`) ─▶ one send
                └▶ packets of equal size ─▶ checked and patched in rows ─────────▶ one send
                └▶ a single packet ──────▶ checked and patched ────────────────▶ one send
 
@@ -48,9 +48,6 @@ class Outbound:
         self._view = self._buffer.data
         self._address: int = self._buffer.ctypes.data
         self._segmenter = Segmenter(self._buffer)
-        self._iovecs = np.zeros((_GATHERED, 2), np.uint64)
-        self._iovecs_at: int = self._iovecs.ctypes.data
-        self._count = np.arange(_GATHERED, dtype=np.uint64)
         #: Whether packets came one at a time of late.
         self._calm = True
 
@@ -144,11 +141,8 @@ class Outbound:
             return
         size = length + (layout.count - 1) * layout.head
         segment = layout.head + mss
-        if peer.encrypted:
-            layout.pack()
-            self._path.send_packed(peer, self._segmenter.packed, size, segment)
-        else:
-            self._path.send_rows(peer, layout.iovecs_at, 2, layout.count, segment, size)
+        segmenter = self._segmenter
+        self._path.send_packed(peer, segmenter.packed, segmenter.packed_at, size, segment)
 
     def _flush(self, first: int, count: int, size: int, stride: int) -> None:
         """Send the `count` packets of `size` bytes, one every `stride` bytes from `first`."""
@@ -192,16 +186,9 @@ class Outbound:
             end = VNET_HEADER + size + 1 >> 1
             sums = row_sums(words[:, VNET_HEADER + start >> 1 : end])
             words[:, VNET_HEADER + start + offset >> 1] = row_checks(sums)
-        if peer.encrypted:
-            self._segmenter.pack(rows[:, VNET_HEADER : VNET_HEADER + size])
-            path.send_packed(peer, self._segmenter.packed, count * size, size)
-        else:
-            iovecs = self._iovecs[:count]
-            iovecs[:, 0] = self._count[:count] * np.uint64(stride) + np.uint64(
-                self._address + first
-            )
-            iovecs[:, 1] = size
-            path.send_rows(peer, self._iovecs_at, 1, count, size, count * size)
+        segmenter = self._segmenter
+        segmenter.pack(rows[:, VNET_HEADER : VNET_HEADER + size])
+        path.send_packed(peer, segmenter.packed, segmenter.packed_at, count * size, size)
         return True
 
 

@@ -7,9 +7,7 @@ come in (`outbound`, `inbound`), and when (`loop`).
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import struct
 import time
 from collections.abc import Iterable
 
@@ -26,7 +24,6 @@ from podwire.tunnel.table import Peer, Table
 _ERRORS_PER_S, _ERRORS_BURST = 1000.0, 50.0
 #: Every IPv6 path takes packets of this size (RFC 8200), so nobody may be told of less.
 _IPV6_MIN_MTU = 1280
-_IOVEC = struct.Struct("@PN")
 
 
 class Path:
@@ -91,30 +88,10 @@ class Path:
         if error:
             self._refused(error, underlay, peer, [bytes(packet)])
 
-    def send_rows(
-        self, peer: Peer, iovecs: int, width: int, count: int, segment: int, size: int
+    def send_packed(
+        self, peer: Peer, packets: BatchBuffer, address: int, size: int, segment: int
     ) -> None:
-        """Send `count` packets of `segment` bytes each, the last maybe shorter, bare.
-
-        They are `size` bytes together. Each is in `width` places: at the address `iovecs` there is
-        a struct iovec for each place.
-        """
-        underlay = self.underlays.get(peer.version)
-        if underlay is None:
-            self.drops["send_failed"] += count
-            return
-        most = min(MAX_SEGMENTS, MAX_BYTES // segment) if underlay.gso else 1
-        peer.sent_packets += count
-        peer.sent_bytes += size
-        for start in range(0, count, most):
-            part = min(most, count - start)
-            at = iovecs + start * width * _IOVEC.size
-            error = underlay.send(peer, at, part * width, segment if part > 1 else 0)
-            if error:
-                self._refused(error, underlay, peer, _gathered(at, width, part))
-
-    def send_packed(self, peer: Peer, packets: BatchBuffer, size: int, segment: int) -> None:
-        """Send packets that lie back to back, of `segment` bytes each but the last, sealed."""
+        """Send packets that lie back to back at `address`, of `segment` bytes each but the last."""
         underlay = self.underlays.get(peer.version)
         count = -(-size // segment)
         if underlay is None:
@@ -122,14 +99,20 @@ class Path:
             return
         peer.sent_packets += count
         peer.sent_bytes += size
-        most = min(MAX_SEGMENTS, MAX_BYTES // (segment + OVERHEAD)) if underlay.gso else 1
+        each = segment + OVERHEAD if peer.encrypted else segment
+        most = min(MAX_SEGMENTS, MAX_BYTES // each) if underlay.gso else 1
         for start in range(0, size, most * segment):
             part = min(most * segment, size - start)
-            error = self._send_sealed(underlay, peer, packets, start, part, segment)
+            if peer.encrypted:
+                error = self._send_sealed(underlay, peer, packets, start, part, segment)
+            else:
+                error = underlay.send_at(
+                    peer, address + start, part, segment if part > segment else 0
+                )
             if error:
                 here = packets.view[start : start + part]
-                each = [bytes(here[at : at + segment]) for at in range(0, part, segment)]
-                self._refused(error, underlay, peer, each)
+                parts = [bytes(here[at : at + segment]) for at in range(0, part, segment)]
+                self._refused(error, underlay, peer, parts)
 
     def _send_sealed(
         self,
@@ -200,12 +183,3 @@ class Path:
         send = underlay.send_fragmented if fragment else underlay.send_at
         if size and send(peer, self._sealed_at, size, 0):
             self.drops["send_failed"] += 1
-
-
-def _gathered(iovecs: int, width: int, count: int) -> list[bytes]:
-    """The packets that iovecs lead to."""
-    places = [
-        ctypes.string_at(*_IOVEC.unpack(ctypes.string_at(iovecs + at * _IOVEC.size, _IOVEC.size)))
-        for at in range(count * width)
-    ]
-    return [b"".join(places[at : at + width]) for at in range(0, len(places), width)]

@@ -53,14 +53,14 @@ class Segmenter:
 
     def __init__(self, buffer: U8) -> None:
         self._buffer, self._view = buffer, buffer.data
-        self._scratch = np.zeros(MAX_SEGMENTS * MAX_HEADERS, np.uint8)
         self._whole = np.zeros(MAX_SEGMENTS * MAX_HEADERS + (1 << 17), np.uint8)
-        #: Where packets are put back to back, for encryption.
+        #: Where packets are put back to back, and its address.
         self.packed = BatchBuffer(self._whole.data)
+        self.packed_at: int = self._whole.ctypes.data
         self._layouts: dict[tuple[int, int, int, int, int, int], Layout] = {}
 
     def segment(self, at: int, size: int, gso_type: int, mss: int, l4: int) -> Layout | None:
-        """Make the headers of the packet of `size` bytes at `at`, which is even.
+        """Put the segments of the packet of `size` bytes at `at`, which is even, into `packed`.
 
         `mss` is the payload of each segment but the last, `l4` the offset of the TCP or UDP header
         in the packet. The packet's own header is used up. None for what can be no super-packet.
@@ -81,7 +81,7 @@ class Segmenter:
             if len(self._layouts) >= _LAYOUTS:
                 self._layouts.clear()
             layout = self._layouts[key] = Layout(
-                self._buffer, self._scratch, self._whole, at, l4, head, mss, count, tcp=tcp
+                self._buffer, self._whole, at, l4, head, mss, count, tcp=tcp
             )
         layout.fill(size)
         return layout
@@ -92,12 +92,11 @@ class Segmenter:
 
 
 class Layout:
-    """The headers of packets at `at` of one division: `count` segments of `mss` bytes."""
+    """Packets at `at` of one division: `count` segments of `mss` bytes, and where they are put."""
 
     def __init__(
         self,
         buffer: U8,
-        scratch: U8,
         whole: U8,
         at: int,
         l4: int,
@@ -116,39 +115,29 @@ class Layout:
             tcp,
         )
         self._six = buffer.item(at) >> 4 == 6
-        self._view, self._scratch = buffer.data, scratch.data
-        #: The headers, a row for each segment.
-        self.rows: U8 = scratch[: count * head].reshape(count, head)
+        self._view, self._whole = buffer.data, whole.data
+        stride = head + mss
+        packed = whole[: count * stride].reshape(count, stride)
+        self._headers: U8 = packed[:, :head]
+        self._packed_payloads: U8 = packed[:, head:]
         self._template: U8 = buffer[at : at + head]
-        self._last_row = (count - 1) * head
+        self._last_row = (count - 1) * stride
         self._field = l4 + (16 if tcp else 6)
-        self._checks = np.ndarray((count,), np.uint16, scratch.data, self._field, (head,))
+        self._checks = np.ndarray((count,), np.uint16, whole.data, self._field, (stride,))
         number = np.arange(count, dtype=np.uint32)
         if tcp:
-            self._sequence = np.ndarray((count,), ">u4", scratch.data, l4 + 4, (head,))
+            self._sequence = np.ndarray((count,), ">u4", whole.data, l4 + 4, (stride,))
             self._steps = number * np.uint32(mss)
             self._step_sums = (number.astype(np.uint64) * mss * _NETWORK % 0xFFFF).astype(np.uint32)
         start = at + head
-        #: The payloads, a row for each segment.
-        self.payloads: U8 = buffer[start : start + count * mss].reshape(count, mss)
-        packed = whole[: count * (head + mss)].reshape(count, head + mss)
-        self._packed_heads, self._packed_payloads = packed[:, :head], packed[:, head:]
-        self._words = None if mss & 1 else self.payloads.view(np.uint16)
-        #: Address and length of each segment's header and payload. The last's length is set with
-        #: each packet.
-        self.iovecs: NDArray[np.uint64] = np.empty((2 * count, 2), np.uint64)
-        self.iovecs[0::2, 0] = number.astype(np.uint64) * head + scratch.ctypes.data
-        self.iovecs[0::2, 1] = head
-        self.iovecs[1::2, 0] = number.astype(np.uint64) * mss + buffer.ctypes.data + start
-        self.iovecs[1::2, 1] = mss
-        self.iovecs_at: int = self.iovecs.ctypes.data
-        self._last_length = self.iovecs[-1:, 1]
+        self._payloads: U8 = buffer[start : start + count * mss].reshape(count, mss)
+        self._words = None if mss & 1 else self._payloads.view(np.uint16)
 
     def fill(self, size: int) -> None:
-        """Make the headers of the packet of `size` bytes."""
+        """Put together the segments of the packet of `size` bytes; the last is filled up with
+        zeros."""
         view, at, head, l4, mss = self._view, self._at, self.head, self._l4, self.mss
         last = size - head - (self.count - 1) * mss
-        self._last_length[0] = last
         # In one's complement, how the last segment's length differs from the others'.
         shorter = swap16(head - l4 + last) - swap16(head - l4 + mss)
         field = at + self._field
@@ -163,55 +152,48 @@ class Layout:
         base += sum_of(view[at + l4 : at + head])
         self._set_ip(last)
         if last != mss:
-            self.payloads[-1, last:] = 0
+            self._payloads[-1, last:] = 0
         sums = np.add.reduce(self._payload_words(), axis=1, dtype=np.uint32, initial=base % 0xFFFF)
         if self._tcp:
             self._set_sequence(sums)
         if flags & CWR:
             # It tells something once: with the first segment. The end's flags go with the last.
-            self._scratch[l4 + 13] |= CWR
+            self._whole[l4 + 13] |= CWR
             sums[0] += swap16(CWR)
-        scratch, row = self._scratch, self._last_row
+        whole, row = self._whole, self._last_row
         if self._tcp:
-            scratch[row + l4 + 13] |= flags & (FIN | PSH)
+            whole[row + l4 + 13] |= flags & (FIN | PSH)
             sums[-1] += (shorter + swap16(flags & (FIN | PSH))) % 0xFFFF
         else:
-            _U16.pack_into(scratch, row + l4 + 4, 8 + last)
+            _U16.pack_into(whole, row + l4 + 4, 8 + last)
             sums[-1] += shorter * 2 % 0xFFFF
         sums %= 0xFFFF
         np.subtract(0xFFFF, sums, out=self._checks, casting="unsafe")
-
-    def pack(self) -> None:
-        """Put all segments with their headers back to back in the segmenter's `packed`.
-
-        The last one is filled up with zeros.
-        """
-        self._packed_heads[:] = self.rows
-        self._packed_payloads[:] = self.payloads
+        self._packed_payloads[:] = self._payloads
 
     def _set_ip(self, last: int) -> None:
         """Write the rows, with IP's lengths and checksums; the rest is as in the packet."""
         view, at, length = self._view, self._at, self.head + self.mss
-        scratch, row = self._scratch, self._last_row
+        whole, row = self._whole, self._last_row
         if self._six:
             _U16.pack_into(view, at + 4, length - 40)
-            self.rows[:] = self._template
-            _U16.pack_into(scratch, row + 4, self.head + last - 40)
+            self._headers[:] = self._template
+            _U16.pack_into(whole, row + 4, self.head + last - 40)
             return
         _U16.pack_into(view, at + 2, length)
         _NATIVE16.pack_into(view, at + 10, 0)
         total = sum_of(view[at : at + self._l4])
         _NATIVE16.pack_into(view, at + 10, check_of(total))
-        self.rows[:] = self._template
-        _U16.pack_into(scratch, row + 2, self.head + last)
+        self._headers[:] = self._template
+        _U16.pack_into(whole, row + 2, self.head + last)
         total += swap16(self.head + last) - swap16(length)
-        _NATIVE16.pack_into(scratch, row + 10, check_of(total))
+        _NATIVE16.pack_into(whole, row + 10, check_of(total))
         # Of what is never fragmented nobody looks at the identification (RFC 6864).
         if not view[at + 6] & DONT_FRAGMENT >> 8:
             self._set_identifications()
 
     def _set_identifications(self) -> None:
-        words = self.rows.view(np.uint16)
+        words = self._headers.view(np.uint16)
         first = np.uint16(swap16(int(words[0, 2])))
         words[:, 2] = (np.arange(self.count, dtype=np.uint16) + first).astype(">u2").view(np.uint16)
         words[:, 5] = 0
@@ -230,5 +212,5 @@ class Layout:
         if self._words is not None:
             return self._words
         padded = np.zeros((self.count, self.mss + 1), np.uint8)
-        padded[:, : self.mss] = self.payloads
+        padded[:, : self.mss] = self._payloads
         return padded.view(np.uint16)
