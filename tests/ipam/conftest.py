@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
-from podwire.cluster.etcd.client import EtcdClient
-from podwire.cluster.etcd.documents import EtcdDocuments
-from podwire.cluster.kube import ClientConfig, KubeClient
-from podwire.cluster.kube.documents import KubeDocuments
 from podwire.ipam.store import Store
 from podwire.lab.api.server import ApiServer, ServerSettings
 from podwire.model.documents import Documents
 from tests.cluster.etcd.server import EtcdServer
+from tests.ipam.node_process import connected
+
+#: The two stores there are. Each test that names them takes a while longer.
+BOTH = ["kube", pytest.param("etcd", marks=pytest.mark.slow)]
 
 
 class Stored(Protocol):
     """A store of documents, as each test has one of its own."""
+
+    url: str
 
     async def connect(self) -> Documents:
         """Another connection, as another node has it."""
@@ -40,18 +42,17 @@ class Kube:
 
     def __init__(self, directory: Path, stack: contextlib.AsyncExitStack) -> None:
         self._stack = stack
-        self.socket = directory / "api.sock"
+        self.url = f"unix://{directory / 'api.sock'}"
         self._settings = ServerSettings(
             database=directory / "api.db",
             token="t" * 32,
-            unix_socket=self.socket,
+            unix_socket=directory / "api.sock",
             controllers=None,
         )
         self._server: ApiServer | None = None
 
     async def connect(self) -> Documents:
-        client = KubeClient(ClientConfig(server=f"unix://{self.socket}"))
-        return KubeDocuments(await self._stack.enter_async_context(client))
+        return await self._stack.enter_async_context(connected(self.url))
 
     async def away(self) -> None:
         if self._server is not None:
@@ -64,15 +65,15 @@ class Kube:
 
 
 class RealEtcd:
-    """etcd in a process of its own."""
+    """A prefix of the module's etcd."""
 
-    def __init__(self, directory: Path, stack: contextlib.AsyncExitStack) -> None:
+    def __init__(self, server: EtcdServer, prefix: str, stack: contextlib.AsyncExitStack) -> None:
         self._stack = stack
-        self._server = EtcdServer(directory / "etcd")
+        self._server = server
+        self.url = f"etcd://127.0.0.1:{server.port}/{prefix}"
 
     async def connect(self) -> Documents:
-        config = replace(self._server.config, call_timeout_s=5.0)
-        return EtcdDocuments(await self._stack.enter_async_context(EtcdClient(config)))
+        return await self._stack.enter_async_context(connected(self.url))
 
     async def away(self) -> None:
         self._server.stop()
@@ -81,14 +82,26 @@ class RealEtcd:
         await asyncio.to_thread(self._server.start)
 
 
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    """One server for all tests of a module."""
+    server = EtcdServer(tmp_path_factory.mktemp("etcd"))
+    server.start()
+    yield server
+    server.stop()
+
+
 @pytest.fixture
 async def stored(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stored]:
     """The Kubernetes API; etcd for tests that ask for it by parametrizing."""
     async with contextlib.AsyncExitStack() as stack:
-        kind = RealEtcd if getattr(request, "param", "kube") == "etcd" else Kube
-        one = kind(tmp_path, stack)
-        await one.back()
-        stack.push_async_callback(one.away)
+        one: Stored
+        if getattr(request, "param", "kube") == "etcd":
+            one = RealEtcd(request.getfixturevalue("etcd"), secrets.token_hex(8), stack)
+        else:
+            one = kube = Kube(tmp_path, stack)
+            await kube.back()
+            stack.push_async_callback(kube.away)
         yield one
 
 

@@ -339,7 +339,7 @@ async def test_a_borrowed_address_outlives_its_block_s_owner(
     async def is_gone(name: str) -> bool:
         return name == "n2"
 
-    one = tiny(make, is_gone=is_gone, grace_s=0.0)
+    one = tiny(make, is_gone=is_gone, grace_s=0.0, scarce_s=0.0)
     two = tiny(make, "n2")
     await asyncio.gather(one.start(), two.start())
     (lent,) = map(str, two.subnets)

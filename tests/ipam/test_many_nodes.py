@@ -1,6 +1,7 @@
 """1,000 pods at once on 50 nodes that share a store: no address twice, none lost.
 
-Nodes also die in the middle, and come back with nothing but their databases.
+The nodes are in processes of their own, some of which die in the middle, and come back with nothing
+but their databases.
 """
 
 from __future__ import annotations
@@ -21,14 +22,137 @@ from podwire.ipam.record import State
 from podwire.ipam.store import Store
 from podwire.model.documents import Documents
 from tests.ipam.conftest import Stored
-from tests.ipam.node_process import NETWORK, make
-from tests.ipam.pods import add, ips_of
+from tests.ipam.node_process import NETWORK, PODS
+from tests.ipam.pods import ips_of
 
 ROOT = Path(__file__).parents[2]
-NODES, PODS = 50, 20
-IPAMS = ["blocks", "cluster-range"]
+PROCESSES, NODES = 5, 50
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.parametrize("stored", ["kube", "etcd"], indirect=True),
+    pytest.mark.parametrize("ipam", ["blocks", "cluster-range"]),
+]
+
+
+class Process:
+    """Some nodes in a process."""
+
+    def __init__(self, ipam: str, directory: Path, url: str, *nodes: str) -> None:
+        self.nodes = nodes
+        self._arguments = ipam, str(directory), url
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self, what: str) -> None:
+        """Start it, and wait until the nodes have started."""
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.ipam.node_process"),
+            *(*self._arguments, what, *self.nodes),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            cwd=ROOT,
+        )
+        assert self._process.stdout is not None
+        assert await self._process.stdout.readline() == b"started\n"
+
+    def go(self) -> None:
+        """Begin to fill the nodes."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+
+    async def kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+    async def done(self) -> None:
+        assert self._process is not None
+        assert await self._process.wait() == 0
+
+
+async def test_many_pods_at_once_on_many_nodes(
+    stored: Stored, open_store: Callable[..., Store], tmp_path: Path, ipam: str
+) -> None:
+    names = [f"n{number}" for number in range(NODES)]
+    processes = [
+        Process(ipam, tmp_path, stored.url, *names[number::PROCESSES])
+        for number in range(PROCESSES)
+    ]
+    try:
+        await asyncio.gather(*(one.start("fill") for one in processes))
+        for one in processes:
+            one.go()
+        documents = await stored.connect()
+        for one in processes[:2]:
+            await some_work(documents, ipam, tmp_path)
+            await one.kill()
+            await one.start("fill")
+            one.go()
+        await asyncio.gather(*(one.done() for one in processes))
+    finally:
+        await asyncio.gather(*(one.kill() for one in processes))
+    held = {name: held_by(open_store(name)) for name in names}
+    assert {name: len(ips) for name, ips in held.items()} == dict.fromkeys(names, PODS)
+    await agree(documents, ipam, held)
+
+
+async def test_nodes_that_are_killed_again_and_again(
+    stored: Stored, open_store: Callable[..., Store], tmp_path: Path, ipam: str
+) -> None:
+    rng = random.Random(ipam)
+    names = ["n1", "n2", "n3", "n4"]
+
+    async def live(name: str) -> None:
+        """Killed a few times, and in the end left alone until it has settled."""
+        process = Process(ipam, tmp_path, stored.url, name)
+        try:
+            for _ in range(3):
+                await process.start("churn")
+                await asyncio.sleep(rng.uniform(0, 0.3))
+                await process.kill()
+            await process.start("settle")
+            await process.done()
+        finally:
+            await process.kill()
+
+    await asyncio.gather(*map(live, names))
+    held = {name: held_by(open_store(name)) for name in names}
+    assert all(held.values())
+    await agree(await stored.connect(), ipam, held)
+
+
+async def some_work(documents: Documents, ipam: str, directory: Path) -> None:
+    """Wait until some more has been written to the store or the databases."""
+
+    async def progress() -> int:
+        size = sum(path.stat().st_size for path in directory.glob("*.db-wal"))
+        return size if ipam == "cluster-range" else sum((await written(documents)).values())
+
+    before = await progress()
+    async with asyncio.timeout(60):
+        while await progress() == before:
+            await asyncio.sleep(0.001)
+
+
+def held_by(store: Store) -> list[str]:
+    """What a node's database says that its pods have."""
+    records = store.records.values()
+    return [ip for one in records if one.state is not State.DELETING for ip in ips_of(one)]
+
+
+async def agree(documents: Documents, ipam: str, held: dict[str, list[str]]) -> None:
+    """No address is held twice, and the documents say who has which."""
+    counted = Counter(ip for ips in held.values() for ip in ips)
+    assert set(counted.values()) == {1}
+    if ipam == "blocks":
+        assert await written(documents) == counted
+        return
+    tokens = [decode_token(one) for one in (await documents.list("ipamranges")).values()]
+    found = ranges(tokens, NETWORK)
+    for node, ips in held.items():
+        own = [one for one in found if one.token.node == node]
+        assert all(any(one.has(ip_address(ip)) for one in own) for ip in ips), node
 
 
 async def written(documents: Documents) -> Counter[str]:
@@ -36,73 +160,3 @@ async def written(documents: Documents) -> Counter[str]:
     found = await documents.list("ipamblocks")
     blocks = map(decode_block, found.values())
     return Counter(str(block.address(offset)) for block in blocks for offset in block.held)
-
-
-@pytest.mark.parametrize("ipam", IPAMS)
-@pytest.mark.parametrize("stored", ["kube", "etcd"], indirect=True)
-async def test_many_pods_at_once_on_many_nodes(
-    stored: Stored, open_store: Callable[..., Store], ipam: str
-) -> None:
-    names = [f"n{number}" for number in range(NODES)]
-    nodes = {name: make(ipam, await stored.connect(), open_store(name), name) for name in names}
-    await asyncio.gather(*(node.start() for node in nodes.values()))
-    records = await asyncio.gather(
-        *(add(node, f"{name}-{pod}") for name, node in nodes.items() for pod in range(PODS))
-    )
-    ips = Counter(ip for record in records for ip in ips_of(record))
-    assert len(ips) == NODES * PODS
-    assert set(ips.values()) == {1}
-    if ipam == "blocks":
-        assert await written(await stored.connect()) == ips
-    await asyncio.gather(*(node.stop() for node in nodes.values()))
-
-
-@pytest.mark.parametrize("ipam", IPAMS)
-async def test_nodes_that_are_killed_in_the_middle(
-    stored: Stored, open_store: Callable[..., Store], tmp_path: Path, ipam: str
-) -> None:
-    rng = random.Random(ipam)
-    names = ["n1", "n2", "n3", "n4"]
-    documents = await stored.connect()
-
-    async def lead(name: str) -> None:
-        """A node's life: killed a few times, and in the end left alone until it has settled."""
-        for _ in range(3):
-            process = await spawn(name, ipam, tmp_path)
-            await asyncio.sleep(rng.uniform(0, 0.3))
-            process.kill()
-            await process.wait()
-        process = await spawn(name, ipam, tmp_path, "--settle")
-        assert await process.wait() == 0
-
-    await asyncio.gather(*map(lead, names))
-    held: Counter[str] = Counter()
-    for name in names:
-        records = open_store(name).records.values()
-        ips = [ip for one in records if one.state is not State.DELETING for ip in ips_of(one)]
-        assert ips, f"{name} got nothing done"
-        held.update(ips)
-        if ipam == "cluster-range":
-            assert await all_inside(documents, name, ips)
-    assert set(held.values()) == {1}
-    if ipam == "blocks":
-        assert await written(documents) == held
-
-
-async def spawn(name: str, ipam: str, directory: Path, *flags: str) -> asyncio.subprocess.Process:
-    """A node that has started."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.ipam.node_process", name, ipam, str(directory), *flags),
-        stdout=asyncio.subprocess.PIPE,
-        cwd=ROOT,
-    )
-    assert process.stdout is not None
-    assert await process.stdout.readline() == b"started\n"
-    return process
-
-
-async def all_inside(documents: Documents, node: str, ips: list[str]) -> bool:
-    """Whether a node's addresses are in its own ranges."""
-    tokens = [decode_token(one) for one in (await documents.list("ipamranges")).values()]
-    own = [one for one in ranges(tokens, NETWORK) if one.token.node == node]
-    return all(any(one.has(ip_address(ip)) for one in own) for ip in ips)

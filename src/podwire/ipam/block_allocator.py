@@ -36,9 +36,9 @@ from podwire.ipam.block import (
     decode_block,
     encode_block,
 )
-from podwire.ipam.block_set import BlockSet, Found
+from podwire.ipam.block_set import SCARCE_S, BlockSet, Found
 from podwire.ipam.ledger import Ledger
-from podwire.ipam.node_subnet import ContendedError
+from podwire.ipam.node_subnet import ContendedError, RequestedAddressError
 from podwire.ipam.pools import Pools
 from podwire.ipam.reclaim import GRACE_S, Reclaimer
 from podwire.ipam.record import Key, PodIdentity, Record, State
@@ -91,6 +91,7 @@ class BlockAllocator:
         changed: Callable[[], None] = lambda: None,
         reuse_delay_s: float = REUSE_DELAY_S,
         keep_empty_s: float = KEEP_EMPTY_S,
+        scarce_s: float = SCARCE_S,
         grace_s: float = GRACE_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -103,11 +104,12 @@ class BlockAllocator:
         self._keep_empty_s = keep_empty_s
         self._clock = clock
         self._announced: tuple[IPNetwork, ...] = ()
+        self._starts = 0
         self._wake = asyncio.Event()
-        self._blocks = BlockSet(documents, node)
         self._reclaimer = Reclaimer(
             documents, "ipamblocks", node=node, strip=_strip, is_gone=is_gone, grace_s=grace_s
         )
+        self._blocks = BlockSet(documents, node, seen=self._reclaimer.mention, scarce_s=scarce_s)
         self.pools = Pools(documents, networks, block_len)
 
     @property
@@ -122,11 +124,11 @@ class BlockAllocator:
 
         Raises what the store of the documents raises; call it again then.
         """
+        self._starts += 1
         await self.pools.load()
         found = await self._blocks.read_all()
         self._blocks.ledgers.clear()
         for block, document in found.values():
-            self._reclaimer.mention(blocks.nodes_of(block))
             if self._node in blocks.nodes_of(block):
                 self._prepare(self._blocks.open(block, document))
         for record in self._store.records.values():
@@ -146,6 +148,7 @@ class BlockAllocator:
         raise AssertionError("neither of them ends")
 
     async def stop(self) -> None:
+        self._starts += 1
         await self._reclaimer.stop()
         await self._blocks.stop()
 
@@ -183,10 +186,9 @@ class BlockAllocator:
 
     async def _give_up_empty(self) -> None:
         """Delete own blocks that have been empty for long; the first of each family stays."""
-        until = self._clock() - self._keep_empty_s
         for version in self.pools.versions:
             for ledger in self._blocks.of_version(version)[1:]:
-                empty = ledger.empty_since is not None and ledger.empty_since <= until
+                empty = ledger.is_empty(self._clock(), self._keep_empty_s)
                 if empty and not ledger.block.held:
                     await self._blocks.give_up(ledger.cidr)
 
@@ -203,8 +205,11 @@ class BlockAllocator:
     ) -> Record:
         holder = Holder(self._node, str(pod), key.container_id, key.ifname)
         picks: list[_Pick] = []
+        starts = self._starts
         try:
             await self._take(picks, holder, wish)
+            if starts != self._starts:  # The documents may have been read without these picks.
+                raise ContendedError("addresses are being set up anew", remedy="try again")
             last = {pick.ledger.cidr: pick.ip for pick in picks if not pick.asked_for}
             attachment = make(tuple(pick.ip for pick in picks))
             record = self._store.write(attachment, last=last, network=network, pod=pod)
@@ -253,15 +258,16 @@ class BlockAllocator:
     async def _pick(self, pools: Sequence[Pool], holder: Holder) -> _Pick:
         while True:
             own = self._blocks.own(pools)
-            for ledger in own:
-                if (pick := self._pick_from(ledger, holder)) is not None:
-                    return pick
+            for cooling in (False, True):
+                for ledger in own:
+                    if (pick := self._pick_from(ledger, holder, cooling=cooling)) is not None:
+                        return pick
             lender = await self._blocks.extend(pools, own)
             if lender is not None and (pick := self._pick_from(lender, holder)) is not None:
                 return pick
 
-    def _pick_from(self, ledger: Ledger, holder: Holder) -> _Pick | None:
-        offset = ledger.next_free(self._clock(), self._reuse_delay_s)
+    def _pick_from(self, ledger: Ledger, holder: Holder, *, cooling: bool = True) -> _Pick | None:
+        offset = ledger.next_free(self._clock(), self._reuse_delay_s, cooling=cooling)
         if offset is None:
             return None
         ledger.last = offset
@@ -269,13 +275,17 @@ class BlockAllocator:
 
     async def _pick_requested(self, ip: IPAddress, holder: Holder, wish: Wish) -> _Pick:
         pool = self.pools.requested(ip, wish)
-        ledger = await self._blocks.claim_or_open(pool.block(pool.index(ip)))
-        offset = ledger.block.offset(ip)
-        if offset < RESERVED:
+        cidr = pool.block(pool.index(ip))
+        if int(ip) - int(cidr.network_address) < RESERVED:
             raise wish.refused(
-                f"{ip} is the first address of the block {ledger.cidr}, which is its node's own",
+                f"{ip} is the first address of the block {cidr}, which is its node's own",
                 remedy="ask for another one",
             )
+        try:
+            ledger = await self._blocks.claim_or_open(ip, cidr)
+        except RequestedAddressError as error:
+            raise wish.refused(error.message, remedy=error.remedy) from error
+        offset = ledger.block.offset(ip)
         if (other := ledger.holder(offset)) is not None:
             raise wish.refused(f"{ip} is held by {other}", remedy="ask for another one")
         return self._want(ledger, offset, holder, asked_for=True)
@@ -293,7 +303,6 @@ class BlockAllocator:
         last = self._store.last(ledger.cidr)
         if last is not None:
             ledger.last = ledger.block.offset(last)
-        ledger.empty_since = self._clock()
         return ledger
 
     def _know(self, record: Record, found: Found) -> None:
@@ -310,7 +319,7 @@ class BlockAllocator:
                 new = Block(cidr, self._node, self._blocks.next_sequence())
                 ledger = self._prepare(self._blocks.open(*found.get(cidr, (new, None))))
             holder = Holder(self._node, str(record.pod), *record.key)
-            ledger.want(ledger.block.offset(ip), holder)
+            ledger.want(ledger.block.offset(ip), holder, in_use=True)
 
 
 def _strip(document: Document, gone: str) -> bytes | None:

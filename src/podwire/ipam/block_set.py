@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import ip_network
 
 from podwire.errors import InputError
 from podwire.ipam import blocks
 from podwire.ipam.block import Block, Pool, decode_block, document_name, encode_block
 from podwire.ipam.ledger import Ledger
-from podwire.ipam.node_subnet import ContendedError, ExhaustedError
+from podwire.ipam.node_subnet import ContendedError, ExhaustedError, RequestedAddressError
 from podwire.log import fields
 from podwire.model.documents import Document, DocumentConflictError, Documents
 from podwire.model.state import IPAddress, IPNetwork
 
 log = logging.getLogger(__name__)
+
+#: Seconds for which pools without a free block count as such: so many pods that start together on
+#: a node borrow of the same block, after all blocks have been read once.
+SCARCE_S = 1.0
 
 #: Blocks by CIDR, with the documents that they were read from.
 Found = Mapping[IPNetwork, tuple[Block, Document]]
@@ -29,10 +33,21 @@ Found = Mapping[IPNetwork, tuple[Block, Document]]
 class BlockSet:
     """The ledgers of one node, by the block's CIDR."""
 
-    def __init__(self, documents: Documents, node: str) -> None:
+    def __init__(
+        self,
+        documents: Documents,
+        node: str,
+        *,
+        seen: Callable[[Iterable[str]], None],
+        scarce_s: float,
+    ) -> None:
+        """`seen` is told which nodes have something of any block that is read."""
         self._documents = documents
         self._node = node
+        self._seen = seen
         self._claiming = asyncio.Lock()
+        self._scarce_s = scarce_s
+        self._scarce: dict[tuple[Pool, ...], float] = {}
         self.ledgers: dict[IPNetwork, Ledger] = {}
 
     @property
@@ -107,6 +122,11 @@ class BlockSet:
         async with self._claiming:
             if any(one not in before for one in self.own(pools)):
                 return None
+            key = tuple(pools)
+            if asyncio.get_running_loop().time() < self._scarce.get(key, 0.0):
+                for ledger in self.ledgers.values():
+                    if _lends(ledger, pools):
+                        return ledger
             found = await self.read_all()
             unknown = [
                 cidr
@@ -120,6 +140,9 @@ class BlockSet:
             for pool in pools:
                 if await self._claim(pool, found):
                     return None
+            # By now others have claimed what was free.
+            found = await self.read_all()
+            self._scarce[key] = asyncio.get_running_loop().time() + self._scarce_s
             others = [block for block, _ in found.values()]
             for block in blocks.lenders(others, pools, self._node):
                 ledger = self.open(*found[block.cidr])
@@ -130,28 +153,42 @@ class BlockSet:
             f"no address is free in pool {names}", remedy="delete pods, or make another IPPool"
         )
 
-    async def claim_or_open(self, cidr: IPNetwork) -> Ledger:
-        """The block of an address that somebody asks for: claimed where it is free."""
+    async def claim_or_open(self, ip: IPAddress, cidr: IPNetwork) -> Ledger:
+        """The block of an address that somebody asks for: `cidr` is claimed where it is free.
+
+        Raises RequestedAddressError where a block of another size is in the way.
+        """
         async with self._claiming:
-            if (known := self.ledgers.get(cidr)) is not None:
+            if (known := self.with_address(ip)) is not None:
                 return known
+            document = await self._documents.get("ipamblocks", document_name(cidr))
+            if document is not None:
+                return self.open(decode_block(document), document)
+            for other, (block, document) in (await self.read_all()).items():
+                if ip in other:
+                    return self.open(block, document)
+                if other.version == cidr.version and other.overlaps(cidr):
+                    raise RequestedAddressError(
+                        f"{ip} would be of the block {cidr}, which overlaps the block {other}: the"
+                        " pool had blocks of another size before",
+                        remedy="ask for another one, or delete the pods that have that block's",
+                    )
             if (made := await self._create(cidr)) is not None:
                 return made
-            document = await self._documents.get("ipamblocks", document_name(cidr))
-        if document is None:
-            raise ContendedError(f"block {cidr} comes and goes", remedy="try again")
-        return self.open(decode_block(document), document)
+        raise ContendedError(f"others claim block {cidr} now", remedy="try again")
 
     async def give_up(self, cidr: IPNetwork) -> None:
         """Delete an own block that nobody has an address of."""
-        ledger = self.ledgers.pop(cidr)
-        gone = False
-        try:
-            gone = await ledger.delete()
-        finally:
-            # Else somebody has borrowed of it meanwhile, or it is not known what became of it.
-            if not gone:
-                self.ledgers[cidr] = ledger
+        # While it is in neither place, nobody may find the document and open another ledger for it.
+        async with self._claiming:
+            ledger = self.ledgers.pop(cidr)
+            gone = False
+            try:
+                gone = await ledger.delete()
+            finally:
+                # Else somebody has borrowed of it meanwhile, or it is not known what became of it.
+                if not gone:
+                    self.ledgers[cidr] = ledger
         if gone:
             log.info("block released", extra=fields(block=cidr))
 
@@ -165,6 +202,7 @@ class BlockSet:
                 log.error("block left out", extra=fields(reason=error))
                 continue
             found[block.cidr] = block, document
+        self._seen({node for block, _ in found.values() for node in blocks.nodes_of(block)})
         return found
 
     async def _claim(self, pool: Pool, found: Found) -> bool:
@@ -203,3 +241,10 @@ class BlockSet:
         log.info("block claimed", extra=fields(block=block.cidr, borrowed=len(block.held)))
         self.open(own, document)
         return True
+
+
+def _lends(ledger: Ledger, pools: Sequence[Pool]) -> bool:
+    """Whether an address can be borrowed there, as far as this node knows."""
+    if ledger.is_own or ledger.is_gone or ledger.is_full:
+        return False
+    return any(pool.has(ledger.cidr) for pool in pools)

@@ -115,14 +115,15 @@ def has_room(block: Block) -> bool:
 
 
 def lenders(blocks: Iterable[Block], pools: Sequence[Pool], node: str) -> Iterator[Block]:
-    """Others' blocks of these pools with a free address to borrow, the emptiest first."""
+    """Others' blocks of these pools with a free address to borrow, the emptier quarters first."""
     able = [
         block
         for block in blocks
         if block.node != node and has_room(block) and any(pool.has(block.cidr) for pool in pools)
     ]
-    # Not all borrow of the same one: among equals, each node has an order of its own.
-    return iter(sorted(able, key=lambda block: (len(block.held), _rank(node, block))))
+    # Not all borrow of the same one: among those about as empty, each node has an order of its own.
+    able.sort(key=lambda block: (_quarters(block), _rank(node, block)))
+    return iter(able)
 
 
 def orphans(blocks: Iterable[Block], pool: Pool, node: str) -> Iterator[Block]:
@@ -136,6 +137,10 @@ def orphans(blocks: Iterable[Block], pool: Pool, node: str) -> Iterator[Block]:
         and pool.has(block.cidr)
     ]
     return iter(sorted(able, key=lambda block: _rank(node, block)))
+
+
+def _quarters(block: Block) -> int:
+    return len(block.held) * 4 // block.cidr.num_addresses
 
 
 def _rank(node: str, block: Block) -> bytes:

@@ -48,11 +48,12 @@ class Ledger:
         self.block = block
         #: What this node has of it. Change it, then `flush`.
         self.wanted: dict[int, Holder] = {}
+        self._in_use: set[int] = set()
         #: The offset that was handed out last.
         self.last = -1
         #: When offsets were released, in order.
         self.cooling: dict[int, float] = {}
-        #: Since when the node has nothing of it.
+        #: Since when the node has been seen to have nothing of it.
         self.empty_since: float | None = None
 
     @property
@@ -109,8 +110,11 @@ class Ledger:
         found = self.block.held.get(offset)
         return found if found is not None and found.node != self._node else None
 
-    def next_free(self, now: float, reuse_delay_s: float) -> int | None:
-        """The offset to hand out next, None where all are held."""
+    def next_free(self, now: float, reuse_delay_s: float, *, cooling: bool = True) -> int | None:
+        """The offset to hand out next, None where all are held.
+
+        Without `cooling`, None also where only offsets are left that were released a moment ago.
+        """
         while self.cooling:
             offset, at = next(iter(self.cooling.items()))
             # A release "in the future" is a clock that was set back: it has cooled too.
@@ -118,11 +122,22 @@ class Ledger:
                 break
             del self.cooling[offset]
         busy = blocks.bitmap(self.wanted) | blocks.bitmap(self._others)
-        return blocks.choose_address(self.block, busy, tuple(self.cooling), self.last)
+        found = blocks.choose_address(self.block, busy, tuple(self.cooling), self.last)
+        return found if cooling or found not in self.cooling else None
 
-    def want(self, offset: int, holder: Holder) -> None:
-        """Have that offset from the next `flush` on."""
+    def is_empty(self, now: float, for_s: float) -> bool:
+        """Whether the node has had nothing of it for so long, from the first question on."""
+        if self.wanted:
+            return False
+        if self.empty_since is None or now < self.empty_since:
+            self.empty_since = now
+        return self.empty_since + for_s <= now
+
+    def want(self, offset: int, holder: Holder, *, in_use: bool = False) -> None:
+        """Have that offset from the next `flush` on; `in_use` where a pod has it already."""
         self.wanted[offset] = holder
+        if in_use:
+            self._in_use.add(offset)
         self.cooling.pop(offset, None)
         self.empty_since = None
 
@@ -130,11 +145,10 @@ class Ledger:
         """Have it no longer; released at `now`, None for one that was never used."""
         if self.wanted.pop(offset, None) is None:
             return
+        self._in_use.discard(offset)
         if now is not None:
             self.cooling.pop(offset, None)
             self.cooling[offset] = now
-        if not self.wanted:
-            self.empty_since = now
 
     async def flush(self) -> None:
         """Have the document say what is wanted now.
@@ -204,6 +218,7 @@ class Ledger:
                 if not wanted:
                     return
             elif merged == self.block:
+                self._in_use |= wanted.keys() & self.wanted.keys()
                 return
             try:
                 self._unsure = True
@@ -215,6 +230,7 @@ class Ledger:
                 raise
             else:
                 self._unsure = False
+                self._in_use |= wanted.keys() & self.wanted.keys()
                 return
         raise ContendedError(f"block {self.cidr}: others keep changing it", remedy="try again")
 
@@ -240,7 +256,10 @@ class Ledger:
 
     def _lose(self, offset: int) -> None:
         ours = self.wanted.pop(offset, None)
-        log.warning(
+        if offset not in self._in_use:
+            return  # Somebody was faster; another one is chosen.
+        self._in_use.discard(offset)
+        log.error(
             "address is somebody else's",
-            extra=fields(address=self.block.address(offset), wanted=ours, by=self.holder(offset)),
+            extra=fields(address=self.block.address(offset), of=ours, by=self.holder(offset)),
         )

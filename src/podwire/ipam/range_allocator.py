@@ -21,6 +21,7 @@ from typing import NoReturn
 from podwire.errors import InputError
 from podwire.ipam import ranges
 from podwire.ipam.allocator import Make, Wish, one_a_family, refuse_pools
+from podwire.ipam.node_subnet import ContendedError
 from podwire.ipam.range_pool import RangePool
 from podwire.ipam.range_ring import RangeRing
 from podwire.ipam.reclaim import GRACE_S, Reclaimer
@@ -54,6 +55,7 @@ class RangeAllocator:
         self._changed = changed
         self._clock = clock
         self._announced: tuple[IPNetwork, ...] = ()
+        self._stopped = True
         self._extending = asyncio.Lock()
         self._pools = {
             network: RangePool(network, reuse_delay_s=reuse_delay_s) for network in networks
@@ -91,8 +93,8 @@ class RangeAllocator:
                 pool.release(ip, at)
         for network, pool in self._pools.items():
             pool.last = self._store.last(network)
+        self._stopped = False
         await self._ring.start()
-        self._reclaimer.mention(token.node for token in self._ring.tokens)
         self._update()
 
     async def run(self) -> NoReturn:
@@ -101,11 +103,11 @@ class RangeAllocator:
 
     async def stop(self) -> None:
         """Stop following."""
+        self._stopped = True
         await self._reclaimer.stop()
         await self._ring.stop()
 
     def nodes_are(self, names: Collection[str]) -> None:
-        self._reclaimer.mention(token.node for token in self._ring.tokens)
         self._reclaimer.nodes_are(names)
 
     def doubt(self) -> None:
@@ -113,6 +115,7 @@ class RangeAllocator:
 
     def _update(self) -> None:
         """The ranges may be others now."""
+        self._reclaimer.mention({token.node for token in self._ring.tokens})
         for network, pool in self._pools.items():
             own = self._ring.own(network)
             if not own:
@@ -146,6 +149,8 @@ class RangeAllocator:
                     self._check(ip, pool, wish)
                 pool.hold(ip, owner, advance=whole in last)
                 chosen.append(ip)
+            if self._stopped:
+                raise ContendedError("addresses are being set up anew", remedy="try again")
             return self._store.write(make(tuple(chosen)), last=last, network=network, pod=pod)
         except BaseException:
             for ip, pool in zip(chosen, self._pools.values(), strict=False):

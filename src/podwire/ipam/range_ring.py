@@ -6,7 +6,8 @@ What lives here: following the documents, claiming, asking, giving. What does no
 How it works. All that is known comes out of one watch, so it never goes back in time. What this
 node has given away counts as given from before the request on, until the watch has shown it. A
 range is used once this agent has written its own instance to the document, so that whoever wants to
-reclaim it because the node was gone for a while is refused, or this node knows of it.
+reclaim it because the node was gone for a while is refused, or this node knows of it. What was
+given by an agent that has died meanwhile is sent back (`ranges.is_valid`).
 
     node2 ──askedBy──▶ token of node1 ──(watch)──▶ node1 cuts its free space: a token for node2
           ◀─(watch)── new token, or askedBy without node2: nothing to give
@@ -61,6 +62,7 @@ class RangeRing:
         self._known: dict[str, tuple[Token, Document]] = {}
         self._given: dict[str, Token] = {}
         self._served: set[tuple[str, str]] = set()
+        self._silent: set[str] = set()
         self._synced = False
         self._problem: PodwireError | None = None
         self._lost: dict[str, Token] = {}
@@ -110,8 +112,11 @@ class RangeRing:
             raise self._problem
 
     async def run(self) -> NoReturn:
-        """Until something fails that should not."""
-        await asyncio.gather(*self._tasks)
+        """Until something fails that should not; then it may be started again."""
+        try:
+            await asyncio.gather(*self._tasks)
+        finally:
+            await self.stop()
         raise AssertionError("neither of them ends")
 
     async def stop(self) -> None:
@@ -132,7 +137,7 @@ class RangeRing:
             except InputError as error:
                 log.error("range left out", extra=fields(reason=error))
         for name, (token, _) in self._known.items():
-            if name not in known and token.node == self._node:
+            if name not in known and token.node == self._node and token.instance:
                 log.error("range lost", extra=fields(first=token.first, network=token.network))
                 if ranges.is_slot(token):
                     self._lost[name] = token
@@ -206,11 +211,15 @@ class RangeRing:
         """Ask one node after the other: "" where one gave, a node that was silent, else None."""
         before = self._size(network)
         silent = None
-        for token in ranges.lenders(ranges.ranges(self.tokens, network), self._node):
+        lenders = ranges.lenders(ranges.ranges(self.tokens, network), self._node)
+        # Who did not answer the last time is not waited for before all others have been asked.
+        for token in sorted(lenders, key=lambda one: one.node in self._silent):
             try:
                 await self._ask(token.name, before, network)
+                self._silent.discard(token.node)
             except TimeoutError:
                 silent = f"node {token.node}"
+                self._silent.add(token.node)
                 await self._withdraw(token.name)
             if self._size(network) > before:
                 return ""
@@ -305,11 +314,20 @@ class RangeRing:
     async def _touch_all(self) -> None:
         """Make what is this node's this agent's."""
         for token, document in list(self._untouched()):
+            if not ranges.is_valid(token, self.tokens):
+                await self._send_back(token, document)
+                continue
             sequence = token.sequence or self._next_sequence()
             mine = msgspec.structs.replace(token, instance=self._instance, sequence=sequence)
             with contextlib.suppress(DocumentConflictError, TimeoutError):
                 await self._documents.replace(document, encode_token(mine))
                 await self._until_newer(token.name, {document.revision})
+
+    async def _send_back(self, token: Token, document: Document) -> None:
+        log.warning("range not taken", extra=fields(first=token.first, reason="its giver died"))
+        with contextlib.suppress(DocumentConflictError, TimeoutError):
+            await self._documents.delete(document)
+            await self._until_newer(token.name, {document.revision})
 
     async def _answer(self, token: Token, document: Document) -> None:
         """Give everyone who asks a part, and strike them off."""
@@ -334,7 +352,7 @@ class RangeRing:
         if end < whole.end:
             rest = Token(network, kind(end), self._node, self._instance, self._next_sequence())
             await self._put(rest)
-        await self._put(Token(network, kind(first), asker))
+        await self._put(Token(network, kind(first), asker, giver=self._instance))
         log.info("range given", extra=fields(to=asker, first=kind(first), addresses=end - first))
 
     async def _put(self, token: Token) -> None:

@@ -39,7 +39,8 @@ class Token(msgspec.Struct, frozen=True, gc=False):
 
     `instance` is of the agent that uses it: one that has been started since it was written, or was
     given it, writes its own there first. `sequence` orders a node's ranges: the first one has the
-    node's own address. `asked_by` are nodes that want a part of it.
+    node's own address. `asked_by` are nodes that want a part of it. `giver` is the instance of the
+    agent that cut it out of its own range, if one did.
     """
 
     network: IPNetwork
@@ -48,6 +49,7 @@ class Token(msgspec.Struct, frozen=True, gc=False):
     instance: str = ""
     sequence: int = 0
     asked_by: tuple[str, ...] = ()
+    giver: str = ""
 
     @property
     def name(self) -> str:
@@ -77,13 +79,14 @@ class Range(msgspec.Struct, frozen=True, gc=False):
         return list(summarize_address_range(*ends))
 
 
-class _RangeSpec(msgspec.Struct, rename="camel"):
+class _RangeSpec(msgspec.Struct, rename="camel", omit_defaults=True):
     network: str
     first: str
     node: str
     instance: str = ""
     sequence: int = 0
     asked_by: list[str] = []
+    giver: str = ""
 
 
 _decode = msgspec.json.Decoder(_RangeSpec).decode
@@ -99,6 +102,7 @@ def encode_token(token: Token) -> bytes:
             instance=token.instance,
             sequence=token.sequence,
             asked_by=list(token.asked_by),
+            giver=token.giver,
         )
     )
 
@@ -121,8 +125,11 @@ def decode_token(document: Document) -> Token:
             field=field,
             remedy="delete the object: no agent has made it",
         )
-    asked_by = tuple(spec.asked_by)
-    return Token(network, first, spec.node, spec.instance, spec.sequence, asked_by)
+    return Token(
+        *(network, first, spec.node, spec.instance, spec.sequence),
+        asked_by=tuple(spec.asked_by),
+        giver=spec.giver,
+    )
 
 
 def slot_size(network: IPNetwork) -> int:
@@ -171,6 +178,23 @@ def is_slot(token: Token) -> bool:
     """Whether a slot begins with it."""
     base = int(token.network.network_address)
     return (int(token.first) - base) % slot_size(token.network) == 0
+
+
+def is_valid(token: Token, tokens: Iterable[Token]) -> bool:
+    """Whether a token that was just given still comes from who has the range it was cut out of.
+
+    An agent may die while it gives a part away, and that write arrive when the next agent uses the
+    range already, the part along with it. Then what is in front of the token is that agent's.
+    """
+    if token.instance or not token.giver:
+        return True
+    before = [
+        one for one in tokens if one.network == token.network and int(one.first) < int(token.first)
+    ]
+    if is_slot(token) or not before:
+        return False
+    nearest = max(before, key=lambda one: int(one.first))
+    return token.giver in (nearest.instance, nearest.giver)
 
 
 def in_order(own: Iterable[Range]) -> list[Range]:

@@ -8,6 +8,10 @@ period, in which a node that was deleted by mistake may come back; if that one f
 follows a little later. A document is read, then the store of the nodes is asked whether the node
 has really gone, and then that very version of the document is changed: a node that came back by
 then has written to it, or will find that its own next write is refused.
+
+What has to be looked at is learned from the nodes that go, and from every document that is read: so
+whatever a node has left that went while nobody looked is found by the next agent that starts, or
+the next node that needs a block.
 """
 
 from __future__ import annotations
@@ -62,6 +66,8 @@ class Reclaimer:
     def mention(self, names: Iterable[str]) -> None:
         """Documents mention these nodes, which may be gone by now."""
         self._mentioned.update(names)
+        if self._names:
+            self._plan()
 
     def nodes_are(self, names: Collection[str]) -> None:
         """These are all nodes there are."""
@@ -69,6 +75,9 @@ class Reclaimer:
         self._names = frozenset(names)
         for name in self._names & self._tasks.keys():
             self._tasks.pop(name).cancel()
+        self._plan()
+
+    def _plan(self) -> None:
         for name in self._mentioned - self._names - self._tasks.keys() - {self._node}:
             rank = self._rank(name)
             if rank < _RANKS:
@@ -80,6 +89,8 @@ class Reclaimer:
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._tasks.clear()
+        self._names = frozenset()
 
     def _rank(self, gone: str) -> int:
         """How many nodes are nearer to that one than this node is."""

@@ -64,6 +64,7 @@ IPAM_RANGE = ResourceKind(
                         "instance": optional(Text()),
                         "sequence": optional(Integer(0)),
                         "askedBy": optional(Listing(Text(dns_subdomain))),
+                        "giver": optional(Text()),
                     },
                     also=_spec_rules,
                 )
