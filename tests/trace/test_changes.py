@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from podwire.trace.changes import changes
-from podwire.trace.decode import decode
+from podwire.trace.changes import changes, crossed
+from podwire.trace.decode import decode, decode_network
 from podwire.trace.model import Change
 
 from . import packets
@@ -125,3 +125,39 @@ def test_changes_of_the_packet_around_it_are_told_as_such() -> None:
 
 def test_what_is_no_packet_has_no_changes() -> None:
     assert between(b"", b"\0" * 40) == []
+
+
+# --- between nodes --------------------------------------------------------------------------------
+
+A, B = "02:00:00:00:00:01", "02:00:00:00:00:02"
+
+
+def carried(ttl: int) -> bytes:
+    """A probe in a tunnel whose outer header has this TTL."""
+    inner = packets.ethernet(A, B, packets.echo("10.244.1.2", "10.244.2.2", 1, 1))
+    return packets.vxlan(("172.18.1.11", "172.18.2.12"), (A, B), inner, ttl=ttl)
+
+
+def crossing(before: bytes, after: bytes, router: str = "") -> list[str]:
+    first, second = (decode(one, packets.ETHERNET, len(one)) for one in (before, after))
+    return [one.text for one in crossed(first, second, router=router)]
+
+
+def test_a_router_shows_by_the_outermost_ttl() -> None:
+    assert crossing(carried(64), carried(64)) == []
+    assert crossing(carried(64), carried(63), "172.18.1.1") == ["through a router, 172.18.1.1"]
+    assert crossing(carried(64), carried(62)) == ["through 2 routers"]
+
+
+def test_what_went_encrypted_says_that_it_was_not_seen() -> None:
+    packet = decode_network(packets.echo("10.244.1.2", "10.244.2.2", 1, 1))
+    (only,) = crossed(packet, packet, encrypted=True)
+    assert only.kind == "unseen"
+
+
+def test_a_packet_bare_in_a_datagram_is_encapsulated() -> None:
+    inner = packets.echo("10.244.1.2", "10.244.2.2", 1, 1)
+    outer = packets.udp("172.18.0.11", "172.18.0.12", (8285, 8285), inner)
+    first, second = decode_network(inner), decode_network(outer)
+    assert [one.text for one in changes(first, second)] == ["in UDP (port 8285), 84 → 112 bytes"]
+    assert [one.text for one in changes(second, first)] == ["out of UDP, 112 → 84 bytes"]

@@ -510,6 +510,8 @@ TROUBLES = [
         undo={"node2": "ip link set eth0 up"},
         cause=Cause.LINK_DOWN,
         at="node1 flannel.1 out",
+        # The kernel goes on sending until it has noticed, which it does once a second.
+        or_at="node1 eth0 out",
         interface="eth0",
         says=("carrier",),
     ),

@@ -18,6 +18,7 @@ from podwire.trace.model import (
     Packet,
     Payload,
     Tcp,
+    Tunnel,
     Udp,
     Vxlan,
 )
@@ -86,6 +87,31 @@ def test_a_tunnel_is_known_by_its_port(port: int, ports: tuple[int, ...], found:
     )
     packet = decode(frame, ETHERNET, len(frame), ports=TunnelPorts(vxlan=ports))
     assert packet.encapsulated is found
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_packet_bare_in_a_datagram(version: int) -> None:
+    pods = (POD1, POD2) if version == 4 else ("fd00:1::2", "fd00:2::2")
+    inner = packets.echo(*pods, 1, 1)
+    packet = decode_network(packets.udp("172.18.0.11", "172.18.0.12", (8285, 8285), inner))
+    assert kinds(packet.headers) == [Ip, Udp, Tunnel, Ip, Icmp, Payload]
+    assert packet.inner == decode_network(inner).headers
+    assert packet.encapsulated
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        packets.echo(POD1, POD2, 1, 1)[:-1],  # shorter than it says
+        b"\x55" + packets.echo(POD1, POD2, 1, 1)[1:],  # no IP version
+        b"\x45",
+        b"",
+    ],
+)
+def test_what_is_no_whole_packet_is_payload_on_a_tunnels_port_too(payload: bytes) -> None:
+    packet = decode_network(packets.udp("172.18.0.11", "172.18.0.12", (8285, 8285), payload))
+    assert not packet.encapsulated
+    assert packet.headers[2:] == ((Payload(len(payload), payload[:32].hex()),) if payload else ())
 
 
 @pytest.mark.parametrize(

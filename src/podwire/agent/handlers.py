@@ -230,7 +230,7 @@ class Handlers:
         return UserTunnel(
             config=tunnel.config,
             peers=tuple(tunnel.peers.values()),
-            problem=tunnel.problem,
+            problem=tunnel.problem or ("its process does not answer" if stats is None else None),
             dropped={
                 reason: more
                 for reason, count in drops.items()

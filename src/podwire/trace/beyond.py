@@ -30,6 +30,8 @@ def beyond(case: Case, leg: Leg) -> tuple[Outcome, Finding] | None:
         return None
     if _into_a_pod(last.interface):
         return _unseen_pod(case, leg, last)
+    if last.interface.kind == "tun":
+        return _in_the_tunnel(case, leg, last)
     if not _off_the_node(last.interface):
         return None
     ip = seen.outermost(last.packet)
@@ -50,8 +52,38 @@ def _into_a_pod(one: Interface) -> bool:
 
 
 def _off_the_node(one: Interface) -> bool:
-    inside = one.kind in ("bridge", "vxlan", "loopback", "tun") and not one.underlay
+    inside = one.kind in ("bridge", "vxlan", "loopback") and not one.underlay
     return not inside and one.peer_place is None
+
+
+def _in_the_tunnel(case: Case, leg: Leg, last: Sighting) -> tuple[Outcome, Finding] | None:
+    """It was given to the user-space tunnel's process. What that sends is seen by its inner packet,
+    unless it is encrypted."""
+    ip = seen.outermost(last.packet)
+    node = case.evidence.facts.owner(ip.target) if ip is not None else None
+    here, dev = case.evidence.places[last.place].node, last.interface.name
+    if not case.evidence.encrypted:
+        return Outcome.DROPPED, finding(
+            case,
+            leg,
+            Cause.TUNNEL,
+            f"the process that reads {dev} of {here} has not sent it on, and counted no drop",
+            where=seen.where_seen(case, last),
+            remedy=f"is it busy, or stopped? podwire status --node {here}",
+        )
+    if node is None or node.name == here:
+        return None
+    if not any(place.node == node.name for place in case.evidence.places):
+        return _away(case, leg, last, node)
+    return Outcome.DROPPED, finding(
+        case,
+        leg,
+        Cause.UNDERLAY,
+        f"went into {dev} of {here}, encrypted, and did not come out of the tunnel on {node.name};"
+        " in between nobody can tell it from others",
+        where=f"between {seen.where_seen(case, last)} and {node.name}",
+        remedy=f"podwire doctor --check tunnel --node {here} --node {node.name}",
+    )
 
 
 def _unseen_pod(case: Case, leg: Leg, last: Sighting) -> tuple[Outcome, Finding]:

@@ -14,9 +14,20 @@ from collections.abc import Iterator, Sequence
 from shlex import quote
 
 from podwire.trace.case import Case, Leg, PlacedStep, cases
-from podwire.trace.changes import changes
+from podwire.trace.changes import changes, crossed
 from podwire.trace.evidence import Evidence
-from podwire.trace.model import Cause, Decision, Endpoint, Hop, Outcome, Path, Problem, Round, Trace
+from podwire.trace.model import (
+    Cause,
+    Change,
+    Decision,
+    Endpoint,
+    Hop,
+    Outcome,
+    Path,
+    Problem,
+    Round,
+    Trace,
+)
 from podwire.trace.questions import questions
 from podwire.trace.sightings import Ground
 from podwire.trace.verdict import Verdict, judge, round_trip_us
@@ -81,11 +92,29 @@ def _hops(case: Case, leg: Leg, *, first: int) -> tuple[Hop, ...]:
                 time_ns=one.time_ns,
                 since_us=since,
                 packet=one.packet,
-                changes=changes(before.packet, one.packet) if before is not None else (),
+                changes=_changes(case, leg, at) if at else (),
                 decisions=(*decided, *_ruled(leg.steps, at)),
             )
         )
     return tuple(hops)
+
+
+def _changes(case: Case, leg: Leg, at: int) -> tuple[Change, ...]:
+    """Since the hop before, and on the way from its node where that is another one."""
+    before, one = leg.sightings[at - 1], leg.sightings[at]
+    places = case.evidence.places
+    found = changes(before.packet, one.packet)
+    if places[before.place].node == places[one.place].node:
+        return found
+    decided = leg.decisions[at - 1] if at <= len(leg.decisions) else ()
+    within = before.interface.kind == one.interface.kind == "tun"
+    more = crossed(
+        before.packet,
+        one.packet,
+        router=next((decision.router for decision in decided if decision.router), ""),
+        encrypted=case.evidence.encrypted and within,
+    )
+    return (*more, *found)
 
 
 def _ruled(steps: Sequence[PlacedStep], hop: int) -> Iterator[Decision]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from podwire.trace.model import Change, Ethernet, Header, Icmp, Ip, Packet, Tcp, Udp, Vxlan
+from podwire.trace.render.words import ip_of
 
 _ECHO_REPLIES = frozenset({0, 129})
 
@@ -20,6 +21,26 @@ _ECHO_REPLIES = frozenset({0, 129})
 def changes(before: Packet, after: Packet) -> tuple[Change, ...]:
     """From one hop to the next, the most telling first."""
     return tuple(_changes(before, after))
+
+
+def crossed(
+    before: Packet, after: Packet, *, router: str = "", encrypted: bool = False
+) -> Iterator[Change]:
+    """What more became of it between two nodes, where nobody looks.
+
+    `router` is the address of the one that it was sent to, empty where that is not known.
+    `encrypted`: it went by a tunnel that encrypts.
+    """
+    if encrypted:
+        yield Change("unseen", "encrypted in between, where nobody can tell it from others")
+        return
+    old, new = ip_of(before.headers), ip_of(after.headers)
+    if old is None or new is None or (old.source, old.target) != (new.source, new.target):
+        return
+    if (routers := old.ttl - new.ttl) > 0:
+        who = "a router" if routers == 1 else f"{routers} routers"
+        first = "" if routers == 1 else "the first "
+        yield Change("router", f"through {who}" + (f", {first}{router}" if router else ""))
 
 
 def _changes(before: Packet, after: Packet) -> Iterator[Change]:

@@ -154,9 +154,11 @@ def _gone(v: Vantage, question: Question) -> Decision:
 def _sent_here(v: Vantage, state: InterfaceState, flow: Flow) -> bool:
     """Whether the place itself sent what leaves by an interface, told by its source address.
 
-    On the underlay that may be a masqueraded packet of a pod, so there it has to be said.
+    On the underlay that may be a masqueraded packet of a pod, so there it has to be said; and what
+    leaves by a bridge's port was sent by the bridge.
     """
-    return (v.is_pod or state.kind in ("vxlan", "tun")) and v.had(flow.src)
+    own = v.is_pod or (state.kind in ("vxlan", "tun") and not state.master)
+    return own and v.had(flow.src)
 
 
 def _described(v: Vantage, state: InterfaceState) -> Interface | None:
@@ -184,11 +186,12 @@ def _leaves(v: Vantage, out: InterfaceState, flow: Flow, *, ended: bool) -> Deci
     neighbor = resolved(v, out, ip, ended=False)
     text = f"{neighbor.text}; leaves {v.name}" if neighbor is not None else f"leaves {v.name}"
     router = ip != flow.dst and v.intent.node_at(ip) is None
+    problem = (device_problem(v, out.name) or straying.strayed(v, out, flow)) if ended else None
     return Decision(
         kind="neigh",
         text=f"{text} by a router" if router else text,
         command=neighbor.command if neighbor is not None else "",
-        problem=straying.strayed(v, out, flow) if ended else None,
+        problem=problem,
         router=str(ip) if router else "",
     )
 

@@ -108,8 +108,9 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
     `match.ident` and `match.source` are those that the prober told. `results` are the sender's,
     empty where it can't tell. `answers` are to the questions of `questions(evidence)`, and empty
-    when that is asked. `lost` are frames that matched and found no room, by node. `notes` are
-    told as they are: what could not be opened, for example.
+    when that is asked. `lost` are frames that matched and found no room, by node. `encrypted`: the
+    user-space tunnel encrypts, so that nobody sees what is in it on the underlay. `notes` are told
+    as they are: what could not be opened, for example.
     """
 
     started: str
@@ -125,4 +126,5 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     answers: tuple[Answer, ...] = ()
     facts: Facts = Facts()
     lost: dict[str, int] = {}
+    encrypted: bool = False
     notes: tuple[str, ...] = ()

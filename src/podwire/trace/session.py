@@ -224,6 +224,7 @@ class _Seen(TypedDict):
     drops: tuple[Drop, ...]
     steps: tuple[NftStep, ...]
     lost: dict[str, int]
+    encrypted: bool
     notes: tuple[str, ...]
 
 
@@ -256,6 +257,7 @@ def _seen(watchers: Sequence[Watcher], said: Sequence[str]) -> _Seen:
         drops=_once(drops),
         steps=tuple(steps),
         lost={one.node: one.lost for one in watchers if one.lost},
+        encrypted=any(one.welcome is not None and one.welcome.encrypted for one in watchers),
         notes=tuple(notes),
     )
 
