@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from podwire.agent.config import AgentConfig
+from podwire.agent.memory import FabricMemory
 from podwire.agent.teardown import teardown
 from podwire.cni import install
 from podwire.errors import IpamError, PodwireError
@@ -18,6 +19,7 @@ from podwire.model.cluster import ClusterView, Lease, NetworkConfig, Node, Under
 from podwire.model.state import LINK_GROUP
 from podwire.plan.node import plan
 from tests.conftest import Namespace
+from tests.plan import fabrics
 
 pytestmark = pytest.mark.root
 
@@ -80,6 +82,22 @@ def test_what_podwire_made_goes_and_the_rest_stays(node: Namespace, config: Agen
     assert list(config.cni_conf_dir.iterdir()) == list(config.cni_bin_dir.iterdir()) == []
     assert [path.name for path in config.state_dir.iterdir()] == ["labs"]
     assert list(teardown(config, force=False)) == []
+
+
+def test_the_routes_of_another_fabrics_protocol_go(inside: Namespace, config: AgentConfig) -> None:
+    inside.run("ip link add eth0 type veth peer name wire && ip link set eth0 up")
+    inside.run("ip address add 172.18.0.11/16 dev eth0 && ip link set wire up")
+    calico = fabrics.config("calico")
+    reconciler = Reconciler()
+    reconciler.replace(plan(ClusterView(calico, {"node2": fabrics.peer(calico)})))
+    assert not reconciler.reconcile().failures
+    reconciler.close()
+    FabricMemory(config.fabric_file).done(calico)
+    assert len(inside.run("ip route show proto 80").splitlines()) == 2
+    inside.run("ip route add 10.99.0.0/24 via 172.18.0.1 proto static")
+    list(teardown(config, force=False))
+    assert inside.run("ip route show proto 80") == ""
+    assert "10.99.0.0/24" in inside.run("ip route show proto static")
 
 
 def test_pods_that_are_attached_are_in_the_way(node: Namespace, config: AgentConfig) -> None:

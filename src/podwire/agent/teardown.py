@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator
 
 from podwire.agent.config import AgentConfig
+from podwire.agent.memory import FabricMemory
 from podwire.agent.tunnel import stop_tunnel
 from podwire.cni import install
 from podwire.errors import PodwireError
@@ -45,7 +46,8 @@ def teardown(config: AgentConfig, *, force: bool) -> Iterator[str]:
                 yield "the UDP tunnel's process is stopped"
             detach(sock, *ports)
             yield from (f"ip link del {name}" for name in ports)
-        reconciler = Reconciler()
+        last = FabricMemory(config.fabric_file).last
+        reconciler = Reconciler(last.protocols if last is not None else ())
         reconciler.replace(Desired({}))
         report = reconciler.reconcile(record=True)
         reconciler.close()
