@@ -37,7 +37,7 @@ class _Message(ctypes.Structure):
         ("vector_count", ctypes.c_size_t),
         ("control", ctypes.c_void_p),
         ("control_length", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
+        ("flags", ctypes.c_long),  # An int, and the padding at the end of struct msghdr.
         ("sent", ctypes.c_uint),
     )
 
