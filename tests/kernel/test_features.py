@@ -8,6 +8,7 @@ import pytest
 
 from podwire.errors import KernelError
 from podwire.kernel import ethtool, features
+from podwire.plan.profiles import fabric
 
 from ..conftest import Namespace
 
@@ -20,6 +21,15 @@ def test_this_machine_has_what_the_network_and_tracing_take(inside: Namespace) -
     assert {"bridge", "veth", "vxlan", "nftables NAT", "drop reasons"} <= {
         one.name for one in found
     }
+
+
+def test_each_fabric_takes_its_own_links(inside: Namespace) -> None:
+    gbp = features.network_features(fabric("flannel-vxlan", transport="auto", gbp=True))
+    assert [one.name for one in gbp if one.missing] == []
+    links = {"veth", "bridge", "vxlan", "vxlan with GBP", "tun"}
+    assert {one.name for one in gbp} & links == links
+    routed = features.network_features(fabric("calico"))
+    assert {one.name for one in routed} & links == {"veth"}
 
 
 def test_nothing_is_left_of_the_attempt(inside: Namespace) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from podwire.kernel import netns
+from podwire.kernel import netns, tun
 from podwire.kernel.attach import attach
+from podwire.kernel.links import diff, refusal
 from podwire.kernel.messages import RTNLGRP_LINK
-from podwire.kernel.netlink import NetlinkSocket
+from podwire.kernel.netlink import Failure, NetlinkSocket
 from podwire.kernel.reconcile import Reconciler
+from podwire.model.state import Desired, Link, Tun
 from tests.conftest import Namespace
-from tests.kernel.entries import DESIRED, UNDERLAY, pod, port
+from tests.kernel.entries import DESIRED, UNDERLAY, WHY, own, pod, port
 
 pytestmark = pytest.mark.root
 
@@ -112,3 +116,36 @@ def test_an_underlay_that_came_back_is_noticed(inside: Namespace, reconciler: Re
         inside.run(UNDERLAY)
         assert any(reconciler.is_amiss(one.type, one.payload) for one in watch.notifications())
     assert reconciler.reconcile().failures == []
+
+
+def test_a_port_that_is_taken_is_refused_with_what_to_do(
+    inside: Namespace, reconciler: Reconciler
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("172.18.0.11", 8472))
+        (refused,) = reconciler.reconcile().refused
+        assert "flannel.1: Address already in use" in refused
+        assert "UDP port 8472" in refused
+        assert "--vxlan-port" in refused
+    assert reconciler.reconcile().refused == []
+    assert reconciler.plan() == []
+
+
+def test_what_this_kernel_does_not_have_is_named(
+    inside: Namespace, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no = Failure(0, errno.EOPNOTSUPP, "Unknown device type.")
+    found = []
+    for one in own():
+        if isinstance(one, Link):
+            found += [refusal(op, no) for op in diff({one.name: one}, {}).ops]
+    assert found == [
+        "cni0: this kernel makes no bridge links; load it (modprobe bridge), or choose"
+        " --wiring routed",
+        "flannel.1: this kernel makes no vxlan links; load it (modprobe vxlan), or choose"
+        " --transport udp or direct",
+    ]
+    monkeypatch.setattr(tun, "_DEVICE", "/dev/net/none")
+    reconciler.replace(Desired({"Node/node1": (Link(name="flannel0", kind=Tun(), why=WHY),)}))
+    (refused,) = reconciler.reconcile().refused
+    assert "modprobe tun" in refused

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from podwire.errors import KernelError
 from podwire.kernel import link_messages, messages, nft_elements, sysctl
-from podwire.kernel.links import LinkOp
+from podwire.kernel.links import LinkOp, refusal, unlike
 from podwire.kernel.netlink import Failure, kernel_error
 from podwire.kernel.nft import Nft
 from podwire.kernel.read import Sockets
@@ -42,8 +42,12 @@ class Applier:
             self._done("link", op.action, op.line(), op.why)
             if op.action == "add":
                 found = sock.get(messages.RTM_GETLINK, link_messages.get_link(op.name))
-                if found is not None:
-                    indexes[op.name] = link_messages.parse_link(found).index
+                if found is None or op.link is None:
+                    continue
+                made = link_messages.parse_link(found)
+                indexes[op.name] = made.index
+                if error := unlike(op.link, made):
+                    self._report.refused.append(error)
             elif op.action == "delete":
                 indexes.pop(op.name, None)
 
@@ -59,7 +63,7 @@ class Applier:
         for failure in self._socks.route.request(op.message(indexes)):
             # A setting of IPv6, on a machine that has none.
             if failure.errno != errno.EAFNOSUPPORT:
-                return str(kernel_error(f"{op.action} {op.name}", failure))
+                return refusal(op, failure)
         return ""
 
     def entries(self, ops: Iterable[Op], names: Callable[[], Names]) -> None:

@@ -18,13 +18,16 @@ from typing import TypeVar
 
 import msgspec
 
-from podwire.errors import KernelError, PodwireError
+from podwire.errors import KernelError, PodwireError, UnsupportedError
 from podwire.kernel import link_messages, netns, nft
+from podwire.kernel.attach import find_link
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe.drops import DropTap
 from podwire.kernel.observe.frames import FrameTap
 from podwire.kernel.observe.nft_trace import NftTap
 from podwire.kernel.observe.probe_filter import probe_filter
+from podwire.kernel.tun import create_tun
+from podwire.model.fabric import DEFAULT, Fabric
 from podwire.model.probe import ProbeMatch
 from podwire.model.state import Bridge, Link, Veth, Vxlan, Why
 
@@ -32,11 +35,8 @@ T = TypeVar("T")
 
 _WHY = Why("Feature", "is tried out")
 _PORT = 8472
-_KINDS = (
-    Bridge(),
-    Veth(peer="try-peer", peer_mac=bytes.fromhex("020000000001")),
-    Vxlan(vni=1, port=_PORT, local=ip_address("127.0.0.1"), dev="lo"),
-)
+_VETH = Veth(peer="try-peer", peer_mac=bytes.fromhex("020000000001"))
+_VXLAN = Vxlan(vni=1, port=_PORT, local=ip_address("127.0.0.1"), dev="lo")
 
 #: nft's features by what they are for, each a table of its own.
 _TABLES = {
@@ -68,12 +68,12 @@ class Feature(msgspec.Struct, frozen=True):
     without: str = ""
 
 
-def network_features() -> list[Feature]:
-    """What the pod network itself is made of: kinds of links, and nftables. Takes some 30 ms.
+def network_features(fabric: Fabric = DEFAULT) -> list[Feature]:
+    """What this pod network is made of: kinds of links, and nftables. Takes some 30 ms.
 
     Raises KernelError where there can be no new namespace to try them in.
     """
-    return in_new_namespace(_try_network)
+    return in_new_namespace(partial(_try_network, fabric))
 
 
 def trace_features() -> list[Feature]:
@@ -117,11 +117,9 @@ def in_new_namespace(work: Callable[[], T]) -> T:
     return results[0]
 
 
-def _try_network() -> list[Feature]:
+def _try_network(fabric: Fabric) -> list[Feature]:
     with NetlinkSocket() as sock:
-        found = [
-            _attempt(type(kind).__name__.lower(), partial(_make, sock, kind)) for kind in _KINDS
-        ]
+        found = [_attempt(name, partial(make, sock)) for name, make in _links(fabric).items()]
     try:
         context = nft.Nft()
     except PodwireError as error:
@@ -159,11 +157,37 @@ def _attempt(name: str, work: Callable[[], object], without: str = "") -> Featur
     return Feature(name)
 
 
+def _links(fabric: Fabric) -> dict[str, Callable[[NetlinkSocket], None]]:
+    """How the links are made that a fabric consists of, by what they are called."""
+    found: dict[str, Callable[[NetlinkSocket], None]] = {"veth": partial(_make, kind=_VETH)}
+    if fabric.wiring == "bridge":
+        found["bridge"] = partial(_make, kind=Bridge())
+    if fabric.uses_vxlan:
+        found["vxlan"] = partial(_make, kind=_VXLAN)
+    if fabric.uses_vxlan and fabric.gbp:
+        found["vxlan with GBP"] = _make_gbp
+    if fabric.uses_udp:
+        found["tun"] = partial(create_tun, name="try-tun")
+    return found
+
+
+def _make_gbp(sock: NetlinkSocket) -> None:
+    """A kernel that has no such option makes the device without a word."""
+    kind = msgspec.structs.replace(_VXLAN, gbp=True, vni=2, port=_PORT + 1)
+    _make(sock, kind)
+    made = find_link(sock, "try-vxlan")
+    if made is None or made.vxlan is None or not made.vxlan.gbp:
+        raise UnsupportedError("the device is made without it")
+
+
 def _make(sock: NetlinkSocket, kind: Bridge | Veth | Vxlan) -> None:
+    """Raises KernelError. Takes the place of one of its kind."""
     here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         what = type(kind).__name__.lower()
         link = Link(name=f"try-{what}", kind=kind, why=_WHY)
+        if (before := find_link(sock, link.name)) is not None:
+            sock.do(link_messages.delete_link(before.index), what=f"delete {link.name}")
         creation = link_messages.create_link(link, {"lo": 1}, peer_netns_fd=here)
         sock.do(creation, what=f"make a {what} link")
     finally:

@@ -7,6 +7,7 @@ namespace: it is reported as missing, and whoever attached the pod makes it agai
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import msgspec
 
 from podwire.kernel import link_messages
 from podwire.kernel.link_messages import PORT_OPTIONS, LinkState, VxlanState
-from podwire.kernel.netlink import NetlinkSocket
+from podwire.kernel.netlink import Failure, NetlinkSocket, kernel_error
 from podwire.kernel.tun import create_tun
 from podwire.model.state import LINK_GROUP, Bridge, Link, Tun, Veth, Vxlan, Why, format_mac
 
@@ -63,6 +64,31 @@ class LinkOp(msgspec.Struct, frozen=True):
         lines = _creation(self.link) if self.action == "add" else []
         lines += _settings(self.name, self.changes)
         return "\n".join(lines)
+
+
+def refusal(op: LinkOp, failure: Failure) -> str:
+    """What the kernel's refusal of an operation means, with the remedy where there is one."""
+    error = kernel_error(f"{op.action} {op.name}", failure)
+    kind = op.link.kind if op.link is not None else None
+    name = type(kind).__name__.lower()
+    match failure.errno, kind:
+        case errno.EOPNOTSUPP, Vxlan() | Bridge() | Veth() if op.action == "add":
+            others = {"vxlan": "--transport udp or direct", "bridge": "--wiring routed"}
+            other = f", or choose {others[name]}" if name in others else ""
+            return f"{op.name}: this kernel makes no {name} links; load it (modprobe {name}){other}"
+        case ((errno.EADDRINUSE | errno.EEXIST), Vxlan(vni=vni, port=port)):
+            error.remedy = (
+                f"something else here has UDP port {port} or VNI {vni} on it (ss -ulnp; ip -d link"
+                " show type vxlan): stop it, or choose another --vxlan-port for all nodes"
+            )
+    return str(error)
+
+
+def unlike(link: Link, made: LinkState) -> str:
+    """What the kernel has left out of a link without a word; empty where it is as it should be."""
+    if isinstance(link.kind, Vxlan) and link.kind.gbp and made.vxlan and not made.vxlan.gbp:
+        return f"{link.name}: this kernel's VXLAN has no Group Based Policy; leave out --gbp"
+    return ""
 
 
 class LinkDiff(msgspec.Struct, frozen=True):

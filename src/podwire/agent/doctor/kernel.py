@@ -11,18 +11,20 @@ from collections.abc import AsyncIterator
 
 from podwire.agent.doctor.subject import Findings, Subject
 from podwire.kernel import features
+from podwire.model.fabric import DEFAULT
 from podwire.trace.wire import Checked
 
 _find = Findings("kernel")
 
 
 async def examine(subject: Subject) -> AsyncIterator[Checked]:
-    needed = await asyncio.to_thread(features.network_features)
+    fabric = subject.network.fabric if subject.network is not None else DEFAULT
+    needed = await asyncio.to_thread(features.network_features, fabric)
     for feature in needed:
         if feature.missing:
             yield _find.fail(
                 f"this kernel has no {feature.name}: {feature.missing}",
-                "load the module, or boot a kernel that has it",
+                "load the module, boot a kernel that has it, or choose another fabric",
             )
     traced = await asyncio.to_thread(features.trace_features)
     for feature in traced:
