@@ -78,13 +78,13 @@ def by_hand(nodes: tuple[str, str], pods: tuple[str, str], *, masquerade: bool) 
             )
 
 
-def by_podwire(one: Cluster, nodes: tuple[str, str], pods: tuple[str, str]) -> str:
-    """Two agents and a CNI ADD on each; the address of the second pod."""
+def by_podwire(one: Cluster, nodes: tuple[str, str], pods: tuple[str, str], *options: str) -> str:
+    """Two agents with these options, and a CNI ADD on each; the address of the second pod."""
     one.start_api()
     asyncio.run(register(one))
     ip = ""
     for number, node in enumerate(nodes, 1):
-        one.start_agent(f"node{number}", node)
+        one.start_agent(f"node{number}", node, *options)
     for number, pod in enumerate(pods, 1):
         name = f"node{number}"
         wait_for(functools.partial(one.is_ready, name), "the agent")
@@ -100,6 +100,9 @@ def by_podwire(one: Cluster, nodes: tuple[str, str], pods: tuple[str, str]) -> s
             [one.plugin(name)], input=conf, env=environment, capture_output=True, check=True
         )
         ip = json.loads(answer.stdout)["ips"][0]["address"].partition("/")[0]
+    # A block is claimed for the first pod, and is then known to the other node.
+    ping = ["ip", "netns", "exec", pods[0], "ping", "-c1", "-W1", ip]
+    wait_for(lambda: subprocess.run(ping, capture_output=True).returncode == 0, "the pods' route")
     return ip
 
 
