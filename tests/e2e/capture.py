@@ -6,13 +6,13 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 
 from podwire.kernel import netns
 
-_ETH_P_ALL, _ETH_P_IP = 3, 0x0800
+_ETH_P_ALL, _ETH_P_IP, _ETH_P_IPV6 = 3, 0x0800, 0x86DD
 _ETHERNET, _UDP, _VXLAN = 14, 8, 8
 #: Room for a few thousand frames; by default there is some for 200.
 _BUFFER = 16 * 1024 * 1024
@@ -21,7 +21,8 @@ _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 @dataclass(frozen=True)
 class Packet:
-    """An IPv4 packet; `size` is its total length, `protocol` 1 for ICMP, 6 TCP, 17 UDP."""
+    """An IP packet. `size` is its total length, `ttl` in IPv6 the hop limit; `protocol` 1 for ICMP,
+    6 TCP, 17 UDP, 58 ICMPv6 (extension headers are not looked behind)."""
 
     source: str
     target: str
@@ -32,13 +33,24 @@ class Packet:
 
     @classmethod
     def of_frame(cls, frame: bytes) -> Packet | None:
-        """The packet in an Ethernet frame, when it is an IPv4 one."""
-        if len(frame) < 34 or int.from_bytes(frame[12:14], "big") != _ETH_P_IP:
+        """The packet in an Ethernet frame, when it is an IP one."""
+        if int.from_bytes(frame[12:14], "big") not in (_ETH_P_IP, _ETH_P_IPV6):
             return None
-        ip = frame[_ETHERNET:]
-        size = int.from_bytes(ip[2:4], "big")
-        source, target = (str(IPv4Address(ip[at : at + 4])) for at in (12, 16))
-        return cls(source, target, ip[9], ip[8], size, ip[(ip[0] & 15) * 4 : size])
+        return cls.of_bytes(frame[_ETHERNET:])
+
+    @classmethod
+    def of_bytes(cls, ip: bytes) -> Packet | None:
+        """The packet that these bytes begin with."""
+        version = ip[0] >> 4 if ip else 0
+        if version == 4 and len(ip) >= 20:
+            size = int.from_bytes(ip[2:4], "big")
+            source, target = (str(ip_address(ip[at : at + 4])) for at in (12, 16))
+            return cls(source, target, ip[9], ip[8], size, ip[(ip[0] & 15) * 4 : size])
+        if version == 6 and len(ip) >= 40:
+            size = 40 + int.from_bytes(ip[4:6], "big")
+            source, target = (str(ip_address(ip[at : at + 16])) for at in (8, 24))
+            return cls(source, target, ip[6], ip[7], size, ip[40:size])
+        return None
 
 
 @dataclass(frozen=True)
@@ -104,5 +116,5 @@ class Capture:
                 return found
 
     def packets(self) -> list[Packet]:
-        """The IPv4 packets among `frames`."""
+        """The IP packets among `frames`."""
         return [packet for frame in self.frames() if (packet := Packet.of_frame(frame))]

@@ -1,31 +1,34 @@
 """Every profile in every family over every underlay where it makes sense.
 
 Each is a lab of three nodes with a pod or two: all pairs reach each other, with the TTL of the
-path; on nodes and in pods it looks as a user of that system expects; and a trace of a packet from
-node to node, and its doctor, find nothing wrong.
+path and without NAT; on nodes, in pods and on the wire it looks as a user of that system expects;
+and a trace from node to node has every hop.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from podwire.errors import PodwireError
 from podwire.lab import Lab
 
 from .commands import Command
-from .looks import LAYER_2, LAYER_3, USER_SPACE, Look, amiss, unreached
+from .echoes import Echoes
+from .groups import ALL, GROUP, GROUP6, hearers
+from .looks import Lease, Look, Seen, amiss
+from .places import Place, places
+from .ways import everybody, too_small, unlike, unmasked, unreached
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-FAMILIES = ("ipv4", "ipv6", "dual")
-#: Bytes that VXLAN and UDP add, by family; an underlay of both counts as IPv6.
-VXLAN, UDP = {"ipv4": 50, "ipv6": 70, "dual": 70}, {"ipv4": 28, "ipv6": 48, "dual": 48}
+_VERSIONS: Mapping[str, tuple[int, ...]] = {"ipv4": (4,), "ipv6": (6,), "dual": (4, 6)}
+#: Bytes that VXLAN and UDP add, by the version of the underlay; of both, the larger one counts.
+_VXLAN, _UDP = {4: 50, 6: 70}, {4: 28, 6: 48}
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Case:
     family: str
     underlay: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        return _VERSIONS[self.family]
 
     def __str__(self) -> str:
         return f"{self.name}-{self.family}-{self.underlay}"
@@ -56,84 +63,145 @@ FABRICS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
 }
 CASES = [
     Case(name, family, underlay, options)
-    for (name, (options, underlays)), family in itertools.product(FABRICS.items(), FAMILIES)
+    for (name, (options, underlays)), family in itertools.product(FABRICS.items(), _VERSIONS)
     for underlay in underlays
 ]
 
 
 def look(case: Case) -> Look:
-    versions = {"ipv4": (4,), "ipv6": (6,), "dual": (4, 6)}[case.family]
-    over = {version: 1500 - {4: 50, 6: 70}[version] for version in versions}
-    flannel = {4: "flannel.1", 6: "flannel-v6.1"}
-    calico = {4: "vxlan.calico", 6: "vxlan-v6.calico"}
-    match case.name:
-        case "flannel-vxlan" | "flannel-vxlan-direct" | "auto":
-            mtu = 1500 - VXLAN[case.family]
-            devices: dict[str, int | None] = {flannel[one]: over[one] for one in versions}
-            if case.name == "auto":
-                devices["flannel0"] = None
-            return Look(mtu, LAYER_3, "veth", {"cni0": mtu, **devices})
-        case "flannel-host-gw":
-            return Look(1500, LAYER_3, "veth", {"cni0": 1500})
-        case "flannel-udp":
-            mtu = 1500 - UDP[case.family]
-            return Look(mtu, USER_SPACE, "veth", {"cni0": mtu, "flannel0": mtu})
-        case "calico" | "calico-vxlan" | "calico-cross":
-            mtu = 1430 if case.name != "calico" and 6 in versions else 1450
-            tunnels = {calico[one]: over[one] for one in versions}
-            return Look(
-                mtu,
-                LAYER_3,
-                "cali",
-                {} if case.name == "calico" else dict(tunnels),
-                same_node_ttl=63,
-                prefix_len={4: 32, 6: 128},
-                routed=True,
-                routes=calico_routes(versions),
-            )
-        case "routed-subnets":
-            mtu = 1500 - VXLAN[case.family]
-            return Look(
-                mtu,
-                LAYER_3,
-                "veth",
-                {"flannel0": None},
-                same_node_ttl=63,
-                prefix_len={4: 32, 6: 128},
-                routed=True,
-            )
-        case "weave":
-            return Look(1376, LAYER_2, "vethwepl", {"weave": 1376}, prefix_len={4: 12, 6: 64})
-    raise AssertionError(case.name)
-
-
-def calico_routes(versions: tuple[int, ...]) -> dict[int, str]:
-    """A blackhole a block, as Calico's own nodes have."""
-    patterns = {
-        4: r"^blackhole 172\.31\.\d+\.\d+/26 proto (80|bird)",
-        6: r"^blackhole fd00:172:31:\S*/122 .*proto (80|bird)",
+    """What REFERENCE calls usual for a fabric."""
+    versions = case.versions
+    in_vxlan, in_udp = (
+        1500 - max(_VXLAN[v] for v in versions),
+        1500 - max(_UDP[v] for v in versions),
+    )
+    flannel: dict[str, Any] = {
+        "vxlan_devs": {v: {4: "flannel.1", 6: "flannel-v6.1"}[v] for v in versions},
+        "vxlan_mtus": {v: 1500 - _VXLAN[v] for v in versions},
     }
-    return {version: patterns[version] for version in versions}
+    calico: dict[str, Any] = {
+        "bridge": None,
+        "port_prefix": "cali",
+        "prefix_len": {4: 32, 6: 128},
+        "blocks": {4: 26, 6: 122},
+        "protocol": "80",
+        "onlink": True,
+    }
+    calico_vxlan: dict[str, Any] = calico | {
+        "vxlan_devs": {v: {4: "vxlan.calico", 6: "vxlan-v6.calico"}[v] for v in versions},
+        "vxlan_mtus": {v: 1500 - _VXLAN[v] for v in versions},
+        "vni": 4096,
+        "port": 4789,
+    }
+    auto: dict[str, Any] = flannel | {"udp_dev": "flannel0", "udp_mtu": in_udp, "backend": "auto"}
+    match case.name:
+        case "flannel-vxlan":
+            return Look("vxlan", "vxlan", in_vxlan, "cni0", "veth", **flannel)
+        case "flannel-vxlan-direct":
+            return Look("direct", "vxlan", in_vxlan, "cni0", "veth", **flannel)
+        case "flannel-host-gw":
+            return Look("direct", "direct", 1500, "cni0", "veth", backend="host-gw")
+        case "flannel-udp":
+            udp: dict[str, Any] = {"udp_dev": "flannel0", "udp_mtu": in_udp, "backend": "udp"}
+            return Look("udp", "udp", in_udp, "cni0", "veth", **udp)
+        case "calico":
+            return Look("direct", "direct", 1450, backend="host-gw", **calico)
+        case "calico-vxlan":
+            return Look("vxlan", "vxlan", in_vxlan, **calico_vxlan)
+        case "calico-cross":
+            return Look("direct", "vxlan", in_vxlan, **calico_vxlan)
+        case "weave":
+            weave: dict[str, Any] = {
+                "vxlan_devs": {v: {4: "vxlan-6784", 6: "vxlan-v6-6784"}[v] for v in versions},
+                "vxlan_mtus": {v: 1500 - _VXLAN[v] for v in versions},
+                "vni": 6784,
+                "port": 6784,
+                "is_one_segment": True,
+                "prefix_len": {4: 12, 6: 64},
+                "backend": "l2-vxlan",
+            }
+            return Look("vxlan", "vxlan", 1376, "weave", "vethwepl", **weave)
+        case "auto":
+            return Look("direct", "vxlan", in_vxlan, "cni0", "veth", **auto)
+        case "routed-subnets":
+            return Look(
+                "direct", "vxlan", in_vxlan, None, "veth", prefix_len={4: 32, 6: 128}, **auto
+            )
+    raise AssertionError(case.name)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_fabric(case: Case) -> None:
     with Lab(nodes=3, family=case.family, underlay=case.underlay, **case.options) as lab:
-        pods = {name: lab.run(name, node=f"node{name[1]}") for name in ("a1", "b1", "a2", "a3")}
-        for pod in pods.values():
-            pod.wait_ready()
-        wanted = look(case)
-        assert unreached(lab, pods, wanted, {}) == []
-        assert amiss(lab, pods, wanted) == []
-        podwire = Command(lab.name)
-        for source, target in (("a1", "a2"), ("a1", "b1"), ("a2", "node1")):
-            for family in {"ipv4": "4", "ipv6": "6", "dual": "46"}[case.family]:
-                traced = json.loads(
-                    podwire.ok("trace", source, target, "--family", family, "-o", "json")
-                )
-                assert [one["outcome"] for one in traced["rounds"]] == ["replied"], traced[
-                    "verdict"
-                ]
+        pods = [lab.run(name, node=f"node{name[1]}") for name in ("a1", "b1", "a2", "a3")]
+        here = places(lab, pods)
+        a1, b1, a2, _ = them = here[3:]
+        leases = {node.name: Lease.of(lab.node_object(node.name)) for node in lab.nodes}
+        with Echoes(here) as echoes:
+            answers = everybody(echoes, here)
+            states = {place.name: place.read() for place in here}
+            seen = Seen(look(case), case.underlay, here, states, leases)
+            assert unreached(seen, answers) == []
+            assert amiss(seen) == []
+            assert unlike(seen, echoes, a1) == []
+            assert too_small(seen, echoes, a1) == []
+            assert unmasked(seen, echoes, b1) == []
+        if case.name == "weave":
+            for group in [
+                *([GROUP, ALL] if 4 in case.versions else []),
+                *([GROUP6] if 6 in case.versions else []),
+            ]:
+                assert hearers(a1, them[1:], group) == {"b1", "a2", "a3"}
+        assert untraced(Command(lab.name), seen, a1, a2, case.versions[-1]) == []
+
+
+def untraced(podwire: Command, seen: Seen, pod: Place, other: Place, version: int) -> list[str]:
+    """What a trace between pods of two nodes has otherwise than the packet's path is."""
+    words = ("trace", pod.name, other.name, "--family", str(version), "-o", "json")
+    traced = json.loads(podwire.ok(*words))
+    (told,) = traced["rounds"]
+    problems = [] if told["outcome"] == "replied" else [traced["verdict"]]
+    names = {f"default/{one.name}": one.name for one in seen.pods}
+    for title, one, two in (("request", pod, other), ("reply", other, pod)):
+        hops = [
+            (names.get(place["pod"], place["node"]), hop["interface"], hop["direction"])
+            for hop in told[title]["hops"]
+            for place in [traced["places"][hop["place"]]]
+        ]
+        expected = list(path(seen, one, two, version))
+        if hops != expected:
+            problems.append(f"the {title} takes {hops}, not {expected}")
+    return problems
+
+
+def path(seen: Seen, pod: Place, other: Place, version: int) -> Iterator[tuple[str, str, str]]:
+    """The interfaces that a packet between pods of two nodes crosses: where, which, out or in."""
+    look = seen.look
+    inside = [look.bridge] if look.bridge and not look.is_one_segment else []
+    tunnel = {
+        "direct": None,
+        "vxlan": look.vxlan_devs.get(min(look.vxlan_devs) if look.is_one_segment else version)
+        if look.vxlan_devs
+        else None,
+        "udp": look.udp_dev,
+    }[look.carrier(pod, other, seen.underlay)]
+    yield pod.name, "eth0", "out"
+    for name in (port(seen, pod), *inside):
+        yield pod.node, name, "in"
+    for name in (*([tunnel] if tunnel else []), "eth0"):
+        yield pod.node, name, "out"
+    for name in ("eth0", *([tunnel] if tunnel else [])):
+        yield other.node, name, "in"
+    for name in (*inside, port(seen, other)):
+        yield other.node, name, "out"
+    yield other.name, "eth0", "in"
+
+
+def port(seen: Seen, pod: Place) -> str:
+    """The other end of a pod's link."""
+    index = seen.states[pod.name].links["eth0"]["link_index"]
+    links = seen.states[pod.node].links
+    return next(name for name, one in links.items() if one["ifindex"] == index)
 
 
 @pytest.mark.parametrize("profile", ["flannel-host-gw", "calico"])
@@ -142,18 +210,3 @@ def test_plain_routes_say_who_is_behind_a_router(profile: str) -> None:
         status = Command(lab.name).run("status")
         assert status.returncode == 1
         assert "node2 at 172.18.2.12 is no layer-2 neighbour" in status.stdout
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"ipam": "blocks", "wiring": "bridge"},
-        {"ipam": "cluster-range", "transport": "vxlan"},
-        {"profile": "weave", "wiring": "routed"},
-        {"profile": "flannel-host-gw", "encrypt": True},
-    ],
-    ids=str,
-)
-def test_what_makes_no_sense_is_refused_before_anything_is_made(options: dict[str, Any]) -> None:
-    with pytest.raises(PodwireError):
-        Lab(nodes=2, **options)
