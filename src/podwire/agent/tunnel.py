@@ -21,6 +21,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
+
 from podwire.errors import PodwireError
 from podwire.log import fields
 from podwire.model.cluster import NetworkConfig, Node
@@ -120,8 +122,10 @@ class Tunnel:
 
     def want(self, config: TunnelConfig | None, peers: Mapping[str, TunnelPeer]) -> None:
         """Be this end from now on, with these peers; None for no tunnel at all."""
-        if config != self._config:
-            self._problem = "the UDP tunnel is not configured yet" if config is not None else None
+        if config is None:
+            self._problem = None
+        elif self._config is None or _place(config) != _place(self._config):
+            self._problem = "the UDP tunnel is not configured yet"
         self._config, self._peers = config, dict(peers)
         self._all_changed = True
         self._news.set()
@@ -262,6 +266,11 @@ class Tunnel:
         """No zombie is left of one that has ended."""
         if self._process is not None and self._process.poll() is not None:
             self._process = None
+
+
+def _place(config: TunnelConfig) -> TunnelConfig:
+    """All but what it may be told while packets flow on."""
+    return msgspec.structs.replace(config, subnets=())
 
 
 def _start(path: Path) -> subprocess.Popen[bytes]:

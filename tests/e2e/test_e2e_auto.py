@@ -1,0 +1,105 @@
+"""The auto transport under traffic: it moves to UDP where VXLAN does not get through, and back."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from itertools import pairwise
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+from podwire.lab import Lab, LabPod
+
+from .commands import Command
+from .steady_ping import INTERVAL_S, SteadyPing
+from .waiting import until
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+#: Of the agents' probes, in seconds; a machine that stalls adds its part to what is lost.
+PROBE_INTERVAL_S, STALL_S = 1.0, 2.0
+
+
+class Stream:
+    """A TCP stream of iperf3 from `source` to a server in `target` while the block lasts."""
+
+    def __init__(self, source: LabPod, target: LabPod) -> None:
+        self._source, self._target = source, target
+
+    def __enter__(self) -> Stream:
+        self._server = self._target.popen(["iperf3", "-s", "--forceflush"])
+        assert self._server.stdout is not None
+        while "Server listening" not in self._server.stdout.readline():
+            assert self._server.poll() is None
+        self._output = tempfile.TemporaryFile("w+")
+        # Not all that fits: the machine has other tests to do.
+        options = ["-t", "600", "-i", "0.2", "-b", "50M", "-f", "k", "--forceflush"]
+        self._client = self._source.popen(
+            ["iperf3", "-c", self._target.ip, *options], stdout=self._output
+        )
+        until(lambda: self.intervals > 0, "data flows")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process in (self._client, self._server):
+            process.kill()
+            process.wait(60)
+        self._output.close()
+
+    @property
+    def intervals(self) -> int:
+        """In how many intervals up to now data got through."""
+        assert self._client.poll() is None
+        self._output.seek(0)
+        found = re.findall(r"sec +[\d.]+ [KM]Bytes +([\d.]+) Kbits/sec", self._output.read())
+        return sum(float(rate) > 0 for rate in found)
+
+
+def path(lab: Lab, node: str) -> Any:
+    """A node's way to its only peer, as its status has it."""
+    told = Command(lab.name).ok("status", "--node", node, "-o", "json")
+    (found,) = json.loads(told)["nodes"][0]["peers"][0]["paths"]
+    return found
+
+
+def test_traffic_moves_to_udp_and_back(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(2, transport="auto", underlay="routed")
+    here, there = lab.run("here", node="node1"), lab.run("there", node="node2")
+    lab.wait_ready()
+    for node in ("node1", "node2"):
+        until(lambda node=node: path(lab, node)["rtt_us"], "VXLAN is probed")  # type: ignore[misc]
+        assert path(lab, node)["kind"] == "vxlan"
+
+    def both_use(kind: str) -> bool:
+        return all(path(lab, node)["kind"] == kind for node in ("node1", "node2"))
+
+    with SteadyPing(here, there) as ping, Stream(here, there) as stream:
+
+        def traffic_goes_on() -> None:
+            pings, intervals = len(ping.answered), stream.intervals
+            until(lambda: len(ping.answered) > pings + 20, "pings are answered")
+            until(lambda: stream.intervals > intervals + 2, "data flows")
+
+        lab.partition("node1", "node2", protocol="udp", port=8472)
+        until(lambda: both_use("udp"), "UDP is used")
+        traffic_goes_on()
+        told = Command(lab.name).ok("status")
+        assert re.search(r"node2 .* udp .* VXLAN to node2 not answered since \d\d:\d\d:\d\d", told)
+        assert path(lab, "node1")["blocked"]
+        moved = ping.answered[-1]
+        lab.heal()
+        until(lambda: both_use("vxlan"), "VXLAN is used again")
+        traffic_goes_on()
+        assert "VXLAN to node2 is answered" in Command(lab.name).ok("status")
+    gaps = [(number, after - number) for number, after in pairwise(sorted(ping.answered))]
+    assert max(gap for _, gap in gaps) * INTERVAL_S < PROBE_INTERVAL_S + STALL_S
+    assert max(gap for number, gap in gaps if number > moved) * INTERVAL_S < STALL_S
