@@ -96,12 +96,12 @@ class Api:
 
         self._run(make)
 
-    def node(self, name: str, ip: str) -> None:
+    def node(self, name: str, *ips: str) -> None:
         async def make(client: KubeClient) -> None:
             await client.create(
                 NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
             )
-            addresses = [{"type": "InternalIP", "address": ip}] if ip else []
+            addresses = [{"type": "InternalIP", "address": ip} for ip in ips]
             status = {"status": {"addresses": addresses}}
             await client.merge_patch(NODES, name, status, subresource="status")
 
@@ -221,8 +221,14 @@ def test_a_pod_that_no_node_runs_says_why(api_of: Api) -> None:
         api_of.find("web")
 
 
+def test_a_node_has_an_address_of_each_family(api_of: Api) -> None:
+    name = f"dual-{secrets.token_hex(3)}"
+    api_of.node(name, "192.0.2.9", "2001:db8::9")
+    assert api_of.find(f"node/{name}").ips == ("192.0.2.9", "2001:db8::9")
+
+
 def test_a_node_without_an_address_is_no_end(api_of: Api) -> None:
     name = f"bare-{secrets.token_hex(3)}"
-    api_of.node(name, "")
+    api_of.node(name)
     with pytest.raises(InputError, match="has no InternalIP"):
         api_of.find(f"node/{name}")

@@ -157,7 +157,7 @@ class Cluster:
             network=(self.network,),
             nodes=tuple(
                 NodeFacts(
-                    name=f"node{node + 1}", ip=self.node_ip(node), subnets=(self.subnet(node),)
+                    name=f"node{node + 1}", ips=(self.node_ip(node),), subnets=(self.subnet(node),)
                 )
                 for node in (NODE1, NODE2)
             ),

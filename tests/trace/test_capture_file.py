@@ -15,7 +15,7 @@ from podwire.trace.wire import Frame
 from tests.kernel.observe.packets import ARP, arp, ethernet, icmp, ip, vxlan
 
 POD1, POD2, NODE1, NODE2 = "10.244.1.2", "10.244.2.2", "172.18.0.11", "172.18.0.12"
-NODES = (NodeFacts(name="node1", ip=NODE1), NodeFacts(name="node2", ip=NODE2))
+NODES = (NodeFacts(name="node1", ips=(NODE1,)), NodeFacts(name="node2", ips=(NODE2,)))
 PODS = (
     PodFacts(name="default/pod1", node="node1", ips=(POD1, "fd00::2")),
     PodFacts(name="default/pod2", node="node2", ips=(POD2,)),

@@ -30,7 +30,10 @@ from podwire.trace.wire import (
 
 from .agent_stub import StubAgent, stub_agent, until, welcome
 
-NODES = (NodeFacts(name="node1", ip="172.18.0.11"), NodeFacts(name="node2", ip="172.18.0.12"))
+NODES = (
+    NodeFacts(name="node1", ips=("172.18.0.11",)),
+    NodeFacts(name="node2", ips=("172.18.0.12",)),
+)
 EVERYTHING = [Share(node.name, own=True, all_pods=True, needed=False) for node in NODES]
 
 

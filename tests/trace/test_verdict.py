@@ -651,7 +651,7 @@ def test_the_other_nodes_interface_does_not_take_it(
 def test_a_node_whose_agent_is_away(cluster: Cluster, ready: bool) -> None:
     away = NodeFacts(
         name="node2",
-        ip=cluster.node_ip(NODE2),
+        ips=(cluster.node_ip(NODE2),),
         subnets=(cluster.subnet(NODE2),),
         ready=ready,
         away="connection refused",
@@ -675,7 +675,7 @@ def test_a_node_whose_agent_is_away(cluster: Cluster, ready: bool) -> None:
 def test_a_node_whose_agent_never_started(cluster: Cluster) -> None:
     """Its subnet is nobody's: the default route takes the packet."""
     target = Endpoint(kind="address", ip="10.244.9.7")
-    node9 = NodeFacts(name="node9", ip="172.18.0.19", subnets=("10.244.9.0/24",), leased=False)
+    node9 = NodeFacts(name="node9", ips=("172.18.0.19",), subnets=("10.244.9.0/24",), leased=False)
     facts = msgspec.structs.replace(cluster.facts, nodes=(*cluster.facts.nodes, node9))
     request = cluster.request(cluster.pod_ip(POD1), target.ip)
     steps = list(cluster.leave_pod(POD1, request))

@@ -167,9 +167,9 @@ def _end_of_pod(pod: Mapping[str, Any], field: str) -> End:
 
 
 def _end_of_node(node: NodeFacts, field: str) -> End:
-    if not node.ip:
+    if not node.ips:
         raise InputError(f"node {node.name} has no InternalIP", field=field)
-    return End(kind="node", name=node.name, node=node.name, ips=(node.ip,))
+    return End(kind="node", name=node.name, node=node.name, ips=node.ips)
 
 
 def _on_host_network(pod: Mapping[str, Any]) -> bool:

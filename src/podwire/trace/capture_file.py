@@ -49,7 +49,7 @@ def names(
                 if one.kind != "loopback"
                 for address in one.addresses
             }
-    return found | {node.ip: node.name for node in nodes if node.ip}
+    return found | {ip: node.name for node in nodes for ip in node.ips}
 
 
 class CaptureFile:

@@ -20,14 +20,14 @@ from podwire.trace.wire import Drop, Frame, NftStep, ProbeResult, Question
 class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A node as the API has it.
 
-    `ip` is its internal address (the lease's public one where there is a lease), `subnets` are
+    `ips` are its internal addresses, those that its lease publishes before others; `subnets` are
     `spec.podCIDRs` and what it leases; `leased` whether its agent has ever published a lease.
     `ready` is the node's condition. `away` says why its agent was not observed (`no connection to
     …: refused`), and is empty where it was, or where nobody asked.
     """
 
     name: str
-    ip: IPText = ""
+    ips: tuple[IPText, ...] = ()
     subnets: tuple[str, ...] = ()
     leased: bool = True
     ready: bool = True
@@ -56,15 +56,19 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     def node_at(self, ip: IPText) -> NodeFacts | None:
         """The node that has this address as its own."""
-        return next((node for node in self.nodes if node.ip and node.ip == ip), None)
+        return next((node for node in self.nodes if ip in node.ips), None)
 
     def owner(self, ip: IPText) -> NodeFacts | None:
-        """The node whose subnet this address is in."""
+        """The node whose subnet this address is in: the longest, since single addresses of a
+        subnet may be lent to another node."""
         address = ip_address(ip)
-        for node in self.nodes:
-            if any(address in ip_network(subnet) for subnet in node.subnets):
-                return node
-        return None
+        found = [
+            (subnet.prefixlen, node)
+            for node in self.nodes
+            for subnet in map(ip_network, node.subnets)
+            if address in subnet
+        ]
+        return max(found, key=lambda one: one[0])[1] if found else None
 
     def pod_at(self, ip: IPText) -> PodFacts | None:
         """The pod that has this address."""

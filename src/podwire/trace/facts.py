@@ -23,14 +23,14 @@ async def read_nodes(client: KubeClient) -> tuple[NodeFacts, ...]:
 
 def node_facts(obj: NodeWithConditions) -> NodeFacts:
     node, _ = node_from_object(obj)
-    ip = str(node.internal_ips[0]) if node.internal_ips else ""
+    ips = [*node.internal_ips]
     subnets = [*node.pod_cidrs]
     if node.lease is not None:
-        ip = str(node.lease.public_ip)
+        ips = [*(one.ip for one in node.lease.endpoints), *ips]
         subnets += [one for one in node.lease.subnets if one not in subnets]
     return NodeFacts(
         name=node.name,
-        ip=ip,
+        ips=tuple(dict.fromkeys(map(str, ips))),
         subnets=tuple(map(str, subnets)),
         leased=node.lease is not None,
         ready=obj.ready,

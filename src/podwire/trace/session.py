@@ -19,7 +19,7 @@ becomes a fact of its node.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_network
 from typing import NamedTuple, TypedDict, TypeVar
@@ -27,8 +27,10 @@ from typing import NamedTuple, TypedDict, TypeVar
 import msgspec
 
 from podwire.model.probe import Probe, ProbeMatch
+from podwire.model.state import IPNetwork
+from podwire.plan.wiring import routed
 from podwire.trace.build import build
-from podwire.trace.evidence import Answer, Evidence, Facts, moved
+from podwire.trace.evidence import Answer, Evidence, Facts, NodeFacts, moved
 from podwire.trace.model import Endpoint, Place, Trace
 from podwire.trace.questions import questions
 from podwire.trace.watcher import Dial, Watcher, together
@@ -142,16 +144,13 @@ def _match(
     watchers: Sequence[Watcher],
 ) -> ProbeMatch:
     """What is watched for: the probe's packets, and who asks for whose MAC on their way."""
+    greetings = [one.welcome for one in watchers if one.welcome is not None]
     neighbors = {source.ip, probe.target}
+    if any(one.wiring == "routed" for one in greetings):
+        neighbors |= {str(routed.gateway(version)) for version in (4, 6)}
     for watcher in watchers:
         node = facts.node(watcher.node)
-        if node is None:
-            continue
-        neighbors.add(node.ip)
-        for subnet in map(ip_network, node.subnets):
-            # The VTEP's address, and the bridge's.
-            neighbors |= {str(subnet.network_address), str(subnet.network_address + 1)}
-    greetings = [one.welcome for one in watchers if one.welcome is not None]
+        neighbors.update(_next_hops(node) if node is not None else ())
     ports = {one.tunnel_port for one in greetings} - {0}
     bare = {one.bare_port for one in greetings} - {0}
     return ProbeMatch(
@@ -165,6 +164,19 @@ def _match(
         tunnel_ports=tuple(sorted(ports)),
         bare_ports=tuple(sorted(bare)),
     )
+
+
+def _next_hops(node: NodeFacts) -> Iterator[str]:
+    """The addresses of a node that others, and its pods, may ask for the MAC of."""
+    yield from node.ips
+    found: dict[int, IPNetwork] = {}
+    for subnet in map(ip_network, node.subnets):
+        if subnet.prefixlen < subnet.max_prefixlen:
+            found.setdefault(subnet.version, subnet)
+    for subnet in found.values():
+        # The VTEP's, and the bridge's.
+        yield str(subnet.network_address)
+        yield str(subnet.network_address + 1)
 
 
 # --- what ---------------------------------------------------------------------------------------
