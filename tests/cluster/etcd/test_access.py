@@ -15,38 +15,10 @@ from podwire.cluster.etcd.messages import put
 from podwire.cluster.etcd.url import EtcdConfig
 from podwire.errors import InputError, StoreForbiddenError, StoreUnavailableError
 
+from .authority import Authority
 from .server import EtcdServer, free_port
 
 pytestmark = pytest.mark.slow
-
-EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-
-
-class Authority:
-    """A certificate authority in a directory."""
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir()
-        self._directory = directory
-        self.ca = directory / "ca.crt"
-        self._openssl(
-            *("req", "-x509", *EC, "-keyout", "ca.key", "-out", "ca.crt"),
-            *("-days", "30", "-subj", "/CN=ca"),
-        )
-
-    def issue(self, name: str, usage: str) -> tuple[Path, Path]:
-        """A certificate for 127.0.0.1 and its key."""
-        self._openssl("req", *EC, "-keyout", f"{name}.key", "-out", "csr", "-subj", f"/CN={name}")
-        extensions = f"subjectAltName=IP:127.0.0.1\nextendedKeyUsage={usage}\n"
-        (self._directory / "ext").write_text(extensions)
-        self._openssl(
-            *("x509", "-req", "-in", "csr", "-CA", "ca.crt", "-CAkey", "ca.key"),
-            *("-CAcreateserial", "-out", f"{name}.crt", "-days", "30", "-extfile", "ext"),
-        )
-        return self._directory / f"{name}.crt", self._directory / f"{name}.key"
-
-    def _openssl(self, *words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=self._directory, check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -282,3 +254,27 @@ async def test_a_cluster_without_a_leader(tmp_path: Path) -> None:
     finally:
         for member in members:
             member.stop()
+
+
+async def test_a_named_certificate_where_there_are_users(
+    tmp_path: Path, authority: Authority
+) -> None:
+    """Another limit of the gateway: a name in a certificate might be taken for a user's."""
+    server = secured(tmp_path / "etcd", authority, "named", "serverAuth,clientAuth")
+    server.start()
+    try:
+        config = replace(server.config, tls=True, ca=authority.ca, user="root", password="secret")
+        named = authority.issue("client", "clientAuth")
+        unnamed = authority.issue("client2", "clientAuth", "/O=podwire")
+        with_unnamed = replace(config, certificate=unnamed[0], key=unnamed[1])
+        files = ("--cacert", authority.ca, "--cert", named[0], "--key", named[1])
+        for line in ("user add root:secret", "user grant-role root root", "auth enable"):
+            server.ctl(*map(str, files), *line.split())
+        async with EtcdClient(with_unnamed) as client:
+            assert await client.get(b"/test/x") is None
+        async with EtcdClient(replace(config, certificate=named[0], key=named[1])) as client:
+            with pytest.raises(StoreForbiddenError, match="common name") as caught:
+                await client.get(b"/test/x")
+        assert "without a CN" in (caught.value.remedy or "")
+    finally:
+        server.stop()

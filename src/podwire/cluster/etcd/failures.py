@@ -31,6 +31,8 @@ _STALE = (
 )
 #: What the JSON gateway says where it can't reach the very server that it is a part of.
 _GATEWAY_LOST = ("connection closed", "connection error:")
+#: And where a certificate has a name that might be taken for a user's.
+_NAMED_CERTIFICATE = "CommonName of client"
 NO_USERS = "authentication is not enabled"
 
 
@@ -67,6 +69,21 @@ def failure(config: EtcdConfig, url: str, message: str, code: int) -> StoreError
     if "database space exceeded" in message:
         remedy = "compact and defragment etcd, then disarm its alarm (see etcdctl(1))"
     return StoreError(what, code=code, remedy=remedy)
+
+
+def no_gateway(url: str, status: int, body: bytes) -> StoreError:
+    """The error for an answer that is none of the gateway's own."""
+    text = " ".join(body.decode(errors="replace").split())[:200]
+    if text.startswith(_NAMED_CERTIFICATE):
+        return StoreForbiddenError(
+            f"etcd at {url} has users, and takes no client certificate with a common name (CN)",
+            remedy="make one without a CN, e.g. of subject /O=podwire, or let etcd listen without"
+            " --client-cert-auth: the user's password is asked for in any case",
+        )
+    return StoreError(
+        f"{url} answered HTTP {status}: {text}",
+        remedy="is this a client URL of etcd 3.4 or newer, with its JSON gateway enabled?",
+    )
 
 
 def unavailable(

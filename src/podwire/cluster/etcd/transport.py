@@ -4,7 +4,8 @@ What lives here: the order of endpoints, TLS, and the token that a password is e
 does not: what is asked (`client`), and what a failure means (`failures`).
 
 It is etcd's own JSON gateway that is spoken to, with what follows from that (3.4):
-- A certificate's name is not taken for a user; where etcd has users, a password is needed.
+- A certificate's name is not taken for a user; where etcd has users, a password is needed, and with
+  `--client-cert-auth` a certificate without a common name.
 - With `--client-cert-auth`, the gateway shows the server's own certificate to the server, so that
   has to be good for clients too, or every answer is "connection closed" or "connection error".
 - A member without a leader waits 7 s before it says so, unless `hasleader` is asked for; a watch
@@ -31,6 +32,7 @@ from podwire.cluster.etcd.failures import (
     all_of,
     failing,
     failure,
+    no_gateway,
     unavailable,
 )
 from podwire.cluster.etcd.messages import Failure, Json, TokenAnswer, decode
@@ -180,11 +182,7 @@ class Transport:
         except msgspec.DecodeError:
             found = Failure()
         if found.code is None:
-            excerpt = " ".join(body.decode(errors="replace").split())[:200]
-            return StoreError(
-                f"{url} answered HTTP {response.status}: {excerpt}",
-                remedy="is this a client URL of etcd 3.4 or newer, with its JSON gateway enabled?",
-            )
+            return no_gateway(url, response.status, body)
         return self.failure(url, found.message, found.code)
 
     @property
