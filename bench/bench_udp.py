@@ -2,9 +2,9 @@
 """The UDP tunnel between pods on two nodes: throughput, latency and small packets.
 
 Three pairs of nodes of the same make: one with the tunnel's process on each, one with the same and
-encryption, and one with VXLAN set up by hand, the kernel's own way to do the same. The underlay is a
-veth, so nothing but the processors limits anything: two nodes, two pods and what is measured share
-the machine's cores. Runs are interleaved; latency is half of an echo's round trip.
+encryption, and one with VXLAN set up by hand, the kernel's own way to do the same. The underlay is
+a veth, so nothing but the processors limits anything: two nodes, two pods and what is measured
+share the machine's cores. Runs are interleaved; latency is half of an echo's round trip.
 
 A flood is sent as fast as one process can, far more than gets through, so that what is delivered is
 what is left under overload; and at the rate that has to be reached, with what was lost on the way.
@@ -35,6 +35,7 @@ from podwire.kernel import netns
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.tun import create_tun
 from podwire.model.tunnel import Configure, Ready, TunnelConfig, TunnelPeer
+from podwire.plan.wiring.pods import gso_max_size
 from podwire.tunnel.client import command
 from podwire.tunnel.control import Frames, pack
 from podwire.tunnel.noise import StaticKey
@@ -66,7 +67,7 @@ def wire(nodes: tuple[str, str]) -> None:
         sh(f"ip -n {node} link set eth0 up")
 
 
-def by_tunnel(nodes: tuple[str, str], pods: tuple[str, str]) -> None:
+def by_tunnel(nodes: tuple[str, str], pods: tuple[str, str], *, encrypt: bool) -> None:
     """Node N has 10.9.N.0/24; its pod is 10.9.N.2; the tunnel's device is flannel0."""
     for number, (node, pod) in enumerate(zip(nodes, pods, strict=True), 1):
         fd = netns.open_netns(f"/run/netns/{node}")
@@ -83,7 +84,7 @@ def by_tunnel(nodes: tuple[str, str], pods: tuple[str, str]) -> None:
             f"ip netns exec {node} sysctl -qw net.ipv4.ip_forward=1",
             f"ip -n {node} link add v0 mtu {MTU} type veth peer name eth0 mtu {MTU} netns {pod}",
             f"ip -n {node} link set v0 master cni0 up",
-            f"ip -n {pod} link set eth0 up",
+            f"ip -n {pod} link set eth0 up gso_max_size {gso_max_size(MTU, encrypt=encrypt)}",
             f"ip -n {pod} address add 10.9.{number}.2/24 dev eth0",
             f"ip -n {pod} route add default via 10.9.{number}.1",
         ):
@@ -156,7 +157,7 @@ def _read(place: str, pipe: Connection) -> None:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     os.close(fd)
     sock.setsockopt(socket.SOL_SOCKET, 33, 4 << 20)  # SO_RCVBUFFORCE
-    sock.bind(("0.0.0.0", PORT))
+    sock.bind(("", PORT))
     sock.settimeout(20)
     batch = 64
     data = ctypes.create_string_buffer(batch * 2048)
@@ -191,7 +192,7 @@ def pairs() -> Iterator[dict[str, Pair]]:
             if kind == "vxlan":
                 by_hand((n1, n2), (p1, p2), masquerade=False)
             else:
-                by_tunnel((n1, n2), (p1, p2))
+                by_tunnel((n1, n2), (p1, p2), encrypt=kind == "sealed")
                 stack.enter_context(tunnels((n1, n2), root, encrypt=kind == "sealed"))
             found[kind] = Pair((n1, n2), (p1, p2), "10.9.2.2")
             server = ["ip", "netns", "exec", p2, "iperf3", "-s"]

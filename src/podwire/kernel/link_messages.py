@@ -33,6 +33,7 @@ IFF_UP, IFF_PROMISC = 0x1, 0x100
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK = 1, 3, 4, 5
 IFLA_MASTER, IFLA_PROTINFO, IFLA_LINKINFO, IFLA_IFALIAS = 10, 12, 18, 20
 IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 26, 27, 28, 29
+IFLA_GSO_MAX_SIZE = 41
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL = 1, 3, 4
 IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_GBP = 7, 15, 17, 23
@@ -174,7 +175,7 @@ def create_link(
             attrs.append(_link_info("bridge", *_snooping(snooping)))
         case Vxlan():
             attrs.append(_link_info("vxlan", *_vxlan_attrs(link.kind, indexes)))
-        case Veth(peer=peer, peer_mac=peer_mac):
+        case Veth(peer=peer, peer_mac=peer_mac, peer_gso_max_size=gso_max_size):
             if peer_netns_fd is None:
                 raise ValueError(f"veth {link.name}: the peer needs a namespace to be made in")
             inside = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
@@ -182,6 +183,8 @@ def create_link(
             inside += attr_u32(IFLA_NET_NS_FD, peer_netns_fd)
             if link.mtu is not None:
                 inside += attr_u32(IFLA_MTU, link.mtu)
+            if gso_max_size is not None:
+                inside += attr_u32(IFLA_GSO_MAX_SIZE, gso_max_size)
             attrs.append(_link_info("veth", nested(VETH_INFO_PEER, inside)))
         case _:
             raise TypeError(f"{link.name}: rtnetlink makes no {type(link.kind).__name__}")

@@ -233,8 +233,9 @@ def _creation(link: Link) -> list[str]:
             learn = "learning" if learning else "nolearning"
             parts.append(f"type vxlan id {vni} local {local} dev {dev} dstport {port} {learn}")
             parts += ["gbp"] if gbp else []
-        case Veth(peer=peer):
+        case Veth(peer=peer, peer_gso_max_size=size):
             parts.append(f"type veth peer name {peer}")
+            parts += [f"gso_max_size {size}"] if size is not None else []
     return [" ".join(parts)]
 
 

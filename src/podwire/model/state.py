@@ -81,10 +81,14 @@ class Tun(msgspec.Struct, frozen=True, tag="tun"):
 
 
 class Veth(msgspec.Struct, frozen=True, tag="veth"):
-    """One end of a pair. The other end is `peer`, made in another namespace."""
+    """One end of a pair. The other end is `peer`, made in another namespace.
+
+    `peer_gso_max_size`: the largest TCP super-packet that is made there, in bytes.
+    """
 
     peer: str
     peer_mac: bytes
+    peer_gso_max_size: int | None = None
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):

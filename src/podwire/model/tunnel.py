@@ -23,6 +23,9 @@ OVERHEAD_V4 = 28
 OVERHEAD_V6 = 48
 #: What encryption adds on top: a header of 16 bytes and a tag of 16, and up to 15 of padding.
 OVERHEAD_ENCRYPTED = 32
+#: The largest payload of one UDP datagram over IPv4, and so of a batch of them that the kernel
+#: takes at once (udp(7), UDP_SEGMENT).
+BATCH_BYTES = 65507
 
 #: Why a packet or datagram was dropped: the counter's name, and what it means.
 DROPS: Mapping[str, str] = {

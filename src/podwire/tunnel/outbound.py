@@ -16,13 +16,14 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from podwire.kernel.tun import VNET_HEADER
+from podwire.model.tunnel import BATCH_BYTES
 from podwire.tunnel.checksum import row_checks, row_sums, swap16
 from podwire.tunnel.coalesce import VNET
 from podwire.tunnel.headers import complete_checksum, decrement_ttl, parse
 from podwire.tunnel.icmp import Problem, is_multicast
 from podwire.tunnel.path import Path
 from podwire.tunnel.segment import NEEDS_CSUM, Segmenter
-from podwire.tunnel.sockets import MAX_BYTES, read
+from podwire.tunnel.sockets import read
 from podwire.tunnel.table import Peer
 
 #: Where the first packet is read to: an even place with room for the header in front.
@@ -30,7 +31,7 @@ _START: Final = 16
 _LONGEST = 65536 + VNET_HEADER
 #: Packets that are gathered, and bytes, before they are sent.
 _GATHERED = 64
-_GATHERED_BYTES = MAX_BYTES - 2048
+_GATHERED_BYTES = BATCH_BYTES - 2048
 #: Packets from which on rows are quicker than one after the other.
 _FEW = 4
 #: Super-packets in a row, until the other direction has its turn.

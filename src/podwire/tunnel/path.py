@@ -14,10 +14,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from podwire.kernel.tun import Tun
+from podwire.model.tunnel import BATCH_BYTES
 from podwire.tunnel.headers import may_fragment
 from podwire.tunnel.icmp import Budget, Problem, error_about
 from podwire.tunnel.secure import OVERHEAD, BatchBuffer, SecurePeers
-from podwire.tunnel.sockets import MAX_BYTES, MAX_SEGMENTS, IcmpSocket, Underlay
+from podwire.tunnel.sockets import MAX_SEGMENTS, IcmpSocket, Underlay
 from podwire.tunnel.table import Peer, Table
 
 #: ICMP errors a second, and at once: Linux's own limits for all it sends (icmp_msgs_per_sec).
@@ -47,7 +48,7 @@ class Path:
         self.drops = drops
         self._icmp = icmp
         self._budget = Budget(_ERRORS_PER_S, _ERRORS_BURST, time.monotonic())
-        self._scratch = np.zeros(2 * MAX_BYTES, np.uint8)
+        self._scratch = np.zeros(2 * BATCH_BYTES, np.uint8)
         self._sealed = BatchBuffer(self._scratch.data)
         self._sealed_at: int = self._scratch.ctypes.data
 
@@ -100,7 +101,7 @@ class Path:
         peer.sent_packets += count
         peer.sent_bytes += size
         each = segment + OVERHEAD if peer.encrypted else segment
-        most = min(MAX_SEGMENTS, MAX_BYTES // each) if underlay.gso else 1
+        most = min(MAX_SEGMENTS, BATCH_BYTES // each) if underlay.gso else 1
         for start in range(0, size, most * segment):
             part = min(most * segment, size - start)
             if peer.encrypted:

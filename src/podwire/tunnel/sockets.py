@@ -1,9 +1,8 @@
 """The system calls of the data path: UDP with GSO and GRO, reading and writing by address.
 
 What lives here: the underlay's socket, the raw sockets for ICMP errors, and libc's `sendmsg`,
-`recvmsg`, `read`, `writev`. They are called through ctypes since their iovecs are computed in
-NumPy: a batch is sent from headers here and payloads there without being put together, and
-received without being taken apart. What does not: what is in the packets.
+`recvmsg`, `read`, `writev`. They are called through ctypes since they work on addresses in buffers
+that NumPy computes in, without an object for each piece. What does not: what is in the packets.
 
 GSO: one sendmsg of many datagrams of equal size, the last maybe shorter (udp(7), UDP_SEGMENT). GRO:
 one recvmsg gives as many as came, and their size in a control message (UDP_GRO).
@@ -49,8 +48,6 @@ _IOVEC = struct.Struct("@PN")
 _CMSG = struct.Struct("@NiiI4x")
 _CMSG_SEGMENT_LENGTH = 16 + 2
 
-#: The largest payload of one UDP datagram over IPv4, and so of one GSO batch.
-MAX_BYTES = 65507
 #: UDP_MAX_SEGMENTS of kernels before 6.9.
 MAX_SEGMENTS = 64
 #: Bytes that wait in the kernel either way: about 10 ms at 5 Gbit/s. What comes beyond is lost.

@@ -25,12 +25,11 @@ from podwire.model.state import (
     Link,
     Route,
     Sysctl,
-    Veth,
     Why,
 )
 from podwire.plan import spoofing
 from podwire.plan.macs import mac_for
-from podwire.plan.wiring.pods import PodPlan, has, owner
+from podwire.plan.wiring.pods import PodPlan, has, owner, veth
 
 
 def gateway(subnet: IPNetwork) -> IPAddress:
@@ -103,7 +102,7 @@ def plan_port(config: NetworkConfig, attachment: Attachment) -> Link:
     """The host end of a pod's veth pair: a port of the bridge."""
     return Link(
         name=attachment.host_ifname,
-        kind=Veth(peer=attachment.ifname, peer_mac=attachment.mac),
+        kind=veth(config, attachment),
         mtu=attachment.mtu or config.mtu,
         master=config.bridge,
         # A pod may reach itself through a Service: its frame leaves by the port it came from.

@@ -22,12 +22,11 @@ from podwire.model.state import (
     Link,
     Route,
     Sysctl,
-    Veth,
     Why,
 )
 from podwire.plan import spoofing
 from podwire.plan.macs import link_local
-from podwire.plan.wiring.pods import PodPlan, has, owner
+from podwire.plan.wiring.pods import PodPlan, has, owner, veth
 
 #: Of every host end, so that pods' neighbour entries outlive whatever happens on the node.
 HOST_MAC = bytes([0xEE] * 6)
@@ -88,7 +87,7 @@ def plan_port(config: NetworkConfig, attachment: Attachment) -> Link:
     """The host end of a pod's veth pair."""
     return Link(
         name=attachment.host_ifname,
-        kind=Veth(peer=attachment.ifname, peer_mac=attachment.mac),
+        kind=veth(config, attachment),
         mtu=attachment.mtu or config.mtu,
         mac=HOST_MAC,
         link_local=any(ip.version == 6 for ip in attachment.ips),
