@@ -9,6 +9,7 @@ import pytest
 
 from podwire.cli.columns import view
 from podwire.cluster.kube import EVENTS, NODES, PODS, Resource
+from podwire.cluster.kube.resources import IP_POOLS, IPAM_BLOCKS, IPAM_RANGES
 
 
 def cell(resource: Resource, obj: dict[str, Any], header: str) -> str:
@@ -116,6 +117,16 @@ def test_events() -> None:
     }
     assert cell(EVENTS, event, "OBJECT") == "pod/a"
     assert cell(EVENTS, event, "MESSAGE") == "two lines"
+
+
+def test_blocks_and_ranges() -> None:
+    allocations = [{"ip": "10.0.0.1", "node": "n1"}, {"ip": "10.0.0.2", "node": "n2"}]
+    block = {"spec": {"cidr": "10.0.0.0/26", "node": "n1", "used": 2, "allocations": allocations}}
+    shown = {"CIDR": "10.0.0.0/26", "NODE": "n1", "USED": "2", "BORROWED": "1"}
+    assert {header: cell(IPAM_BLOCKS, block, header) for header in shown} == shown
+    assert cell(IPAM_BLOCKS, {"spec": {"cidr": "10.0.0.0/26"}}, "NODE") == "<none>"
+    assert cell(IP_POOLS, {"spec": {"cidr": "10.0.0.0/16"}}, "DISABLED") == "false"
+    assert cell(IPAM_RANGES, {"spec": {"askedBy": ["n2", "n3"]}}, "ASKED-BY") == "n2,n3"
 
 
 def test_kinds_without_columns_of_their_own() -> None:

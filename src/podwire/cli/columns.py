@@ -106,6 +106,17 @@ def _config_map_size(config_map: Object) -> str:
     return str(len(config_map.get("data") or {}) + len(config_map.get("binaryData") or {}))
 
 
+def _borrowed(block: Object) -> str:
+    """How many of a block's addresses other nodes than its own have."""
+    owner = field(block, "spec.node")
+    allocations = field(block, "spec.allocations") or ()
+    return str(sum(one.get("node") != owner for one in allocations))
+
+
+def _asked_by(found: Object) -> str:
+    return ",".join(field(found, "spec.askedBy") or ()) or NONE
+
+
 _NAME = Column("NAME", _text("metadata.name"))
 _AGE = Column("AGE", _age)
 _COLUMNS: dict[str, tuple[Column, ...]] = {
@@ -137,6 +148,29 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
     "Namespace": (_NAME, Column("STATUS", _text("status.phase", UNKNOWN)), _AGE),
     "ConfigMap": (_NAME, Column("DATA", _config_map_size), _AGE),
     "Lease": (_NAME, Column("HOLDER", _text("spec.holderIdentity", "")), _AGE),
+    "IPPool": (
+        _NAME,
+        Column("CIDR", _text("spec.cidr")),
+        Column("BLOCK-SIZE", _text("spec.blockSize")),
+        Column("DISABLED", lambda pool: str(bool(field(pool, "spec.disabled"))).lower()),
+        _AGE,
+    ),
+    "IPAMBlock": (
+        _NAME,
+        Column("CIDR", _text("spec.cidr")),
+        Column("NODE", _text("spec.node")),
+        Column("USED", _text("spec.used", "0")),
+        _AGE,
+        Column("BORROWED", _borrowed, wide=True),
+    ),
+    "IPAMRange": (
+        _NAME,
+        Column("NETWORK", _text("spec.network")),
+        Column("FIRST", _text("spec.first")),
+        Column("NODE", _text("spec.node")),
+        Column("ASKED-BY", _asked_by),
+        _AGE,
+    ),
     "Event": (
         Column("LAST SEEN", lambda event: age(last_seen(event))),
         Column("TYPE", _text("type", "")),
