@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
 from podwire.lab import Lab, LabPod
 
 from ..agent.agent_http import AgentHttp
+from .commands import Command
 from .notifications import Notifications
 from .steady_ping import SteadyPing
+from .stream import Stream
 from .waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -88,3 +92,40 @@ def test_pods_talk_while_there_is_no_agent_and_no_api(lab: Lab, pods: Mapping[st
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
+
+
+def tunnel(lab: Lab, node: str) -> Any:
+    """The process of a node's UDP tunnel, as its status has it."""
+    told = json.loads(Command(lab.name).run("status", "--node", node, "-o", "json").stdout)
+    return told["nodes"][0]["tunnel"]
+
+
+@pytest.mark.parametrize("profile", ["flannel-udp", "calico", "weave"])
+def test_other_fabrics_stay_too_and_a_tunnel_that_dies_is_started_anew(profile: str) -> None:
+    with Lab(nodes=2, profile=profile) as lab:
+        here, there = lab.run("here", node="node1"), lab.run("there", node="node2")
+        lab.wait_ready()
+        before = tunnel(lab, "node1")
+        with (
+            Notifications(lab.node("node1").netns) as notifications,
+            SteadyPing(there, here) as ping,
+        ):
+            restart(lab, "node1", signal.SIGKILL)
+            assert notifications.changes() == []
+            seen = len(ping.answered)
+            until(lambda: len(ping.answered) >= seen + 10, "pings go on")
+        assert ping.lost == []
+        assert agent(lab, "node1").metric("podwire_kernel_changes_total") == 0
+        assert agent(lab, "node1").plan()["changes"] == []
+        after = tunnel(lab, "node1")
+        if profile != "flannel-udp":
+            assert (before, after) == (None, None)
+            return
+        assert after["pid"] == before["pid"]
+        with Stream(here, there) as stream:
+            lab.node("node1").exec(["kill", "-9", str(after["pid"])], check=True)
+            until(lambda: (tunnel(lab, "node1") or after)["pid"] != after["pid"], "another one")
+            flowed = stream.intervals
+            until(lambda: stream.intervals > flowed + 2, "the same flow goes on")
+        assert tunnel(lab, "node1")["restarts"] == 1
+        until(lambda: Command(lab.name).run("status").returncode == 0, "all are well")

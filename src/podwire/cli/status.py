@@ -125,7 +125,8 @@ def _lines(one: NodeStatus) -> Iterator[str]:
         ips = ", ".join(one.underlay_ips)
         yield f"  underlay  {one.underlay} {ips}, MTU {one.underlay_mtu}, pods' MTU {one.mtu}"
     if one.tunnel is not None:
-        restarts = f", {one.tunnel.restarts} restarts" if one.tunnel.restarts else ""
+        times = one.tunnel.restarts
+        restarts = f", restarted {'once' if times == 1 else f'{times} times'}" if times else ""
         since = printing.human_duration(time.time() - one.tunnel.since)
         uses = ", ".join(one.tunnel.features) or "no offloads"
         yield f"  tunnel    process {one.tunnel.pid} for {since}{restarts}, uses {uses}"
