@@ -17,7 +17,7 @@ def interruptions(before: Fabric, after: Fabric, *, other_network: bool = False)
     `other_network`: the pod network is another one, too.
     """
     found = []
-    if _speaks_otherwise(before, after):
+    if speaks_otherwise(before, after):
         found.append(
             "nodes that have changed and nodes that have not do not reach each other's pods"
             " until the last one has"
@@ -47,8 +47,8 @@ def interruptions(before: Fabric, after: Fabric, *, other_network: bool = False)
     return found
 
 
-def _speaks_otherwise(before: Fabric, after: Fabric) -> bool:
-    """Whether a node of one and a node of the other refuse each other, or are not understood."""
+def speaks_otherwise(before: Fabric, after: Fabric) -> bool:
+    """Whether nodes of one and nodes of the other refuse or do not understand each other."""
     if transport_of(before).BACKEND != transport_of(after).BACKEND:
         return True
     ours, theirs = (
