@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from ipaddress import ip_address, ip_network
 
 import msgspec
 import pytest
@@ -17,6 +19,25 @@ from .steady_ping import SteadyPing
 from .waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+#: All that a network may have put into a node.
+_HELD = """
+    ip -br link; ip -o address | cut -d' ' -f2-9
+    ip rule; ip route show table all; ip -6 route show table all
+    ip neigh show nud permanent; bridge fdb show
+    nft -s list ruleset
+    sysctl -a -r 'forwarding|proxy_arp|rp_filter|accept_local|bridge-nf' 2> /dev/null | sort
+    find /etc/cni/net.d /run/podwire /run/flannel -type f | sort; cat /run/flannel/subnet.env
+"""
+#: Differs from lab to lab, as names of veths and MACs do.
+_OWN = (
+    (r"(veth|cali)[0-9a-f]+", r"\1"),
+    (r"@if\d+", ""),
+    (r"(?!33:33|01:00|02:00)[0-9a-f]{2}(:[0-9a-f]{2}){5}", "MAC"),
+    (r"33:33:ff:\S+", "33:33:ff"),
+    (r"fe80::[0-9a-f:]+", "fe80::"),
+    (r"0xfe80[0-9a-f]+", "0xfe80"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +62,20 @@ def links(lab: Lab, node: str) -> str:
     return lab.node(node).exec(["ip", "-br", "link"]).stdout
 
 
-def settled(pods: list[LabPod], wiring: str, address: str) -> bool:
-    """Whether all pods run anew, with addresses that begin so."""
-    for pod in pods:
-        obj = pod.object
-        if not is_ready(obj) or not obj["status"]["podIP"].startswith(address):
-            return False
-    default = pods[0].exec(["ip", "route", "show", "default"]).stdout
-    return ("169.254.1.1" in default) == (wiring == "routed")
+def held(lab: Lab, node: str) -> list[str]:
+    """What a node holds, in words that are the same in another lab."""
+    text = lab.node(node).exec(["sh", "-c", _HELD]).stdout
+    for pattern, word in _OWN:
+        text = re.sub(pattern, word, text)
+    return sorted(text.splitlines())
+
+
+def gateway(pod: LabPod) -> str:
+    return pod.exec(["ip", "route", "show", "default"]).stdout.split()[2]
+
+
+def talk(pods: list[LabPod]) -> None:
+    until(lambda: pods[0].ping(pods[1]).lost == 0, "pods talk")
 
 
 def stale(lab: Lab) -> list[str]:
@@ -75,28 +102,43 @@ def test_another_transport_under_a_running_ping(
     assert "flannel-host-gw (node-subnet × bridge × direct)" in command.ok("lab", "status")
 
 
-def test_another_wiring_leaves_pods_their_addresses(
-    lab: Lab, pods: list[LabPod], command: Command
-) -> None:
-    ips = [pod.ips for pod in pods]
+def test_another_wiring_under_running_pods(lab: Lab, pods: list[LabPod], command: Command) -> None:
+    before = [(pod.ips, pod.pause) for pod in pods]
     said = command.ok("lab", "set-profile", "--wiring", "routed", "--yes")
-    assert "Pods are made anew, with the addresses that they have." in said
-    until(lambda: settled(pods, "routed", "10.244."), "pods are wired otherwise")
-    assert [pod.ips for pod in pods] == ips
-    until(lambda: pods[0].ping(pods[1]).lost == 0, "pods talk")
+    assert "Each one's interface is replaced (bridge to routed)" in said
+    talk(pods)
+    assert [(pod.ips, pod.pause) for pod in pods] == before
+    assert gateway(pods[0]) == "169.254.1.1"
     assert "cni0" not in links(lab, "node1")
 
 
-def test_another_ipam_gives_pods_other_addresses(
+def test_another_ipam_of_the_same_network_leaves_pods_their_addresses(
     lab: Lab, pods: list[LabPod], command: Command
 ) -> None:
-    said = command.ok("lab", "set-profile", "calico", "--yes")
-    assert "Pods are made anew, with other addresses." in said
-    until(lambda: settled(pods, "routed", "172.31."), "pods have addresses of blocks")
-    until(lambda: pods[0].ping(pods[1]).lost == 0, "pods talk")
+    before = [pod.ips for pod in pods]
+    said = command.ok("lab", "set-profile", "calico", "--network", "10.244.0.0/16", "--yes")
+    assert "with their addresses where blocks can give them" in said
+    assert "default/pod1, default/pod2" in said
+    assert [pod.ips for pod in pods] == before
+    talk(pods)
+    assert "blackhole 10.244.1.0/26" in lab.node("node1").exec(["ip", "route"]).stdout
 
 
-def test_what_was_interrupted_is_completed_by_the_next_up(lab: Lab, pods: list[LabPod]) -> None:
+def test_another_network_gives_pods_other_addresses(
+    lab: Lab, pods: list[LabPod], command: Command
+) -> None:
+    assert "Made anew, with other addresses: default/pod1, default/pod2." in command.ok(
+        "lab", "set-profile", "weave", "--yes"
+    )
+    # The command has waited for the pods.
+    assert all(is_ready(pod.object) for pod in pods)
+    assert all(ip_address(pod.ip) in ip_network("10.32.0.0/12") for pod in pods)
+    talk(pods)
+
+
+def test_what_was_interrupted_is_completed_by_the_next_up_and_nothing_is_left(
+    lab: Lab, pods: list[LabPod], make_lab: Callable[..., Lab]
+) -> None:
     record = lab.info.record()
     assert record is not None
     shape = changed(record.shape, {"profile": "flannel-vxlan"})
@@ -105,13 +147,32 @@ def test_what_was_interrupted_is_completed_by_the_next_up(lab: Lab, pods: list[L
     assert set(stale(lab)) == {"api", *names}
     lifecycle.up(lab.name)
     assert stale(lab) == []
-    until(lambda: settled(pods, "bridge", "10.244."), "pods are in the old network again")
-    until(lambda: pods[0].ping(pods[1]).lost == 0, "pods talk")
+    until(lambda: all(pod.ip.startswith("10.244.") for pod in pods), "the old network again")
+    lab.wait_ready()
+    talk(pods)
+    fresh = make_lab(2)
+    for number in (1, 2):
+        fresh.run(f"pod{number}", node=f"node{number}", annotations=_same_ip(pods[number - 1]))
+    fresh.wait_ready()
+    for node in ("node1", "node2"):
+        until(lambda n=node: held(lab, n) == held(fresh, n), f"{node} is like a new one")  # type: ignore[misc]
+
+
+def _same_ip(pod: LabPod) -> dict[str, str]:
+    return {"podwire.io/ips": pod.ip}
 
 
 def test_nothing_to_change_and_nothing_sensible(command: Command) -> None:
     assert "flannel-vxlan" in command.ok("lab", "set-profile", "flannel-vxlan")
     nothing = command.run("lab", "set-profile")
     assert (nothing.returncode, "name a profile" in nothing.stderr) == (2, True)
-    senseless = command.run("lab", "set-profile", "calico", "--wiring", "bridge")
-    assert (senseless.returncode, "makes no sense" in senseless.stderr) == (1, True)
+    for arguments, said in (
+        (("calico", "--wiring", "bridge"), "makes no sense"),
+        (("--network", "10.9.0.0/16"), "which its nodes keep"),
+        (("flannel-udp",), "give --yes"),  # nobody answers the question
+    ):
+        refused = command.run("lab", "set-profile", *arguments)
+        assert (refused.returncode, said in refused.stderr) == (1, True), refused
+    said = command.ok("lab", "set-profile", "calico", "--dry-run")
+    assert "Made anew" in said
+    assert "flannel-vxlan (" in command.ok("lab", "status")

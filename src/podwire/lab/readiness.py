@@ -5,7 +5,7 @@ What lives here: what counts as ready, and who is told. What does not: making an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol
 
 from podwire.errors import LabError
@@ -81,7 +81,7 @@ def wait_ready(
                 if snapshot.ready:
                     return
                 waiting = [node for node in snapshot.nodes if not snapshot.node_ready(node)]
-                progress.waiting(_enumerate(waiting))
+                progress.waiting(enumerated(waiting))
     except TimeoutError:
         raise _not_ready(lab, snapshot, f"after {timeout_s:.0f} s") from None
 
@@ -97,8 +97,10 @@ def _news(snapshot: Snapshot) -> Iterator[str]:
             yield f"{node} is ready"
 
 
-def _enumerate(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= 4 else f"{len(names)} nodes"
+def enumerated(names: Collection[str]) -> str:
+    """A few names, or the first of many."""
+    first = sorted(names)[:4]
+    return ", ".join(first) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _raise_if_hopeless(lab: LabInfo, snapshot: Snapshot) -> None:

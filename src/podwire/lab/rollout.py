@@ -2,7 +2,7 @@
 
 What lives here: having the supervisor follow a changed record, and giving agents new options one
 after the other, so that all but one node's agent is at work at any time. What does not: what a
-change means for pods (`plan`), the change of nodes' number (`lifecycle`).
+change means for pods (`consequences`), the change of nodes' number (`lifecycle`).
 
 The record is written before anything else happens. So whatever is interrupted here is completed by
 the next `podwire lab up`: it finds the processes that run with other options than recorded.
@@ -18,15 +18,16 @@ from pathlib import Path
 
 import msgspec
 
-from podwire.lab import lock
+from podwire.lab import consequences, lock, running
 from podwire.lab.control import Control
-from podwire.lab.readiness import NotReadyError, Progress, existing, wait_ready
+from podwire.lab.readiness import NotReadyError, Progress, enumerated, existing, wait_ready
 from podwire.lab.registry import LabInfo, LabRecord
-from podwire.lab.shape import Shape
+from podwire.lab.shape import Shape, check_room
 
 _READY_S = 30.0
 _LOOK_AGAIN_S = 0.05
 _TIMEOUT_S = 60.0
+_PODS_READY_S = 60.0
 
 
 def locked(lab: LabInfo, progress: Progress) -> AbstractContextManager[None]:
@@ -43,26 +44,34 @@ def apply(lab: LabInfo, record: LabRecord) -> None:
         control.request("reload")
 
 
-def consequences(before: Shape, after: Shape) -> list[str]:
-    """What a change means for the pods that run, one sentence each."""
-    found = [
-        "Nodes change one after the other; until the last one has, those that have and those"
-        " that have not may not reach each other's pods."
-    ]
-    if before.pod_network == after.pod_network:
-        return [*found, "Pods go on running, with their addresses."]
-    if before.pod_network.partition("@")[2] == after.pod_network.partition("@")[2]:
-        return [*found, "Pods are made anew, with the addresses that they have."]
-    return [*found, "Pods are made anew, with other addresses."]
-
-
 def set_shape(lab: LabInfo, shape: Shape, progress: Progress) -> None:
-    """Have a running lab use another fabric. Raises LabError."""
+    """Have a running lab use another fabric, and wait until the pods that it makes anew run.
+
+    Raises LabError.
+    """
     with locked(lab, progress):
         record = existing(lab)
+        consequences.check_reachable(record)
+        check_room(shape, max(node.index for node in record.nodes))
+        anew = consequences.remade(record.shape, shape)
+        # Those of the dead are made anew when their nodes boot.
+        awaited = [
+            pod.name
+            for pod in (running.pods(lab) if anew else ())
+            if pod.ready and pod.node not in record.faults.dead
+        ]
         apply(lab, msgspec.structs.replace(record, shape=shape))
         complete(lab, progress)
         wait_ready(lab, progress, only_news=True)
+        if awaited:
+            running.wait_until_back(
+                lab,
+                awaited,
+                shape.network,
+                timeout_s=_PODS_READY_S,
+                tell=lambda names: progress.waiting(f"pods: {enumerated(names)}"),
+            )
+            progress.done(f"pods run again: {len(awaited)}")
 
 
 def complete(lab: LabInfo, progress: Progress) -> None:

@@ -90,9 +90,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def pod_network(self) -> str:
-        """What a pod that runs has of all this, WIRING@ADDRESSES: with another, it is made anew."""
-        fabric = self.resolved
-        return f"{fabric.wiring}@{fabric.ipam},{','.join(map(str, self.network))}"
+        """Where pods' addresses come from, IPAM@NETWORK: with another, a pod is made anew."""
+        return f"{self.resolved.ipam}@{','.join(map(str, self.network))}"
 
     def agent_arguments(self) -> tuple[str, ...]:
         """Options of `podwire agent` that say the same."""
@@ -168,18 +167,33 @@ def choices(fabric: Mapping[str, Choice | None]) -> dict[str, Choice]:
     return chosen
 
 
-def changed(before: Shape, fabric: Mapping[str, Choice | None]) -> Shape:
+def changed(
+    before: Shape, fabric: Mapping[str, Choice | None], network: str | None = None
+) -> Shape:
     """A running lab's shape with other choices of a fabric.
 
     A profile stands for itself: the choices of before are given up. Without one, what was chosen
-    stays but for what is now chosen otherwise. Raises InputError.
+    stays but for what is now chosen otherwise. `network` is for an IPAM that the lab has not had:
+    with one that it had, its nodes have subnets, or it has pools, for good.
+
+    Raises InputError.
     """
     given = choices(fabric)
     if "profile" not in given:
         old = before.resolved.profile
         named: dict[str, Choice] = {} if old == profiles.CUSTOM else {"profile": old}
         given = _by_name(before.fabric | named | given)
-    made = msgspec.structs.replace(before, fabric=given)
+    networks = {**before.networks, before.resolved.ipam: tuple(map(str, before.network))}
+    made = msgspec.structs.replace(before, fabric=given, networks=networks)
+    if network is not None:
+        ipam = made.resolved.ipam
+        chosen = tuple(map(str, _networks(network)))
+        if networks.setdefault(ipam, chosen) != chosen:
+            raise InputError(
+                f"the lab has {','.join(networks[ipam])} for {ipam}, which its nodes keep",
+                field="network",
+                remedy="leave --network away, or make another lab",
+            )
     check(made)
     return made
 

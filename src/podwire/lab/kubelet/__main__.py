@@ -23,8 +23,8 @@ def main() -> None:
     parser.add_argument(
         "--pod-network",
         default="",
-        metavar="WIRING@ADDRESSES",
-        help="sandboxes of another are made anew, with their IPs if only the wiring is another",
+        metavar="IPAM@NETWORK",
+        help="sandboxes of another are made anew, with their IPs if only the IPAM is another",
     )
     parser.add_argument("--socket", type=Path, required=True, help="where to serve logs and exec")
     parser.add_argument("--ready-fd", type=int, help="where to say `ready` or `waiting WHY`")

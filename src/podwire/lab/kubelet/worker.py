@@ -168,8 +168,8 @@ class PodWorker:
             or not (self.record.attached and sandbox.alive)
         )
 
-    def _only_wired_otherwise(self) -> bool:
-        """Whether pods of the node's network have their addresses from where the sandbox's are."""
+    def _addresses_fit(self) -> bool:
+        """Whether the node's pod network is of the same addresses as the sandbox's."""
         was, is_now = self.record.network, self._node.pod_network
         return was.partition("@")[2] == is_now.partition("@")[2]
 
@@ -250,7 +250,7 @@ class PodWorker:
         if event:
             message = "Pod sandbox changed, it will be killed and re-created."
             self._event("Normal", event, message)
-        kept = self.record.ips if self._only_wired_otherwise() else ()
+        kept = self.record.ips if self._addresses_fit() else ()
         await self._end_sandbox(sandbox)
         if not self.pod.spec.host_network:
             self.record.ips = ()
