@@ -11,11 +11,14 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection
 
+import msgspec
+
 from podwire.agent.pods import Pods
 from podwire.cluster.source import LeaseSource
 from podwire.ipam.allocator import SharedAllocator
 from podwire.ipam.shared import shared_allocator
 from podwire.log import fields
+from podwire.model.cluster import NetworkConfig
 from podwire.model.fabric import Fabric
 from podwire.model.state import IPNetwork
 
@@ -103,3 +106,19 @@ class Allocation:
             log.exception("allocator ended", extra=fields(error=error))
             self._running = None
             self._changed()
+
+
+def differ_in_further_subnets(before: NetworkConfig, after: NetworkConfig) -> bool:
+    """Whether only blocks or ranges differ that come after the first ones.
+
+    No pod's start depends on them: bridges and tunnels have addresses of the first ones.
+    """
+    if before.fabric.ipam == "node-subnet" or _first(before) != _first(after):
+        return False
+    lease = msgspec.structs.replace(before.lease, subnets=after.lease.subnets)
+    return msgspec.structs.replace(before, lease=lease) == after
+
+
+def _first(network: NetworkConfig) -> dict[int, IPNetwork]:
+    """The first subnet of each family."""
+    return {one.version: one for one in reversed(network.lease.subnets)}

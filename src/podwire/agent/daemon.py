@@ -17,7 +17,7 @@ import logging
 from typing import Any
 
 from podwire.agent import metrics
-from podwire.agent.allocation import Allocation
+from podwire.agent.allocation import Allocation, differ_in_further_subnets
 from podwire.agent.config import AgentConfig
 from podwire.agent.document import plan_document
 from podwire.agent.drops import Drops
@@ -389,7 +389,8 @@ class Agent:
             ),
         )
         self._tell_of_change(network)
-        self._pods.wait_for("the node's network is being made")
+        if self._network is None or not differ_in_further_subnets(self._network, network):
+            self._pods.wait_for("the node's network is being made")
         for protocol in self._memory.begin(network):
             await self._worker.call(self._worker.reconciler.own_protocol, protocol)
         attachments = self._pods.use(network)
