@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class EtcdCluster:
         """Start members, all where none is named, and wait until they serve."""
         for number in numbers or range(3):
             self._spawn(number)
-        until(self._is_healthy, "etcd is healthy")
+        self.ctl("get", "nothing")
 
     def kill(self, *numbers: int) -> None:
         """Kill members, all where none is named."""
@@ -86,45 +86,43 @@ class EtcdCluster:
             self.ctl(*words)
         self._who = ["--user", _ROOT]
 
-    def ctl(self, *words: str, member: int | None = None, check: bool = True) -> str:
-        """Run etcdctl; what it printed."""
+    def ctl(self, *words: str, member: int | None = None) -> str:
+        """Run etcdctl, again where that got lost with a leader; what it printed."""
+        done: list[subprocess.CompletedProcess[str]] = []
+
+        def is_done() -> bool:
+            done[:] = [self._run(words, member)]
+            said = done[0].stderr
+            return done[0].returncode == 0 or "already" in said or "lease not found" in said
+
+        until(is_done, f"etcdctl {words[0]} {words[1]}: {done}")
+        return done[0].stdout
+
+    def _run(
+        self, words: Sequence[str], member: int | None = None
+    ) -> subprocess.CompletedProcess[str]:
         numbers = [member] if member is not None else list(self._members)
         endpoints = ",".join(self._url(number) for number in numbers)
         certificate, key = self._client
-        done = subprocess.run(
+        return subprocess.run(
             [
                 *("ip", "netns", "exec", self._namespace.name, "etcdctl"),
-                *("--command-timeout", f"{DEADLINE_S:g}s", "--endpoints", endpoints),
-                *(
-                    "--cacert",
-                    str(self._authority.ca),
-                    "--cert",
-                    str(certificate),
-                    "--key",
-                    str(key),
-                    *self._who,
-                    *words,
-                ),
+                *("--endpoints", endpoints, "--cacert", str(self._authority.ca)),
+                *("--cert", str(certificate), "--key", str(key), *self._who, *words),
             ],
             env={"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"},
             capture_output=True,
             text=True,
             check=False,
         )
-        assert not check or done.returncode == 0, done.stderr
-        return done.stdout if done.returncode == 0 else ""
 
     def put(self, key: str, value: object) -> None:
         """Put a key below the prefix; what is no text goes in as JSON."""
         text = value if isinstance(value, str) else json.dumps(value)
-        self._insist("put", f"{self.prefix}/{key}", text)
+        self.ctl("put", f"{self.prefix}/{key}", text)
 
     def delete(self, key: str) -> None:
-        self._insist("del", f"{self.prefix}/{key}")
-
-    def _insist(self, *words: str) -> None:
-        """Try again what got lost with a leader; etcdctl tries no write twice."""
-        until(lambda: self.ctl(*words, check=False), f"etcdctl {words[0]} {words[1]}")
+        self.ctl("del", f"{self.prefix}/{key}")
 
     def compact(self) -> None:
         """Forget what has been, up to now."""
@@ -141,9 +139,6 @@ class EtcdCluster:
         """End the etcd lease that keeps the key of a subnet, as its time to live does."""
         found = json.loads(self.ctl("get", f"{self.prefix}/subnets/{name}", "-w", "json"))
         self.ctl("lease", "revoke", f"{found['kvs'][0]['lease']:x}")
-
-    def _is_healthy(self) -> bool:
-        return bool(self.ctl("get", "nothing", "-w", "json", check=False))
 
     def _port(self, number: int) -> int:
         return 2379 + 10 * number
