@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from podwire.errors import InputError
 from podwire.model.tunnel import TunnelPeer
-from podwire.tunnel.table import Peer, Table, source_key
+from podwire.tunnel.table import Peer, Table
 
 
 def peer(name: str, *subnets: str, address: str = "192.0.2.1", port: int = 8285) -> Peer:
@@ -86,14 +85,14 @@ def test_own_subnets_and_owned_sources() -> None:
         assert not any(table.is_local(address) or one.owns(address) for address in outside)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_a_peer_is_told_by_its_address_and_port(address: str) -> None:
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("::ffff:172.18.0.12", "::ffff:172.18.0.12")],
+)
+def test_a_peer_is_told_by_its_address_and_port(address: str, text: str) -> None:
     one = peer("a", address=address, port=8285)
-    assert one.key != peer("a", address=address, port=8286).key
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    packed = socket.inet_pton(family, address)
-    assert one.key.endswith(packed) and one.key.startswith((8285).to_bytes(2, "big"))
-    assert source_key(bytes(one.sockaddr)) == one.key
+    assert one.place == (text, 8285)
+    assert one.place != peer("a", address=address, port=8286).place
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ class Inbound:
             if size < 0:
                 return turn > 0
             segment = underlay.segment
-            peer = path.table.by_source.get(underlay.key)
+            peer = path.table.by_source.get(underlay.source)
             if peer is None:
                 path.drops["not_a_peer"] += -(-size // segment) if size else 1
             elif size == 0:

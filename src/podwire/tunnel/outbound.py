@@ -129,7 +129,7 @@ class Outbound:
             if not complete_checksum(view, at, length, start, offset):
                 self._path.drops["tun_malformed"] += 1
                 return
-        self._path.send_one(peer, view[at : at + length], self._address + at)
+        self._path.send_one(peer, view[at : at + length])
 
     def _super(self, at: int, length: int) -> None:
         peer = self._route(at, length)
@@ -143,7 +143,7 @@ class Outbound:
         size = length + (layout.count - 1) * layout.head
         segment = layout.head + mss
         segmenter = self._segmenter
-        self._path.send_packed(peer, segmenter.packed, segmenter.packed_at, size, segment)
+        self._path.send_packed(peer, segmenter.packed, size, segment)
 
     def _flush(self, first: int, count: int, size: int, stride: int) -> None:
         """Send the `count` packets of `size` bytes, one every `stride` bytes from `first`."""
@@ -189,7 +189,7 @@ class Outbound:
             words[:, VNET_HEADER + start + offset >> 1] = row_checks(sums)
         segmenter = self._segmenter
         segmenter.pack(rows[:, VNET_HEADER : VNET_HEADER + size])
-        path.send_packed(peer, segmenter.packed, segmenter.packed_at, count * size, size)
+        path.send_packed(peer, segmenter.packed, count * size, size)
         return True
 
 

@@ -11,8 +11,6 @@ import errno
 import time
 from collections.abc import Iterable
 
-import numpy as np
-
 from podwire.kernel.tun import Tun
 from podwire.model.tunnel import BATCH_BYTES
 from podwire.tunnel.headers import may_fragment
@@ -48,9 +46,7 @@ class Path:
         self.drops = drops
         self._icmp = icmp
         self._budget = Budget(_ERRORS_PER_S, _ERRORS_BURST, time.monotonic())
-        self._scratch = np.zeros(2 * BATCH_BYTES, np.uint8)
-        self._sealed = BatchBuffer(self._scratch.data)
-        self._sealed_at: int = self._scratch.ctypes.data
+        self._sealed = BatchBuffer(memoryview(bytearray(2 * BATCH_BYTES)))
 
     def answer(self, packet: bytes | memoryview, problem: Problem, mtu: int = 0) -> None:
         """Tell a packet's source, unless that must not be, or there were too many of late."""
@@ -73,8 +69,8 @@ class Path:
 
     # Sending to a peer. What is sent counts as sent also where it waits for a handshake.
 
-    def send_one(self, peer: Peer, packet: memoryview, address: int) -> None:
-        """Send one packet, which is at `address`."""
+    def send_one(self, peer: Peer, packet: memoryview) -> None:
+        """Send one packet."""
         size = len(packet)
         peer.sent_packets += 1
         peer.sent_bytes += size
@@ -85,14 +81,12 @@ class Path:
         if peer.encrypted:
             error = self._send_sealed(underlay, peer, BatchBuffer(packet), 0, size, size)
         else:
-            error = underlay.send_at(peer, address, size, 0)
+            error = underlay.send(peer, packet)
         if error:
             self._refused(error, underlay, peer, [bytes(packet)])
 
-    def send_packed(
-        self, peer: Peer, packets: BatchBuffer, address: int, size: int, segment: int
-    ) -> None:
-        """Send packets that lie back to back at `address`, of `segment` bytes each but the last."""
+    def send_packed(self, peer: Peer, packets: BatchBuffer, size: int, segment: int) -> None:
+        """Send packets that lie back to back, of `segment` bytes each but the last."""
         underlay = self.underlays.get(peer.version)
         count = -(-size // segment)
         if underlay is None:
@@ -106,10 +100,10 @@ class Path:
             part = min(most * segment, size - start)
             if peer.encrypted:
                 error = self._send_sealed(underlay, peer, packets, start, part, segment)
+            elif part > segment:
+                error = underlay.send_batch(peer, packets.view[start : start + part], segment)
             else:
-                error = underlay.send_at(
-                    peer, address + start, part, segment if part > segment else 0
-                )
+                error = underlay.send(peer, packets.view[start : start + part])
             if error:
                 here = packets.view[start : start + part]
                 parts = [bytes(here[at : at + segment]) for at in range(0, part, segment)]
@@ -128,8 +122,11 @@ class Path:
         sealed = self.secure.seal_into(peer.name, packets, size, segment, self._sealed, start=start)
         error = 0
         if sealed:
-            each = segment + OVERHEAD if size > segment else 0
-            error = underlay.send_at(peer, self._sealed_at, sealed, each)
+            datagrams = self._sealed.view[:sealed]
+            if size > segment:
+                error = underlay.send_batch(peer, datagrams, segment + OVERHEAD)
+            else:
+                error = underlay.send(peer, datagrams)
         if self.secure.outbox:
             self.flush_outbox()
         return error
@@ -142,8 +139,7 @@ class Path:
             peer = self.table.peers.get(name)
             underlay = self.underlays.get(peer.version) if peer else None
             if peer and underlay:
-                self._sealed.view[: len(datagram)] = datagram
-                underlay.send_at(peer, self._sealed_at, len(datagram), 0)
+                underlay.send(peer, memoryview(datagram))
 
     def _refused(self, error: int, underlay: Underlay, peer: Peer, packets: list[bytes]) -> None:
         """The kernel did not send these packets."""
@@ -174,13 +170,11 @@ class Path:
                 self.answer(packet, Problem.TOO_BIG, mtu)
 
     def _send_again(self, underlay: Underlay, peer: Peer, packet: bytes, *, fragment: bool) -> None:
+        datagram = memoryview(packet)
         if peer.encrypted and self.secure is not None:
-            size = self.secure.seal_into(
-                peer.name, BatchBuffer(memoryview(packet)), len(packet), len(packet), self._sealed
-            )
-        else:
             size = len(packet)
-            self._sealed.view[:size] = packet
-        send = underlay.send_fragmented if fragment else underlay.send_at
-        if size and send(peer, self._sealed_at, size, 0):
+            size = self.secure.seal_into(peer.name, BatchBuffer(datagram), size, size, self._sealed)
+            datagram = self._sealed.view[:size]
+        send = underlay.send_fragmented if fragment else underlay.send
+        if datagram and send(peer, datagram):
             self.drops["send_failed"] += 1

@@ -54,9 +54,8 @@ class Segmenter:
     def __init__(self, buffer: U8) -> None:
         self._buffer, self._view = buffer, buffer.data
         self._whole = np.zeros(MAX_SEGMENTS * MAX_HEADERS + (1 << 17), np.uint8)
-        #: Where packets are put back to back, and its address.
+        #: Where packets are put back to back.
         self.packed = BatchBuffer(self._whole.data)
-        self.packed_at: int = self._whole.ctypes.data
         self._layouts: dict[tuple[int, int, int, int, int, int], Layout] = {}
 
     def segment(self, at: int, size: int, gso_type: int, mss: int, l4: int) -> Layout | None:

@@ -1,8 +1,8 @@
 """The system calls of the data path: UDP with GSO and GRO, reading and writing by address.
 
-What lives here: the underlay's socket, the raw sockets for ICMP errors, and libc's `sendmsg`,
-`recvmsg`, `read`, `writev`. They are called through ctypes since they work on addresses in buffers
-that NumPy computes in, without an object for each piece. What does not: what is in the packets.
+What lives here: the underlay's socket, the raw sockets for ICMP errors, and libc's `read` and
+`writev` for the TUN device, called by addresses in buffers that NumPy computes in, without an
+object for each piece. What does not: what is in the packets.
 
 GSO: one sendmsg of many datagrams of equal size, the last maybe shorter (udp(7), UDP_SEGMENT). GRO:
 one recvmsg gives as many as came, and their size in a control message (UDP_GRO).
@@ -16,37 +16,30 @@ import errno
 import os
 import socket
 import struct
+import sys
 
 import numpy as np
 
 from podwire.errors import KernelError
-from podwire.tunnel.table import Peer
+from podwire.tunnel.table import Peer, Place
 
 # Without letting go of the interpreter's lock: nothing here blocks, and there is one thread.
 _libc = ctypes.PyDLL(None, use_errno=True)
-_sendmsg, _recvmsg = _libc.sendmsg, _libc.recvmsg
-for _call in (_sendmsg, _recvmsg):
-    _call.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
-    _call.restype = ctypes.c_ssize_t
 read = _libc.read
 read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
 read.restype = ctypes.c_ssize_t
 writev = _libc.writev
 writev.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
 writev.restype = ctypes.c_ssize_t
-get_errno = ctypes.get_errno
 
 _UDP_SEGMENT, _UDP_GRO = 103, 104
 _IP_MTU_DISCOVER, _IP_MTU, _IPV6_MTU_DISCOVER, _IPV6_MTU = 10, 14, 23, 24
 _PMTUDISC_DONT, _PMTUDISC_DO = 0, 2
 _SO_ATTACH_FILTER, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 26, 32, 33
 
-#: name, its length, iovec, their number, control, its length, flags (struct msghdr, recvmsg(2)).
-_MSGHDR = struct.Struct("@PI4xPNPNi4x")
-_IOVEC = struct.Struct("@PN")
-#: length, level, type, and what UDP_SEGMENT (16 bits) and UDP_GRO (32 bits) say.
-_CMSG = struct.Struct("@NiiI4x")
-_CMSG_SEGMENT_LENGTH = 16 + 2
+_SEGMENT = struct.Struct("=H")
+#: Room for one control message of four bytes.
+_CONTROL = socket.CMSG_SPACE(4)
 
 #: UDP_MAX_SEGMENTS of kernels before 6.9.
 MAX_SEGMENTS = 64
@@ -84,14 +77,15 @@ class Underlay:
         self.fd = self._socket.fileno()
         self.gso = offloads and self._takes(_UDP_SEGMENT, 0)
         self.gro = offloads and self._takes(_UDP_GRO, 1)
-        self._set_up_receiving()
-        self._send = bytearray(_MSGHDR.size + _CMSG.size + _IOVEC.size)
-        self._send_at = _address(self._send)
-        self._segment_at = self._send_at + _MSGHDR.size
-        self._iovec_at = self._segment_at + _CMSG.size
-        _CMSG.pack_into(
-            self._send, _MSGHDR.size, _CMSG_SEGMENT_LENGTH, socket.SOL_UDP, _UDP_SEGMENT, 0
-        )
+        #: What was received, from `START` on.
+        self.buffer = np.zeros(_RECEIVE_BYTES, np.uint8)
+        self.view = self.buffer.data
+        self.address: int = self.buffer.ctypes.data
+        self._into = [self.view[START : START + 65536]]
+        #: The sender of what was received (see `Peer.place`).
+        self.source: Place = ("", 0)
+        #: The size of each datagram received but the last, which may be smaller.
+        self.segment = 0
 
     def close(self) -> None:
         self._socket.close()
@@ -122,79 +116,43 @@ class Underlay:
 
     # Receiving.
 
-    def _set_up_receiving(self) -> None:
-        #: What was received, from `START` on.
-        self.buffer = np.zeros(_RECEIVE_BYTES, np.uint8)
-        self.view = self.buffer.data
-        self.address: int = self.buffer.ctypes.data
-        #: The sender of what was received (see `table.source_key`).
-        self.key = b""
-        #: The size of each datagram received but the last, which may be smaller.
-        self.segment = 0
-        name_size = 28 if self.version == 6 else 16
-        self._key_end = 24 if self.version == 6 else 8
-        # The kernel writes into all of this, so it is laid out anew before each call.
-        pristine = bytearray(_MSGHDR.size + _CMSG.size + _IOVEC.size + name_size)
-        self._receive = bytearray(len(pristine))
-        at = self._receive_at = _address(self._receive)
-        control = at + _MSGHDR.size
-        iovec = control + _CMSG.size
-        self._name = _MSGHDR.size + _CMSG.size + _IOVEC.size
-        _MSGHDR.pack_into(pristine, 0, at + self._name, name_size, iovec, 1, control, _CMSG.size, 0)
-        _IOVEC.pack_into(pristine, _MSGHDR.size + _CMSG.size, self.address + START, 65536)
-        self._pristine = bytes(pristine)
-
     def receive(self) -> int:
         """Receive one batch into `buffer`; its bytes, or -1 where nothing waits.
 
-        Sets `key` and `segment`.
+        Sets `source` and `segment`.
         """
-        received = self._receive
-        received[:] = self._pristine
-        size: int = _recvmsg(self.fd, self._receive_at, 0)
-        if size < 0:
+        try:
+            size, control, _, source = self._socket.recvmsg_into(self._into, _CONTROL)
+        except OSError:
             return -1
-        at = self._name
-        self.key = bytes(received[at + 2 : at + self._key_end])
-        _, _, kind, segment = _CMSG.unpack_from(received, _MSGHDR.size)
-        self.segment = segment if kind == _UDP_GRO and segment else size
+        self.source = source[:2]
+        self.segment = int.from_bytes(control[0][2], sys.byteorder) if control else size
         return size
 
-    # Sending.
+    # Sending. Each returns 0, or the error's number.
 
-    def send(self, peer: Peer, iovec: int, count: int, segment: int) -> int:
-        """Send `count` iovecs from the address `iovec` as datagrams of `segment` bytes each, the
-        last maybe shorter; with 0 as one. 0, or the error's number."""
-        if segment:
-            control, length = self._segment_at, 24
-            struct.pack_into("=H", self._send, _MSGHDR.size + 16, segment)
-        else:
-            control = length = 0
-        _MSGHDR.pack_into(
-            self._send,
-            0,
-            peer.sockaddr_at,
-            len(peer.sockaddr),
-            iovec,
-            count,
-            control,
-            length,
-            0,
-        )
-        if _sendmsg(self.fd, self._send_at, 0) >= 0:
-            return 0
-        return get_errno()
+    def send(self, peer: Peer, datagram: memoryview) -> int:
+        """Send one datagram."""
+        try:
+            self._socket.sendto(datagram, peer.place)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
 
-    def send_at(self, peer: Peer, address: int, size: int, segment: int) -> int:
-        """Send the `size` bytes at `address`; otherwise like `send`."""
-        _IOVEC.pack_into(self._send, _MSGHDR.size + _CMSG.size, address, size)
-        return self.send(peer, self._iovec_at, 1, segment)
+    def send_batch(self, peer: Peer, datagrams: memoryview, segment: int) -> int:
+        """Send datagrams of `segment` bytes each, the last maybe shorter."""
+        control = (socket.SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(segment))
+        try:
+            self._socket.sendmsg((datagrams,), (control,), 0, peer.place)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
 
-    def send_fragmented(self, peer: Peer, address: int, size: int, segment: int) -> int:
-        """Send like `send_at`, but without DF, so that it may be larger than the path's MTU."""
+    def send_fragmented(self, peer: Peer, datagram: memoryview) -> int:
+        """Send one datagram without DF, so that it may be larger than the path's MTU."""
         self._discover(_PMTUDISC_DONT)
         try:
-            return self.send_at(peer, address, size, segment)
+            return self.send(peer, datagram)
         finally:
             self._discover(_PMTUDISC_DO)
 
@@ -246,8 +204,3 @@ def write(fd: int, data: memoryview) -> bool:
     except OSError:
         return False
     return True
-
-
-def _address(buffer: bytearray) -> int:
-    """Where a buffer is in memory. It must not change its size for as long as this is used."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))

@@ -7,9 +7,7 @@ packed bytes here, 4 or 16 of them, as they stand in the packets.
 
 from __future__ import annotations
 
-import ctypes
 import socket
-import struct
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
@@ -17,8 +15,8 @@ from podwire.errors import InputError
 from podwire.model.state import IPNetwork
 from podwire.model.tunnel import TunnelPeer
 
-_SOCKADDR4 = struct.Struct("=H2s4s8x")
-_SOCKADDR6 = struct.Struct("=H2sI16sI")
+#: An address as text, as the C library writes it, and a port.
+Place = tuple[str, int]
 #: Answers that are remembered; beyond it all are forgotten at once. Whoever makes the tunnel
 #: forget by asking for many addresses only makes it search again.
 _REMEMBERED = 1 << 16
@@ -32,12 +30,11 @@ class Peer:
         "heard",
         "name",
         "owned",
+        "place",
         "received_bytes",
         "received_packets",
         "sent_bytes",
         "sent_packets",
-        "sockaddr",
-        "sockaddr_at",
         "subnets",
         "value",
         "version",
@@ -52,8 +49,8 @@ class Peer:
         address = parse_address(value.address, f"{field}: address")
         #: Of the underlay.
         self.version = address.version
-        self.sockaddr = sockaddr(address, value.port)
-        self.sockaddr_at = ctypes.addressof(self.sockaddr)
+        #: Where its datagrams come from and go to.
+        self.place: Place = (_canonical(address), value.port)
         #: The sources that were found to be inside of its lease.
         self.owned: dict[bytes, bool] = {}
         #: Whether it is spoken to encrypted, and only so.
@@ -61,11 +58,6 @@ class Peer:
         self.sent_packets = self.sent_bytes = self.received_packets = self.received_bytes = 0
         #: By time.monotonic(), of the last datagram accepted from it.
         self.heard: float | None = None
-
-    @property
-    def key(self) -> bytes:
-        """What tells its datagrams: see `source_key`."""
-        return source_key(bytes(self.sockaddr))
 
     def owns(self, address: bytes) -> bool:
         """Whether an address is inside of its lease."""
@@ -93,8 +85,8 @@ class Table:
         #: By length of the prefix, longest first, for each length of an address.
         self._prefixes: dict[int, dict[int, dict[int, Peer]]] = {4: {}, 16: {}}
         self._peers: dict[str, Peer] = {}
-        #: Peers by `source_key`.
-        self.by_source: dict[bytes, Peer] = {}
+        #: Peers by their places.
+        self.by_source: dict[Place, Peer] = {}
 
     @property
     def peers(self) -> dict[str, Peer]:
@@ -157,7 +149,7 @@ class Table:
             self._insert(peer)
 
     def _insert(self, peer: Peer) -> None:
-        self.by_source[peer.key] = peer
+        self.by_source[peer.place] = peer
         for net in peer.subnets:
             lengths = self._prefixes[net.max_prefixlen >> 3]
             if net.prefixlen not in lengths:
@@ -175,26 +167,6 @@ class Table:
         return None
 
 
-def source_key(name: bytes | bytearray) -> bytes:
-    """What tells the sender of a datagram, out of its struct sockaddr: its port and address.
-
-    On an IPv4 socket bytes 2 to 8, on an IPv6 one bytes 2 to 24, the flow information being zero
-    unless it is asked for (RFC 3493; ipv6(7)).
-    """
-    family = struct.unpack_from("=H", name)[0]
-    return bytes(name[2:8] if family == socket.AF_INET else name[2:24])
-
-
-def sockaddr(address: IPv4Address | IPv6Address, port: int) -> ctypes.Array[ctypes.c_char]:
-    """struct sockaddr_in or sockaddr_in6 (ip(7), ipv6(7)), in memory that stays where it is."""
-    network_port = port.to_bytes(2, "big")
-    if address.version == 4:
-        packed = _SOCKADDR4.pack(socket.AF_INET, network_port, address.packed)
-    else:
-        packed = _SOCKADDR6.pack(socket.AF_INET6, network_port, 0, address.packed, 0)
-    return ctypes.create_string_buffer(packed, len(packed))
-
-
 def parse_address(text: str, field: str) -> IPv4Address | IPv6Address:
     """Raises InputError."""
     try:
@@ -209,6 +181,11 @@ def parse_networks(texts: Iterable[str], field: str) -> tuple[IPNetwork, ...]:
         return tuple(ip_network(text) for text in texts)
     except ValueError as error:
         raise InputError(f"{error}", field=field) from None
+
+
+def _canonical(address: IPv4Address | IPv6Address) -> str:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    return socket.inet_ntop(family, address.packed)
 
 
 def _contains(networks: Iterable[IPNetwork], address: bytes) -> bool:
