@@ -25,7 +25,8 @@ CONFIG = NetworkConfig(
 
 def node(name: str, subnet: int, mac: int, created: str = "", vni: int = 1) -> Node:
     lease = Lease(
-        subnets=(ip_network(f"10.244.{subnet}.0/24"),),
+        # An even one with 100 added has the next one in it as well.
+        subnets=(ip_network(f"10.244.{subnet % 100}.0/{24 - subnet // 100}"),),
         backend="vxlan",
         public_ip=ip_address("172.18.0.12") + int(name[-1]),
         vni=vni,
@@ -60,6 +61,40 @@ def test_a_mac_of_another_vni_is_another_mac() -> None:
     assert claims.disputes(node("node3", 3, 3)) == []
 
 
+def with_subnets(name: str, created: str, *subnets: str) -> Node:
+    lease = node(name, 1, int(name[-1])).lease
+    assert lease is not None
+    networks = tuple(map(ip_network, subnets))
+    return Node(name, lease=msgspec.structs.replace(lease, subnets=networks), created=created)
+
+
+def test_a_part_of_anothers_subnet_is_held_by_the_older_node() -> None:
+    """In an etcd anybody may write what would take a part of a node's traffic, or all of many's."""
+    wide = with_subnets("node3", "2", "10.244.6.0/23")
+    for other, loser in (
+        (with_subnets("node4", "1", "10.244.7.0/24"), wide),
+        (with_subnets("node4", "3", "10.244.7.0/24"), None),
+    ):
+        claims = Claims([wide, other])
+        loser = loser or other
+        winner = wide if loser is other else other
+        assert claims.disputes(winner) == []
+        (sentence,) = claims.disputes(loser)
+        assert "overlaps" in sentence
+        assert sentence.endswith(f"of the older node {winner.name}")
+        assert claims.replace(other, None) == {"node3"}
+        assert claims.disputes(wide) == []
+
+
+def test_a_single_address_is_lent_by_blocks_and_nobodys_subnet_else() -> None:
+    block = with_subnets("node3", "1", "10.244.7.0/26")
+    lent = with_subnets("node4", "2", "10.244.7.64/26", "10.244.7.5/32")
+    claims = Claims([block, lent])
+    assert claims.disputes(lent) == []
+    (sentence,) = objections(CONFIG, lent, claims)
+    assert sentence == "node node4 leases 10.244.7.5/32, a single address and no subnet"
+
+
 def test_what_is_this_nodes_own_is_nobody_elses() -> None:
     for peer in (node("node2", 1, 2), node("node2", 2, 1)):
         (sentence,) = objections(CONFIG, peer)
@@ -84,7 +119,10 @@ def test_a_peer_that_no_tunnel_reaches_is_left_out_with_the_reason() -> None:
 
 CHANGES = st.tuples(
     st.sampled_from(["node2", "node3", "node4", "node5"]),
-    st.none() | st.tuples(st.integers(2, 4), st.integers(2, 4), st.sampled_from(["", "a", "b"])),
+    st.none()
+    | st.tuples(
+        st.sampled_from([2, 3, 4, 102, 104]), st.integers(2, 4), st.sampled_from(["", "a", "b"])
+    ),
 )
 
 

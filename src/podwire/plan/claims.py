@@ -12,7 +12,8 @@ nodes, in whatever order they came and changed. Pure: values in, values out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 from podwire.model.cluster import Node
@@ -28,6 +29,8 @@ class Claims:
 
     def __init__(self, nodes: Iterable[Node] = ()) -> None:
         self._claimants: dict[Claim, tuple[Rank, ...]] = {}
+        #: How many subnets there are of each IP version and length, single addresses left out.
+        self._lengths: Counter[tuple[int, int]] = Counter()
         for node in nodes:
             self.replace(None, node)
 
@@ -42,13 +45,18 @@ class Claims:
                 continue
             rank = _rank(node)
             for claim in _claims(node):
-                others = [one for one in self._claimants.get(claim, ()) if one != rank]
+                held = self._claimants.get(claim, ())
+                others = [one for one in held if one != rank]
                 concerned.update(name for _, name in others)
-                if remaining := sorted([*others, rank]) if is_there else others:
+                remaining = sorted([*others, rank]) if is_there else others
+                self._note(claim, bool(remaining) - bool(held))
+                if remaining:
                     self._claimants[claim] = tuple(remaining)
                 else:
                     del self._claimants[claim]
-        return concerned
+                for other in self._overlapping(claim):
+                    concerned.update(name for _, name in self._claimants[other])
+        return concerned - {one.name for one in (before, after) if one is not None}
 
     def disputes(self, node: Node) -> list[str]:
         """What `node` claims and another one holds: one sentence each."""
@@ -63,7 +71,40 @@ class Claims:
                     else (f"leases {claim}")
                 )
                 found.append(f"node {node.name} {what}, as the older node {holder[1]} does")
+            for other in self._overlapping(claim):
+                holder = self._claimants[other][0]
+                if holder < rank:
+                    found.append(
+                        f"node {node.name} leases {claim}, which overlaps {other} of the older"
+                        f" node {holder[1]}"
+                    )
         return found
+
+    def _note(self, claim: Claim, more: int) -> None:
+        if not isinstance(claim, tuple) and claim.prefixlen < claim.max_prefixlen:
+            length = (claim.version, claim.prefixlen)
+            self._lengths[length] += more
+            if not self._lengths[length]:
+                del self._lengths[length]
+
+    def _overlapping(self, claim: Claim) -> Iterator[IPNetwork]:
+        """The subnets that are not the same as `claim`, and have a part of it or are one."""
+        if isinstance(claim, tuple) or claim.prefixlen == claim.max_prefixlen:
+            return
+        lengths = [length for version, length in self._lengths if version == claim.version]
+        for length in lengths:
+            if length < claim.prefixlen and (wider := claim.supernet(new_prefix=length)) in (
+                self._claimants
+            ):
+                yield wider
+        if max(lengths, default=0) > claim.prefixlen:
+            for other in self._claimants:
+                if isinstance(other, tuple) or other.version != claim.version:
+                    continue
+                if claim.prefixlen < other.prefixlen < other.max_prefixlen and (
+                    other.subnet_of(claim)  # type: ignore[arg-type]
+                ):
+                    yield other
 
 
 def _rank(node: Node) -> Rank:

@@ -122,6 +122,8 @@ def objections(config: NetworkConfig, peer: Node, claims: Claims | None = None) 
     for subnet in lease.subnets:
         if not any(_inside(subnet, network) for network in config.network):
             found.append(f"node {peer.name} leases {subnet}, outside of the cluster network")
+        if config.fabric.ipam == "node-subnet" and subnet.prefixlen == subnet.max_prefixlen:
+            found.append(f"node {peer.name} leases {subnet}, a single address and no subnet")
         if any(_takes(config.fabric, subnet, own) for own in config.lease.subnets):
             found.append(f"node {peer.name} leases {subnet}, which overlaps this node's own")
     own_ips = {endpoint.ip for endpoint in config.lease.endpoints}
