@@ -56,7 +56,7 @@ from podwire.rounds import Rounds
 
 log = logging.getLogger(__name__)
 
-#: So often is a lease published in the window of `Rounds`; more is a fight over the Node object.
+#: So often is one lease published in the window of `Rounds`; more is a fight over the Node object.
 _ROUNDS = 5
 
 
@@ -69,6 +69,7 @@ class KubeLeases:
         self._nodes: dict[str, Node] = {}
         self._own: NodeObject | None = None
         self._rounds = Rounds(_ROUNDS)
+        self._published: Lease | None = None
         self._tell: Callable[[Event], None] = lambda event: None
 
     @property
@@ -135,6 +136,9 @@ class KubeLeases:
         wanted = self._unpublished(lease)
         if not wanted:
             return False
+        if lease != self._published:
+            # This node itself has another one, as with each block that it claims.
+            self._published, self._rounds = lease, Rounds(_ROUNDS)
         if self._rounds.too_many():
             raise PodwireError(
                 f"somebody else keeps changing the lease of node {self._name}",
