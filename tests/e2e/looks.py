@@ -248,7 +248,7 @@ def _published_amiss(seen: Seen, node: Place) -> Iterator[str]:
     ):
         if any(ip_address(ip).version == version for ip in node.ips):
             yield from _differs(key, said.get(key), node.ip(version))
-            if version in look.vxlan_devs and look.backend == "vxlan":
+            if version in look.vxlan_devs:
                 mac = state.links[look.vxlan_devs[version]]["address"]
                 wanted = f'{{"VNI":{look.vni},"VtepMAC":"{mac}"}}'
                 yield from _differs(data, said.get(data), wanted)
@@ -294,8 +294,8 @@ def _peer_amiss(seen: Seen, node: Place, peer: Place) -> Iterator[str]:
 def _segment_amiss(seen: Seen, node: Place, peer: Place) -> Iterator[str]:
     """Flooding goes to each peer, and the MACs of its pods are known."""
     look, fdb = seen.look, seen.states[node.name].fdb
-    version = min(look.vxlan_devs)
-    dev, end = look.vxlan_devs[version], peer.ip(version)
+    ((version, dev),) = look.vxlan_devs.items()
+    end = peer.ip(version)
     pods = [pod for pod in seen.pods if pod.node == peer.name]
     macs = [seen.states[pod.name].links["eth0"]["address"] for pod in pods]
     for mac in (_EVERYBODY, *macs):
