@@ -52,6 +52,8 @@ _ENDPOINT_KEYS = {
 #: What Flannel publishes as the address of a family that a node does not have.
 _NONE = ("", "0.0.0.0", "::")  # noqa: S104  nothing listens there
 
+_LIMITED_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+
 #: Backends whose nodes have a VTEP.
 VXLAN_BACKENDS = ("vxlan", "l2-vxlan", "auto")
 _RANGES_BACKEND = "l2-vxlan"
@@ -270,9 +272,14 @@ def _address_of_a_node(text: str, version: int, key: str, remedy: str | None = N
         ) from None
     if ip.version != version:
         raise InputError(f"{text} is not an IPv{version} address", field=_field(key), remedy=remedy)
-    if ip.is_multicast or ip.is_unspecified or ip.is_loopback:
+    if not is_of_one_node(ip):
         raise InputError(f"{ip} is not an address of one node", field=_field(key), remedy=remedy)
     return ip
+
+
+def is_of_one_node(ip: IPAddress) -> bool:
+    """Whether packets to `ip` can be for one node."""
+    return not (ip.is_multicast or ip.is_unspecified or ip.is_loopback or ip == _LIMITED_BROADCAST)
 
 
 def _vtep_mac(data: _VxlanData, key: str) -> bytes:

@@ -99,6 +99,7 @@ def test_other_backends_are_read_as_far_as_they_are_understood() -> None:
         ('{"PublicIP":"x"}', "PublicIP"),
         ('{"PublicIP":"224.0.0.1"}', "PublicIP"),
         ('{"PublicIP":"127.0.0.1"}', "PublicIP"),
+        ('{"PublicIP":"255.255.255.255"}', "PublicIP"),
         ('{"PublicIP":"fd00::1"}', "PublicIP"),
         ('{"PublicIP":"10.0.0.1","PublicIPv6":"10.0.0.1"}', "PublicIPv6"),
         ('{"PublicIP":"10.0.0.1","BackendType":"vxlan"}', "BackendData.VtepMAC"),

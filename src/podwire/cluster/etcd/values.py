@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from podwire.cluster.nodes import VXLAN_BACKENDS
+from podwire.cluster.nodes import VXLAN_BACKENDS, is_of_one_node
 from podwire.errors import InputError
 from podwire.model.cluster import Endpoint, Lease
 from podwire.model.state import IPAddress, IPNetwork, format_mac, parse_mac
@@ -168,7 +168,7 @@ def _address(text: str | None, version: int, field: str) -> IPAddress:
         raise InputError(f"{text!r} is not an IP address", field=field) from None
     if ip.version != version:
         raise InputError(f"{text} is not an IPv{version} address", field=field)
-    if ip.is_multicast or ip.is_unspecified or ip.is_loopback:
+    if not is_of_one_node(ip):
         raise InputError(f"{ip} is not an address of one node", field=field)
     return ip
 
