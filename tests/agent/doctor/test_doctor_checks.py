@@ -21,6 +21,7 @@ from podwire.agent.doctor import clock, firewall, leftovers, run
 from podwire.agent.doctor.measure import Target, _Scout
 from podwire.agent.doctor.names import CHECKS
 from podwire.agent.doctor.subject import Findings, Subject, named
+from podwire.agent.doctor.ways import ways
 from podwire.agent.files import subnet_env
 from podwire.errors import InputError, PodwireError
 from podwire.kernel.ruleset import read_ruleset
@@ -316,12 +317,13 @@ def test_what_an_ordinary_host_does_to_pods_packets(host: str, inside: Namespace
             (ip_network("10.244.2.0/24"),), "vxlan", ip_address("172.18.0.12"), 1, bytes(6)
         ),
     )
-    found = firewall.forwarded_and_stopped(NETWORK, read_ruleset(firewall.FORWARD_HOOKS), (peer,))
+    ruleset = read_ruleset(firewall.FORWARD_HOOKS)
+    found = firewall.forwarded_and_stopped(NETWORK, ruleset, ways(NETWORK, (peer,)), ("cni0",))
     assert [firewall.culprit(ruling).text for ruling, _ in found] == [stops] * bool(stops)
     for ruling, packets in found:
         assert ruling.unless is None
-        ways = [way for way, _ in packets]
-        assert ways[:3] == ["to other nodes", "from other nodes", "to outside"]
+        told = [what for what, _ in packets]
+        assert told[:3] == ["to other nodes", "from other nodes", "to outside"]
 
 
 # --- leftovers --------------------------------------------------------------------------------

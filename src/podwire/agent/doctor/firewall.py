@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from podwire.agent.doctor.ways import Way
 from podwire.kernel import sysctl
 from podwire.kernel.matching import Flow
 from podwire.kernel.rules import Key, Ruleset
@@ -71,11 +72,14 @@ def culprit(ruling: Ruling, *accepts: str) -> Culprit:
 
 
 def forwarded_and_stopped(
-    network: NetworkConfig, ruleset: Ruleset, peers: tuple[Node, ...]
+    network: NetworkConfig, ruleset: Ruleset, found_ways: tuple[Way, ...], inside: tuple[str, ...]
 ) -> list[tuple[Ruling, list[tuple[str, Flow]]]]:
-    """What stops pods' packets on their way through this node, and which packets those are."""
+    """What stops pods' packets on their way through this node, and which packets those are.
+
+    `inside` are the devices that pods' packets come from: the bridge, or links of two pods.
+    """
     found: dict[tuple[Key, int], tuple[Ruling, list[tuple[str, Flow]]]] = {}
-    for what, flow in _flows(network, peers):
+    for what, flow in _flows(network, found_ways, inside):
         for ruling in rulings(ruleset, FORWARD_HOOKS, flow):
             handle = ruling.rule.handle if ruling.rule is not None else 0
             found.setdefault((ruling.chain.key, handle), (ruling, []))[1].append((what, flow))
@@ -83,18 +87,20 @@ def forwarded_and_stopped(
 
 
 def tunnelled_and_stopped(
-    network: NetworkConfig, ruleset: Ruleset, peer: Node
+    network: NetworkConfig, ruleset: Ruleset, way: Way
 ) -> list[tuple[Ruling, str]]:
     """What stops tunnel packets of that peer on this node, and which direction of them."""
-    assert peer.lease is not None  # noqa: S101  a peer has one
-    own, other, dev = network.underlay.ip, peer.lease.public_ip, network.underlay.dev
+    other, dev = way.node, network.underlay.dev
+    own = network.underlay.ip_of(other.version)
+    if own is None:
+        return []
     received = Flow(
-        version=own.version,
+        version=other.version,
         iifname=dev,
         source=other,
         target=own,
         protocol="udp",
-        dport=network.vxlan_port,
+        dport=way.port,
         target_type="local",
         state="untracked",  # By our own table.
     )
@@ -102,27 +108,36 @@ def tunnelled_and_stopped(
         received, iifname=None, oifname=dev, source=own, target=other, target_type="unicast"
     )
     return [
-        *((one, f"from {peer.name}") for one in rulings(ruleset, _IN, received)),
-        *((one, f"to {peer.name}") for one in rulings(ruleset, _OUT, sent)),
+        *((one, f"from {way.peer.name}") for one in rulings(ruleset, _IN, received)),
+        *((one, f"to {way.peer.name}") for one in rulings(ruleset, _OUT, sent)),
     ]
 
 
-def _flows(network: NetworkConfig, peers: tuple[Node, ...]) -> Iterator[tuple[str, Flow]]:
+def _flows(
+    network: NetworkConfig, found_ways: tuple[Way, ...], inside: tuple[str, ...]
+) -> Iterator[tuple[str, Flow]]:
     """What a node forwards: packets of pods, first ones of connections, in all directions."""
-    bridge, tunnel, underlay = network.bridge, network.vxlan_dev, network.underlay.dev
-    for subnet in network.lease.subnets:
-        version: Version = subnet.version
-        pod = subnet[-3]
-        far = _far_pod(version, peers)
-        if far is not None:
-            yield "to other nodes", _flow(version, bridge, tunnel, pod, far)
-            yield "from other nodes", _flow(version, tunnel, bridge, far, pod)
+    near, other, underlay = inside[0], inside[-1], network.underlay.dev
+    for version, pod, neighbor in _own_pods(network):
+        # One of each device will do: what differs between peers is their address alone.
+        for way in {one.dev: one for one in found_ways if one.version == version}.values():
+            far = _far_pod(version, way.peer)
+            if far is not None:
+                yield "to other nodes", _flow(version, near, way.dev, pod, far)
+                yield "from other nodes", _flow(version, way.dev, near, far, pod)
         if network.masquerade:
             outside = ip_address(_OUTSIDE[version])
-            yield "to outside", _flow(version, bridge, underlay, pod, outside)
-        if sysctl.read(_BRIDGED[version]) == "1":
-            # br_netfilter has frames that are only bridged go through the same chains.
-            yield "between pods of this node", _flow(version, bridge, bridge, pod, subnet[-4])
+            yield "to outside", _flow(version, near, underlay, pod, outside)
+        # Bridged frames go through the same chains with br_netfilter.
+        if network.fabric.wiring == "routed" or sysctl.read(_BRIDGED[version]) == "1":
+            yield "between pods of this node", _flow(version, near, other, pod, neighbor)
+
+
+def _own_pods(network: NetworkConfig) -> Iterator[tuple[Version, IPAddress, IPAddress]]:
+    """Two addresses of each own subnet that pods have, or could have."""
+    for subnet in network.lease.subnets:
+        if subnet.num_addresses > 4:
+            yield subnet.version, subnet[-3], subnet[-4]
 
 
 def _flow(
@@ -141,7 +156,11 @@ def _flow(
     )
 
 
-def _far_pod(version: int, peers: tuple[Node, ...]) -> IPAddress | None:
-    """An address of a pod of some other node."""
-    subnets = (subnet for peer in peers if peer.lease for subnet in peer.lease.subnets)
-    return next((subnet[-3] for subnet in subnets if subnet.version == version), None)
+def _far_pod(version: int, peer: Node) -> IPAddress | None:
+    """An address that a pod of a peer has, or could have."""
+    subnets = peer.lease.subnets if peer.lease is not None else ()
+    own = [subnet for subnet in subnets if subnet.version == version]
+    largest = max(own, key=lambda one: one.num_addresses, default=None)
+    if largest is None:
+        return None
+    return largest[-3] if largest.num_addresses > 4 else largest[0]

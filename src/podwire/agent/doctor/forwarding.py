@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Iterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping
 
 from podwire.agent.doctor.firewall import FORWARD_HOOKS, culprit, forwarded_and_stopped
 from podwire.agent.doctor.subject import Findings, Subject, named
+from podwire.agent.doctor.ways import Way, devices
 from podwire.kernel import sysctl
 from podwire.kernel.attach import find_link
 from podwire.kernel.netlink import NetlinkSocket
@@ -19,7 +21,7 @@ from podwire.kernel.observe import lookup
 from podwire.kernel.observe.lookup_messages import RouteQuestion
 from podwire.kernel.rules import Ruleset
 from podwire.kernel.ruleset import read_ruleset
-from podwire.model.cluster import NetworkConfig, Node
+from podwire.model.cluster import NetworkConfig
 from podwire.model.state import IPAddress
 from podwire.trace.wire import Checked
 
@@ -33,30 +35,43 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
     network = subject.network
     if network is None:
         return
-    found = await asyncio.to_thread(_look, network, subject.peers)
+    inside = _inside(subject, network)
+    found = await asyncio.to_thread(_look, network, subject.ways, inside)
     for one in found:
         yield one
     if not found:
-        versions = " and ".join(f"IPv{subnet.version}" for subnet in network.lease.subnets)
+        families = sorted({f"IPv{one.version}" for one in network.network})
+        versions = " and ".join(families)
         yield _find.ok(f"{versions} forwarded, by no firewall stopped, the way back accepted")
 
 
-def _look(network: NetworkConfig, peers: tuple[Node, ...]) -> list[Checked]:
+def _inside(subject: Subject, network: NetworkConfig) -> tuple[str, ...]:
+    """The devices that pods' packets come from; of routed pods the links of two, or what those of
+    this node would be called."""
+    if network.fabric.wiring == "bridge":
+        return (network.bridge,)
+    links = [one.host_ifname for one in subject.agent.pods.attachments]
+    return tuple(links[:2]) or (f"{network.fabric.port_prefix}0",)
+
+
+def _look(
+    network: NetworkConfig, found_ways: tuple[Way, ...], inside: tuple[str, ...]
+) -> list[Checked]:
     ruleset = read_ruleset(FORWARD_HOOKS)
     with NetlinkSocket() as sock:
         return [
-            *_settings(network, sock),
-            *_reverse_path(network, sock, peers),
-            *_firewalls(network, ruleset, peers),
+            *_settings((network.underlay.dev, *devices(network), *inside), sock),
+            *_reverse_path(network, sock, found_ways),
+            *_firewalls(network, ruleset, found_ways, inside),
             *_connections(),
         ]
 
 
-def _settings(network: NetworkConfig, sock: NetlinkSocket) -> Iterator[Checked]:
+def _settings(devs: tuple[str, ...], sock: NetlinkSocket) -> Iterator[Checked]:
     """Forwarding of single interfaces, which IPv4 has; that of all is desired state."""
     if not lookup.general_settings(sock, 4).forwarding:
         return
-    for dev in (network.underlay.dev, network.vxlan_dev, network.bridge):
+    for dev in dict.fromkeys(devs):
         link = find_link(sock, dev)
         settings = lookup.settings(sock, 4, link.index) if link is not None else None
         if settings is not None and not settings.forwarding:
@@ -65,20 +80,29 @@ def _settings(network: NetworkConfig, sock: NetlinkSocket) -> Iterator[Checked]:
 
 
 def _reverse_path(
-    network: NetworkConfig, sock: NetlinkSocket, peers: tuple[Node, ...]
+    network: NetworkConfig, sock: NetlinkSocket, found_ways: tuple[Way, ...]
 ) -> Iterator[Checked]:
     """What the filter would drop: the kernel is asked, for packets of each peer."""
-    for dev, of, whose in (
-        (network.underlay.dev, _address, "a node's own address"),
-        (network.vxlan_dev, _vtep, "a VTEP's address"),
-        (network.vxlan_dev, _address, "a node's own address"),
-    ):
-        refused = _refused(network, sock, dev, [(peer.name, of(peer)) for peer in peers])
+    underlay = network.underlay.dev
+    asked: dict[tuple[str, str], dict[str, IPAddress | None]] = defaultdict(dict)
+    for way in found_ways:
+        if way.node.version != 4 and way.version != 4:
+            continue  # IPv6 has no such filter.
+        name = way.peer.name
+        asked[underlay, _NODES].setdefault(name, way.node)
+        if way.kind == "l2-vxlan":
+            continue  # What comes out of it is bridged, and no routing looks at it.
+        if way.dev != underlay:
+            asked[way.dev, _VTEPS].setdefault(name, way.far)
+            asked[way.dev, _NODES].setdefault(name, way.node)
+        elif way.far is not None:
+            asked[underlay, _PODS].setdefault(name, way.far)
+    for (dev, whose), sources in asked.items():
+        refused = _refused(network, sock, dev, sources)
         if not refused:
             continue
-        through_tunnel = dev == network.vxlan_dev and of is _address
         # Peers use their VTEPs' there, unless a program has chosen otherwise.
-        make = _find.warn if through_tunnel else _find.fail
+        make = _find.warn if dev != underlay and whose == _NODES else _find.fail
         yield make(
             f"the reverse-path filter of {dev} drops what comes from {named(refused)} with {whose}",
             "have it filter loosely",
@@ -86,20 +110,15 @@ def _reverse_path(
         )
 
 
-def _address(peer: Node) -> IPAddress | None:
-    return peer.lease.public_ip if peer.lease is not None else None
-
-
-def _vtep(peer: Node) -> IPAddress | None:
-    subnets = peer.lease.subnets if peer.lease is not None else ()
-    return next((subnet.network_address for subnet in subnets if subnet.version == 4), None)
+#: Whose addresses packets have that are asked about.
+_NODES, _VTEPS, _PODS = "a node's own address", "a VTEP's address", "an address of its pod network"
 
 
 def _refused(
     network: NetworkConfig,
     sock: NetlinkSocket,
     dev: str,
-    sources: list[tuple[str, IPAddress | None]],
+    sources: Mapping[str, IPAddress | None],
 ) -> list[str]:
     """The peers whose packets with that source would be dropped, were they to come by `dev`."""
     own = network.underlay.ip
@@ -107,7 +126,7 @@ def _refused(
     if own.version != 4 or link is None or not _filtered(sock, link.index):
         return []
     found = []
-    for name, source in sources:
+    for name, source in sources.items():
         if source is None or source.version != 4:
             continue
         question = RouteQuestion(dst=own.packed, src=source.packed, iif=link.index)
@@ -123,10 +142,10 @@ def _filtered(sock: NetlinkSocket, ifindex: int) -> bool:
 
 
 def _firewalls(
-    network: NetworkConfig, ruleset: Ruleset, peers: tuple[Node, ...]
+    network: NetworkConfig, ruleset: Ruleset, found_ways: tuple[Way, ...], inside: tuple[str, ...]
 ) -> Iterator[Checked]:
     """What others' rules stop. An accept in our table does not overrule a drop in theirs."""
-    for ruling, stopped in forwarded_and_stopped(network, ruleset, peers):
+    for ruling, stopped in forwarded_and_stopped(network, ruleset, found_ways, inside):
         versions = {flow.version for _, flow in stopped}
         networks = [net for net in network.network if net.version in versions]
         found = culprit(

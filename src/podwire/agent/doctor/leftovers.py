@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 from podwire.agent.doctor.subject import Findings, Subject, named
+from podwire.agent.doctor.ways import devices
 from podwire.agent.files import subnet_env
 from podwire.cni import install
 from podwire.kernel.attach import links
@@ -112,7 +113,7 @@ def _plugin(path: Path) -> str:
 
 
 def _links(by_name: Mapping[str, LinkState], network: NetworkConfig | None) -> Iterator[Checked]:
-    wanted = (network.bridge, network.vxlan_dev) if network is not None else ()
+    wanted = devices(network) if network is not None else ()
     found: dict[str, list[str]] = defaultdict(list)
     for name, link in by_name.items():
         plugin = _match(_LINKS, name)

@@ -5,7 +5,7 @@ packet that passes where the one that should does not. What does not: what follo
 is for `tunnel`, `mtu` and `offload` to say.
 
     small and full, with DF    to the node's address             the underlay by itself
-    small and full, with DF    to its VTEP's, through the tunnel  and back through its tunnel
+    small and full, with DF    to one that is reached as its pods are: through the tunnel and back
     TCP to a closed port       to both                           checksums that the NIC makes
 """
 
@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from podwire.agent.doctor.ways import Way, ways
 from podwire.errors import KernelError
 from podwire.model.cluster import NetworkConfig, Node
 from podwire.model.probe import Probe
 from podwire.model.state import IPAddress
-from podwire.plan.transport import vxlan
 from podwire.trace.probe import Prober
 from podwire.trace.wire import ProbeResult
 
@@ -74,11 +74,16 @@ class Target(msgspec.Struct, frozen=True):
 
 
 class Path(msgspec.Struct, frozen=True):
-    """The way to a peer: to its address in the underlay, and to its VTEP through the tunnel."""
+    """The way to a peer: to its address in the underlay, and to the far end of the way itself, None
+    where that has no address of the node's own."""
 
-    peer: Node
+    way: Way
     node: Target
-    vtep: Target
+    far: Target | None
+
+    @property
+    def peer(self) -> Node:
+        return self.way.peer
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -104,7 +109,8 @@ async def measured_once(agent: Agent, peers: tuple[Node, ...]) -> AsyncIterator[
         executor = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="doctor")
         try:
             scout = _Scout(network, executor)
-            paths = await asyncio.gather(*map(scout.path, peers))
+            found = ways(network, peers, agent.peering.blocked)
+            paths = await asyncio.gather(*map(scout.path, found))
             return Measured(tuple(paths), max(0, _checksum_errors() - before))
         finally:
             # Not waited for: a probe that is under way ends by itself.
@@ -132,21 +138,21 @@ class _Scout:
         #: Held by the first search; the others then try what it has found.
         self._first_search = asyncio.Lock()
         self._underlay_sizes: set[int] = set()
-        self._tunnel_sizes: set[int] = set()
+        self._far_sizes: set[int] = set()
 
-    async def path(self, peer: Node) -> Path:
-        lease, network = peer.lease, self._network
-        assert lease is not None  # noqa: S101  a peer has one
-        node, vtep = await asyncio.gather(
-            self._target(lease.public_ip, network.underlay.mtu),
-            self._target(lease.subnets[0].network_address, network.mtu),
+    async def path(self, way: Way) -> Path:
+        network = self._network
+        if way.far is None:
+            node = await self._target(way.node, network.underlay.mtu)
+            return Path(way, await self._searched(node, self._underlay_sizes), None)
+        node, far = await asyncio.gather(
+            self._target(way.node, network.underlay.mtu), self._target(way.far, network.mtu)
         )
         node = await self._searched(node, self._underlay_sizes)
         if node.largest is not None:
             # What the tunnel carries follows from it, nearly always.
-            self._tunnel_sizes.add(node.largest - vxlan.OVERHEAD[node.ip.version])
-        vtep = await self._searched(vtep, self._tunnel_sizes)
-        return Path(peer, node, vtep)
+            self._far_sizes.add(node.largest - way.added)
+        return Path(way, node, await self._searched(far, self._far_sizes))
 
     async def _target(self, ip: IPAddress, size: int) -> Target:
         small = await self._shoot(Probe(target=str(ip)), _FIRST_TIMEOUTS_S)

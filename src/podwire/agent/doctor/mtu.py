@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 from podwire.agent.doctor.measure import Path
 from podwire.agent.doctor.subject import Findings, Subject, named
 from podwire.model.cluster import NetworkConfig
-from podwire.plan.transport import vxlan
 from podwire.trace.wire import Checked
 
 _find = Findings("mtu")
@@ -23,41 +23,50 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
     if network is None:
         return
     paths = (await subject.measure()).paths
-    too_small: dict[tuple[int, bool], list[str]] = defaultdict(list)
+    too_small: dict[_Narrow, list[str]] = defaultdict(list)
     for path in paths:
-        if found := _narrow(path):
+        if (found := _narrow(path)) and path.peer.name not in too_small[found]:
             too_small[found].append(path.peer.name)
-    for (largest, by_tunnel), peers in sorted(too_small.items()):
-        yield _too_small(network, largest, by_tunnel, peers)
+    for narrow, peers in sorted(too_small.items()):
+        yield _too_small(network, narrow, peers)
     large = _too_large_pods(subject, network)
     if large:
         yield large
     if not too_small and not large:
-        carried = sum(path.vtep.carries for path in paths)
-        to = f", measured to {carried} of {len(paths)} peers" if carried else ", not measured"
-        yield _find.ok(
-            f"{network.underlay.dev} carries {network.underlay.mtu} bytes,"
-            f" {network.vxlan_dev} {network.mtu}{to}"
-        )
+        all_peers = {path.peer.name for path in paths}
+        less = {path.peer.name for path in paths if not (path.far or path.node).carries}
+        carried = len(all_peers - less)
+        to = f", measured to {carried} of {len(all_peers)} peers" if carried else ", not measured"
+        devs = sorted({path.way.dev for path in paths} - {network.underlay.dev})
+        inner = f"{named(devs)} {network.mtu}" if devs else f"pods have {network.mtu}"
+        yield _find.ok(f"{network.underlay.dev} carries {network.underlay.mtu} bytes, {inner}{to}")
 
 
-def _narrow(path: Path) -> tuple[int, bool] | None:
-    """The largest packet that passes where that is too little; by the tunnel, not the underlay?"""
+class _Narrow(NamedTuple):
+    """The largest packet that passes, where that is too little: through the device `dev` of a
+    tunnel that adds `added` bytes, else over the underlay itself."""
+
+    largest: int
+    dev: str
+    added: int
+
+
+def _narrow(path: Path) -> _Narrow | None:
+    way = path.way
     if path.node.largest is not None:
-        return path.node.largest, False
-    if path.vtep.largest is not None:
-        return path.vtep.largest, True
+        return _Narrow(path.node.largest, "", way.added)
+    if path.far is not None and path.far.largest is not None:
+        return _Narrow(path.far.largest, way.dev, way.added)
     return None
 
 
-def _too_small(network: NetworkConfig, largest: int, by_tunnel: bool, peers: list[str]) -> Checked:
-    dev = network.underlay.dev
-    overhead = vxlan.OVERHEAD[network.underlay.ip.version]
-    underlay = largest + overhead if by_tunnel else largest
-    if by_tunnel:
+def _too_small(network: NetworkConfig, narrow: _Narrow, peers: list[str]) -> Checked:
+    dev, largest, overhead = network.underlay.dev, narrow.largest, narrow.added
+    underlay = largest + overhead if narrow.dev else largest
+    if narrow.dev:
         text = (
             f"the tunnel to {named(peers)} carries packets of {largest} bytes, not the"
-            f" {network.mtu} of {network.vxlan_dev}"
+            f" {network.mtu} of {narrow.dev}"
         )
     else:
         text = (

@@ -34,10 +34,14 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
     measured = await subject.measure()
     paths, wrong = measured.paths, measured.wrong_checksums
     driver, features = await asyncio.to_thread(_look, network.underlay.dev)
-    _, tunnel = await asyncio.to_thread(_look, network.vxlan_dev)
+    tunnel_dev = next((path.way.dev for path in paths if "vxlan" in path.way.kind), "")
+    if not tunnel_dev:
+        yield _find.ok(f"no VXLAN is used: {network.underlay.dev} has nothing to get wrong inside")
+        return
+    _, tunnel = await asyncio.to_thread(_look, tunnel_dev)
     dev = f"{network.underlay.dev} (driver {driver or 'unknown'})"
     suspected = [path.peer.name for path in paths if _suspicious(path)]
-    lines = _switch_off(network.underlay.dev, features, network.vxlan_dev, tunnel)
+    lines = _switch_off(network.underlay.dev, features, tunnel_dev, tunnel)
     if wrong:
         make = _find.fail if suspected else _find.warn
         yield make(
@@ -51,17 +55,24 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
             f" the nodes' own addresses does: as when a NIC gets checksums inside of VXLAN wrong."
             f" This node's is {dev}",
             f"try it without the offload, on both nodes; a firewall that drops TCP from"
-            f" {network.vxlan_dev} looks the same",
+            f" {tunnel_dev} looks the same",
             *lines,
         )
     if not suspected and not wrong:
-        passed = sum(path.vtep.tcp.outcome in ("refused", "replied") for path in paths)
-        through = f"TCP passes the tunnel to {passed} of {len(paths)} peers"
+        names = {path.peer.name for path in paths}
+        failed = {path.peer.name for path in paths if not _passes_tcp(path)}
+        passed = len(names - failed)
+        through = f"TCP passes the tunnel to {passed} of {len(names)} peers"
         yield _find.ok(f"{through if passed else 'not measured'}; no wrong checksums; {dev}")
 
 
+def _passes_tcp(path: Path) -> bool:
+    return path.far is not None and path.far.tcp.outcome in ("refused", "replied")
+
+
 def _suspicious(path: Path) -> bool:
-    through = path.vtep.answers and path.vtep.tcp.outcome == "timeout"
+    far = path.far if "vxlan" in path.way.kind else None
+    through = far is not None and far.answers and far.tcp.outcome == "timeout"
     return through and path.node.tcp.outcome in ("refused", "replied")
 
 

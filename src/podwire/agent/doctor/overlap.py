@@ -10,13 +10,14 @@ import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 
 from podwire.agent.doctor.subject import Findings, Subject
+from podwire.agent.doctor.ways import Way, devices
 from podwire.kernel import messages
 from podwire.kernel.attach import links
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe import lookup
 from podwire.kernel.observe.lookup_messages import FibEntry, RouteQuestion, parse_fib_entry
 from podwire.model.cluster import NetworkConfig, Node
-from podwire.model.state import ROUTE_PROTOCOL, IPNetwork
+from podwire.model.state import ROUTE_PROTOCOL, IPAddress, IPNetwork
 from podwire.plan.node import objections
 from podwire.trace.wire import Checked
 
@@ -30,7 +31,7 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
     if network is None:
         return
     found = [*_leases(subject, network), *_node_addresses(subject, network)]
-    found += await asyncio.to_thread(_routes, network, subject.peers)
+    found += await asyncio.to_thread(_routes, network, subject.ways)
     for one in found:
         yield one
     if not found:
@@ -51,7 +52,7 @@ def _leases(subject: Subject, network: NetworkConfig) -> Iterator[Checked]:
 def _node_addresses(subject: Subject, network: NetworkConfig) -> Iterator[Checked]:
     """Nodes inside of the pod network, to which the tunnel would lead through itself."""
     for name, node in sorted(subject.agent.nodes.by_name.items()):
-        ips = {*node.internal_ips, *((node.lease.public_ip,) if node.lease else ())}
+        ips = {*node.internal_ips, *_endpoints(node)}
         for ip in sorted(ips, key=str):
             if any(ip in net for net in network.network):
                 yield _find.fail(
@@ -63,14 +64,14 @@ def _node_addresses(subject: Subject, network: NetworkConfig) -> Iterator[Checke
 # --- routes -----------------------------------------------------------------------------------
 
 
-def _routes(network: NetworkConfig, peers: tuple[Node, ...]) -> list[Checked]:
+def _routes(network: NetworkConfig, found: tuple[Way, ...]) -> list[Checked]:
     leases = dict.fromkeys(network.lease.subnets, f"{network.node}'s")
-    leases |= {net: f"{peer.name}'s" for peer in peers if peer.lease for net in peer.lease.subnets}
+    leases |= {net: f"{way.peer.name}'s" for way in found for net in _subnets(way)}
     with NetlinkSocket() as sock:
         names = {link.index: name for name, link in links(sock).items()}
         return [
             *_foreign_routes(network, sock, names, leases),
-            *_led_astray(network, sock, names, peers),
+            *_led_astray(sock, names, found),
         ]
 
 
@@ -81,11 +82,12 @@ def _foreign_routes(
     leases: Mapping[IPNetwork, str],
 ) -> Iterator[Checked]:
     """Routes of the main table that are not ours and lead into the pod network."""
+    own = devices(network)
     for family in (socket.AF_INET, socket.AF_INET6):
         for body in sock.dump(messages.RTM_GETROUTE, messages.get_routes(family, 0)):
             entry = parse_fib_entry(body)
             dev = names.get(entry.ifindex, "")
-            if entry.protocol == ROUTE_PROTOCOL or dev in (network.bridge, network.vxlan_dev):
+            if entry.protocol in (ROUTE_PROTOCOL, network.fabric.route_protocol) or dev in own:
                 continue
             if not any(_inside(entry.dst, net) for net in network.network):
                 continue  # Elsewhere, or broader: then ours are more specific.
@@ -111,21 +113,32 @@ def _foreign(entry: FibEntry, dev: str, leases: Mapping[IPNetwork, str]) -> Chec
 
 
 def _led_astray(
-    network: NetworkConfig, sock: NetlinkSocket, names: Mapping[int, str], peers: tuple[Node, ...]
+    sock: NetlinkSocket, names: Mapping[int, str], found: tuple[Way, ...]
 ) -> Iterator[Checked]:
     """Peers' subnets that policy routing (`ip rule`) takes elsewhere before the main table."""
-    for peer in peers:
-        for subnet in peer.lease.subnets if peer.lease is not None else ():
-            match = lookup.fib_entry(sock, RouteQuestion(dst=subnet[-3].packed))
+    for way in found:
+        for subnet in _subnets(way):
+            pod = subnet[-3] if subnet.num_addresses > 2 else subnet[0]
+            match = lookup.fib_entry(sock, RouteQuestion(dst=pod.packed))
             if match is None or match.table in (messages.RT_TABLE_MAIN, _LOCAL_TABLE):
                 continue
-            if (dev := names.get(match.ifindex, "nowhere")) != network.vxlan_dev:
+            if (dev := names.get(match.ifindex, "nowhere")) != way.dev:
                 yield _find.fail(
-                    f"what is for {peer.name}'s pods ({subnet}) goes to {dev}, by routing table"
+                    f"what is for {way.peer.name}'s pods ({subnet}) goes to {dev}, by routing table"
                     f" {match.table}",
                     f"except {subnet} from the rules that lead there (ip rule)",
                     "ip rule",
                 )
+
+
+def _subnets(way: Way) -> Iterator[IPNetwork]:
+    """What the peer leases of the way's IP version."""
+    lease = way.peer.lease
+    yield from (one for one in lease.subnets if one.version == way.version) if lease else ()
+
+
+def _endpoints(node: Node) -> Iterator[IPAddress]:
+    yield from (one.ip for one in node.lease.endpoints) if node.lease is not None else ()
 
 
 def _inside(subnet: IPNetwork, network: IPNetwork) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from podwire.agent.doctor.ways import Way, ways
 from podwire.model.cluster import NetworkConfig, Node
 from podwire.model.state import Why
 from podwire.plan.node import objections
@@ -35,6 +36,12 @@ class Subject:
     @property
     def network(self) -> NetworkConfig | None:
         return self.agent.network
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """How packets get to each of the peers now."""
+        network = self.network
+        return ways(network, self.peers, self.agent.peering.blocked) if network is not None else ()
 
 
 Examination = Callable[[Subject], AsyncIterator[Checked]]

@@ -1,19 +1,21 @@
-"""The tunnel to each peer: does UDP on the VXLAN port get through, both ways?
+"""The way to each peer: does the tunnel get through, both ways, and what plain routes carry?
 
-The peer's own address answers and its VTEP's, which is reached through the tunnel only, does not:
-then something on the way or on either node drops the tunnel's packets. Which rule of this node
+The peer's own address answers and that at the far end of the way (its VTEP's, which is reached
+through the tunnel only) does not: then something on the way or on either node drops the tunnel's
+packets. Which rule of this node
 does is looked up in its ruleset; the peer's rules are for the doctor there.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path as FilePath
 
 from podwire.agent.doctor.firewall import TUNNEL_HOOKS, culprit, tunnelled_and_stopped
 from podwire.agent.doctor.measure import Path
 from podwire.agent.doctor.subject import Findings, Subject, named
+from podwire.agent.doctor.ways import Way
 from podwire.kernel.attach import find_link
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe import lookup
@@ -40,36 +42,57 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
             " pods there can't be reached",
             "is the agent running there? Has it ever been ready?",
         )
+    for finding in _own_process(subject, network):
+        yield finding
     paths = (await subject.measure()).paths
-    broken = [path for path in paths if not path.vtep.answers]
+    broken = [path for path in paths if not (path.far or path.node).answers]
     if not broken:
-        yield _find.ok(_all_well(network, paths))
+        yield _find.ok(_all_well(paths))
         return
-    port = network.vxlan_port
-    if holder := await asyncio.to_thread(_port_holder, port, network.underlay.ip.version):
-        yield _find.fail(
-            f"UDP port {port} is held by {holder}, so {network.vxlan_dev} can't receive on it",
-            f"stop that program, or choose another --vxlan-port on all nodes than {port}",
-        )
-    blocked = [path for path in broken if path.node.answers and path.vtep.lost]
-    local = []
+    for way in _by_port(broken):
+        if holder := await asyncio.to_thread(_port_holder, way.port, way.node.version):
+            yield _find.fail(
+                f"UDP port {way.port} is held by {holder}, so {way.dev} can't receive on it",
+                f"stop that program, or choose another --vxlan-port on all nodes than {way.port}",
+            )
+    blocked = [path for path in broken if path.node.answers and path.far and path.far.lost]
+    local: set[int] = set()
     if blocked:
         ruleset = await asyncio.to_thread(read_ruleset, TUNNEL_HOOKS)
-        local = tunnelled_and_stopped(network, ruleset, blocked[0].peer)
-    for ruling, direction in local:
-        found = culprit(ruling, f"-p udp --dport {port} -j ACCEPT")
-        text = f"UDP {port} {direction} is dropped on this node by {found.text}"
-        yield _find.fail(text, found.remedy, *found.lines)
+        for way in _by_port(blocked):
+            for ruling, direction in tunnelled_and_stopped(network, ruleset, way):
+                local.add(way.port)
+                found = culprit(ruling, f"-p udp --dport {way.port} -j ACCEPT")
+                text = f"UDP {way.port} {direction} is dropped on this node by {found.text}"
+                yield _find.fail(text, found.remedy, *found.lines)
     differing = await _differing(subject)
-    astray = await asyncio.to_thread(_astray, network, broken)
+    astray = await asyncio.to_thread(_astray, broken)
     for path in broken:
-        text, remedy = _judge(network, path, bool(local))
+        text, remedy = _judge(network, path, path.way.port in local)
         # Then it is no wonder, and says nothing about the way.
         if differing & {"", path.peer.name, network.node}:
             remedy = "first what this node holds has to be as it should be: see `desired`"
         elif path.peer.name in astray:
-            remedy = f"it is not even sent through {network.vxlan_dev}: see `overlap`"
+            remedy = f"it is not even sent {path.way.words}: see `overlap`"
         yield _find.fail(text, remedy, peer=path.peer.name)
+
+
+def _own_process(subject: Subject, network: NetworkConfig) -> Iterator[Checked]:
+    """The UDP tunnel's, where there has to be one."""
+    if not network.fabric.uses_udp:
+        return
+    problem = subject.agent.peering.tunnel.problem
+    if problem is not None:
+        yield _find.fail(problem, "the agent starts it anew; its log tells why that did not help")
+
+
+def _by_port(paths: list[Path]) -> list[Way]:
+    """One way for each tunnel's port and IP version among these."""
+    found: dict[tuple[int, int], Way] = {}
+    for path in paths:
+        if path.way.port:
+            found.setdefault((path.way.port, path.way.node.version), path.way)
+    return list(found.values())
 
 
 async def _differing(subject: Subject) -> set[str]:
@@ -80,48 +103,65 @@ async def _differing(subject: Subject) -> set[str]:
     return {why.removeprefix("Node/") for why in whys if why.startswith("Node/") or not why}
 
 
-def _astray(network: NetworkConfig, paths: list[Path]) -> set[str]:
-    """The peers whose VTEPs this node would not send to through the tunnel."""
+def _astray(paths: list[Path]) -> set[str]:
+    """The peers whose far ends this node would not send to by their device."""
     with NetlinkSocket() as sock:
-        tunnel = find_link(sock, network.vxlan_dev)
-        index = tunnel.index if tunnel is not None else 0
-        return {
-            path.peer.name
-            for path in paths
-            if lookup.route(sock, RouteQuestion(dst=path.vtep.ip.packed)).ifindex != index
-        }
+        indexes = {dev: find_link(sock, dev) for dev in {path.way.dev for path in paths}}
+        found = set()
+        for path in paths:
+            link = indexes[path.way.dev]
+            if path.far is None:
+                continue
+            taken = lookup.route(sock, RouteQuestion(dst=path.far.ip.packed)).ifindex
+            if link is None or taken != link.index:
+                found.add(path.peer.name)
+        return found
 
 
-def _all_well(network: NetworkConfig, paths: tuple[Path, ...]) -> str:
+def _all_well(paths: tuple[Path, ...]) -> str:
     if not paths:
         return "there is no other node to reach"
-    peers = f"{len(paths)} peers answer" if len(paths) > 1 else f"{paths[0].peer.name} answers"
-    slowest = max(path.vtep.small.rtt_us or 0 for path in paths)
-    return (
-        f"{peers} through {network.vxlan_dev}, UDP {network.vxlan_port} (≤ {slowest / 1000:.1f} ms)"
-    )
+    by_words: dict[str, list[str]] = {}
+    for path in paths:
+        port = f", UDP {path.way.port}" if path.way.port else ""
+        peers = by_words.setdefault(path.way.words + port, [])
+        if path.peer.name not in peers:
+            peers.append(path.peer.name)
+    told = [
+        f"{len(peers)} peers answer {words}" if len(peers) > 1 else f"{peers[0]} answers {words}"
+        for words, peers in by_words.items()
+    ]
+    slowest = max((path.far or path.node).small.rtt_us or 0 for path in paths)
+    return f"{'; '.join(told)} (≤ {slowest / 1000:.1f} ms)"
 
 
 def _judge(network: NetworkConfig, path: Path, dropped_here: bool) -> tuple[str, str]:
-    """Why the VTEP of one peer does not answer, and what to do about it."""
-    name, node, vtep, port = path.peer.name, path.node, path.vtep, network.vxlan_port
-    through = f"{vtep.ip} through {network.vxlan_dev}"
-    if not vtep.lost:
+    """Why the far end of one peer does not answer, and what to do about it."""
+    name, node, far, way = path.peer.name, path.node, path.far, path.way
+    up = f"is {name} up, and connected to the network between the nodes?"
+    if far is None:
+        why = "" if node.lost else f" ({node.small.text})"
+        return f"{name} does not answer at {node.ip}{why}", up
+    there = f"{far.ip} {way.words}"
+    if not far.lost:
         return (
-            f"{name} can't be reached at {through}: {vtep.small.text}",
+            f"{name} can't be reached at {there}: {far.small.text}",
             "the checks `desired` and `overlap` tell what is wrong on this node",
         )
     if not node.answers:
         why = "" if node.lost else f" ({node.small.text})"
-        return (
-            f"{name} answers neither at {node.ip}{why} nor at {through}",
-            f"is {name} up, and connected to the network between the nodes?",
-        )
-    text = f"{name} answers at {node.ip}, and not at {through}"
+        return f"{name} answers neither at {node.ip}{why} nor at {there}", up
+    text = f"{name} answers at {node.ip}, and not at {there}"
     if dropped_here:
         return text, ""
+    own = network.underlay.ip_of(node.ip.version)
+    if not way.port:
+        return text, (
+            f"packets with pods' addresses do not get through between {own} and {node.ip}: does a"
+            f" cloud check sources there, or a firewall on {name}? (podwire doctor --node {name})"
+        )
     return text, (
-        f"UDP {port} does not get through between {network.underlay.ip} and {node.ip}: let it pass,"
+        f"UDP {way.port} does not get through between {own} and {node.ip}: let it pass,"
         f" both ways, on the way and on {name} (podwire doctor --node {name})"
     )
 
