@@ -51,6 +51,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.run_dir / "tunnel.sock"
 
     @property
+    def tunnel_lock(self) -> Path:
+        """The tunnel's process holds it."""
+        return self.run_dir / "tunnel.sock.lock"
+
+    @property
     def paths_file(self) -> Path:
         """The peers that VXLAN does not get through to."""
         return self.run_dir / "paths.json"

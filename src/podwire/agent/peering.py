@@ -69,7 +69,10 @@ class Peering:
         for path in paths(network, peer, blocked=peer.name in self.blocked):
             key = (peer.name, path.version)
             probed = self.prober.state(key)
-            told = probed.text if probed is not None and path.kind != "direct" else path.reason
+            told = path.reason
+            if probed is not None and path.kind != "direct":
+                # That VXLAN does not get through, the probes say with more.
+                told = probed.text if path.kind == "udp" else f"{told}; {probed.text}"
             _, since = self._since.get(key, (path.kind, time.time()))
             found.append(
                 PathStatus(

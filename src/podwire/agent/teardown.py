@@ -61,7 +61,8 @@ def teardown(config: AgentConfig, *, force: bool) -> Iterator[str]:
         config.subnet_file,
         *(config.state_dir / f"ipam.db{suffix}" for suffix in ("-wal", "-shm", "")),
         *(config.tunnel_key, config.fabric_file, config.paths_file),
-        *(config.cni_socket, config.api_socket, config.tunnel_socket),
+        *(config.cni_socket, config.api_socket, config.operator_socket, config.tunnel_socket),
+        config.tunnel_lock,
     ):
         if path.exists():
             path.unlink()

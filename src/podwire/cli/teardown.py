@@ -32,7 +32,7 @@ def teardown(
     cni_bin_dir: Path,
     subnet_file: Path,
 ) -> None:
-    """Remove this host's part of the pod network: links, routes, nft table, CNI files, state.
+    """Remove this host's part of the pod network: links, routes, nft tables, CNI files, state.
 
     Stop the agent first. Only what Podwire made is removed; sysctls stay as they are.
     """
