@@ -23,7 +23,7 @@ import struct
 from types import TracebackType
 
 from podwire.errors import KernelError
-from podwire.kernel.link_messages import IFLA_GROUP, IFLA_IFNAME, IFLA_MTU
+from podwire.kernel.link_messages import IFLA_GROUP, IFLA_IFNAME, IFLA_MTU, IFLA_TXQLEN
 from podwire.kernel.messages import RTM_SETLINK
 from podwire.kernel.netlink import NetlinkSocket, attr_str, attr_u32, message
 from podwire.model.state import LINK_GROUP
@@ -48,6 +48,10 @@ _OFFERS = (
     (_TUN_F_CSUM, ("csum",)),
     (0, ()),
 )
+
+#: Packets that wait for the process to read them. At the kernel's own 500 a flood of small ones
+#: loses some whenever another process has the processor for 3 ms.
+_QUEUE = 2000
 
 #: Bytes of struct virtio_net_hdr in front of each packet.
 VNET_HEADER = 10
@@ -89,6 +93,7 @@ def create_tun(sock: NetlinkSocket, name: str, *, mtu: int | None = None) -> Non
     try:
         _set_interface(fd, name, _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_TUN_EXCL)
         attrs = attr_str(IFLA_IFNAME, name) + attr_u32(IFLA_GROUP, LINK_GROUP)
+        attrs += attr_u32(IFLA_TXQLEN, _QUEUE)
         if mtu is not None:
             attrs += attr_u32(IFLA_MTU, mtu)
         head = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
