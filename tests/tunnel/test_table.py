@@ -62,6 +62,20 @@ def test_changes_are_seen_at_once() -> None:
     assert table.route(pod) is None and not table.by_source
 
 
+def test_a_node_may_have_two_leases_for_as_long_as_the_old_one_lives() -> None:
+    table = Table()
+    old, new = (ip_address(f"10.244.{number}.5").packed for number in (1, 2))
+    for name in ("first", "second"):
+        table.set_peer(peer("before", "10.244.1.0/24"))
+        table.set_peer(peer("now", "10.244.2.0/24"))
+        (source,) = table.by_source.values()
+        assert source.owns(old) and source.owns(new)
+        assert not source.owns(ip_address("10.244.3.5").packed)
+        table.remove_peer("before" if name == "first" else "now")
+        (source,) = table.by_source.values()
+        assert (source.owns(old), source.owns(new)) == (name != "first", name == "first")
+
+
 def test_of_two_that_claim_the_same_the_newer_has_it_until_it_is_gone() -> None:
     table = Table()
     pod = ip_address("10.244.1.5").packed

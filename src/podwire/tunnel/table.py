@@ -26,6 +26,7 @@ class Peer:
     """A peer and what passed. Only the data path counts; the table only looks up."""
 
     __slots__ = (
+        "beside",
         "encrypted",
         "heard",
         "name",
@@ -55,17 +56,25 @@ class Peer:
         self.owned: dict[bytes, bool] = {}
         #: Whether it is spoken to encrypted, and only so.
         self.encrypted = False
+        #: Another one at the same place: a node's lease of before, which has not expired yet.
+        self.beside: Peer | None = None
         self.sent_packets = self.sent_bytes = self.received_packets = self.received_bytes = 0
         #: By time.monotonic(), of the last datagram accepted from it.
         self.heard: float | None = None
 
     def owns(self, address: bytes) -> bool:
-        """Whether an address is inside of its lease."""
+        """Whether an address is inside of its lease, or of one that another has at its place.
+
+        Where datagrams are encrypted, they tell by themselves which of them sent it.
+        """
         known = self.owned.get(address)
         if known is None:
             if len(self.owned) >= _REMEMBERED:
                 self.owned.clear()
-            known = self.owned[address] = _contains(self.subnets, address)
+            known = _contains(self.subnets, address)
+            if not known and self.beside is not None and not self.encrypted:
+                known = not self.beside.encrypted and self.beside.owns(address)
+            self.owned[address] = known
         return known
 
     def adopt(self, other: Peer) -> None:
@@ -146,9 +155,13 @@ class Table:
         self.by_source = {}
         self._prefixes = {4: {}, 16: {}}
         for peer in self._peers.values():
+            if peer.beside is not None:
+                peer.beside = None
+                peer.owned.clear()
             self._insert(peer)
 
     def _insert(self, peer: Peer) -> None:
+        peer.beside = self.by_source.get(peer.place)
         self.by_source[peer.place] = peer
         for net in peer.subnets:
             lengths = self._prefixes[net.max_prefixlen >> 3]
