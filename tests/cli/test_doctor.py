@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from podwire.cli import doctor, examination, findings
+from podwire.cli.agents import Agents
 from podwire.cli.examination import NodeReport, Reading, clocks_apart, explained
 from podwire.errors import PodwireError
 from podwire.model.state import Why
@@ -155,7 +156,7 @@ def test_where_there_is_no_node_nothing_is_healthy(
     async def none(_: object) -> list[str | None]:
         return []
 
-    monkeypatch.setattr(doctor, "_all_nodes", none)
+    monkeypatch.setattr(Agents, "all_nodes", none)
     (tmp_path / "config").touch()
     command = ["--kubeconfig", str(tmp_path / "config")]
     done = CliRunner().invoke(doctor.doctor, command, catch_exceptions=True)

@@ -149,7 +149,7 @@ DIFFERENCES = [
     (
         "ip address del 10.244.2.1/24 dev cni0",
         "address 10.244.2.1/24 is missing",
-        "ip address replace 10.244.2.1/24 brd + dev cni0",
+        "ip address replace 10.244.2.1/24 dev cni0 brd +",
     ),
     (
         "sysctl -qw net.ipv4.ip_forward=0",
@@ -376,7 +376,7 @@ def test_a_reverse_path_filter_that_is_strict(
     with disturbed(node, strict, "sysctl -qw net.ipv4.conf.all.rp_filter=0"):
         warning = doctor("--node", node.name).only(node.name)
         assert warning["level"] == "warn"
-        assert warning["lines"] == ["sysctl -w net.ipv4.conf.flannel.1.rp_filter=2"]
+        assert warning["lines"] == ["sysctl -w net/ipv4/conf/flannel.1/rp_filter=2"]
         with disturbed(
             node, "ip route add 172.18.0.11 dev cni0", "ip route del 172.18.0.11 dev cni0"
         ):

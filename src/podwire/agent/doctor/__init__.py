@@ -8,4 +8,5 @@ the desired state is mended by the agent's own reconciler, all else is for peopl
     desired ── first, since it may mend                        names ── the checks' names
     agent  kernel  forwarding  overlap  clock  leftovers ── read
     tunnel  mtu  offload ── judge what measure has measured, once for all three
+    guards ── what is dropped meanwhile
 """

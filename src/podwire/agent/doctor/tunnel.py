@@ -78,9 +78,17 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
 
 
 def _own_process(subject: Subject, network: NetworkConfig) -> Iterator[Checked]:
-    """The UDP tunnel's, where there has to be one."""
+    """The UDP tunnel's, where there has to be one; and who is reached by it for want of VXLAN."""
     if not network.fabric.uses_udp:
         return
+    if network.fabric.transport == "auto":
+        slow = [way for way in subject.ways if way.kind == "udp"]
+        if slow:
+            names = named(sorted({way.peer.name for way in slow}))
+            yield _find.warn(
+                f"VXLAN does not get through to {names}: the slower {slow[0].dev} is used",
+                f"let UDP {network.fabric.vxlan_port} pass between the nodes, both ways",
+            )
     problem = subject.agent.peering.tunnel.problem
     if problem is not None:
         yield _find.fail(problem, "the agent starts it anew; its log tells why that did not help")
