@@ -89,7 +89,11 @@ def test_pods_and_nodes_have_both_families(lab: Lab, pods: list[LabPod], command
     assert f"{first},{second}" in command.ok("get", "pods", "-o", "wide")
     assert "172.18.2.12,fd00:172:18:2::12" in command.ok("get", "nodes", "-o", "wide")
     assert f"{first}, {second}" in command.ok("describe", "pod", "pod2")
-    assert "172.18.1.0/24, fd00:172:18:1::/64 and 172.18.2.0/24" in command.ok("lab", "status")
+    status = command.ok("lab", "status")
+    assert "172.18.1.0/24, fd00:172:18:1::/64, 172.18.2.0/24, fd00:172:18:2::/64, with a" in status
+    told = json.loads(command.ok("lab", "status", "-o", "json"))
+    assert told["nodes"][1] == {"name": "node2", "ips": lab.node("node2").ips}
+    assert (told["well"], told["network"]["profile"]) == (True, "flannel-vxlan")
 
 
 def test_nodes_reach_each_other_across_the_router(lab: Lab) -> None:

@@ -1,7 +1,7 @@
 """`podwire lab`: make, look at and remove clusters on this machine.
 
 What lives here: arguments, and words on the terminal. What happens is `podwire.lab`'s. Faults are
-in `lab_faults`, a change of the network in `lab_change`.
+in `lab_faults`, a change of the network in `lab_change`, what a lab looks like in `lab_looks`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from podwire.cli.context import target_options
 from podwire.cli.fabrics import fabric_options
 from podwire.cli.lab_change import set_profile
 from podwire.cli.lab_faults import heal, kill, partition
+from podwire.cli.lab_looks import list_, status
 from podwire.cli.lab_shape import chosen_shape, resolve, shape_options
 from podwire.cli.progress import TerminalProgress
 
 if TYPE_CHECKING:
-    from podwire.lab.control import Snapshot
-    from podwire.lab.registry import LabInfo, LabRecord
+    from podwire.lab.registry import LabInfo
 
 
 @click.group()
@@ -81,7 +81,15 @@ def _only_lab(info: LabInfo) -> bool:
     return [other.name for other in registry.list_labs()] == [info.name]
 
 
-@lab.command()
+@lab.command(
+    short_help="Remove a lab with everything in it.",
+    epilog="""\b
+Examples:
+  podwire lab down            the only lab there is
+  podwire lab down b
+  podwire lab down --all
+""",
+)
 @click.argument("name", required=False)
 @click.option("--all", "every", is_flag=True, help="Remove all labs of this machine.")
 @target_options
@@ -101,94 +109,13 @@ def down(name: str | None, every: bool) -> None:
         print("There is no lab on this machine.")
 
 
-@lab.command("list")
-def list_() -> None:
-    """List the labs of this machine."""
-    from podwire.cli.printing import Table, human_duration
-    from podwire.lab import registry, teardown
-
-    labs = registry.list_labs()
-    if not labs:
-        print("There is no lab on this machine; make one with `podwire lab up`.")
-        return
-    rows = []
-    for info in labs:
-        record = info.record()
-        running = teardown.supervisor(info) is not None
-        rows.append(
-            (
-                info.name,
-                ("up" if running else "stopped") if record else "incomplete",
-                str(len(record.nodes)) if record else "-",
-                human_duration(time.time() - record.created) if record else "-",
-                f"https://127.0.0.1:{record.api_port}" if record and running else "-",
-            )
-        )
-    table = Table(("NAME", "STATUS", "NODES", "AGE", "API"))
-    table.print(rows)
-
-
-@lab.command()
-@target_options
-def status() -> None:
-    """Show a lab's network, faults and processes; exit status 1 when not all is well."""
-    from podwire.lab.control import Control
-
-    info = resolve()
-    with Control(info) as control:
-        snapshot = control.request("status")
-    _print_status(info, snapshot)
-    if not snapshot.ready or snapshot.faults:
-        sys.exit(1)
-
-
-def _print_status(info: LabInfo, snapshot: Snapshot) -> None:
-    from podwire.cli.printing import Table, human_duration
-
-    record = info.record()
-    if record is not None:
-        _print_shape(record)
-    for sentence in snapshot.faults.sentences():
-        print(sentence)
-    if snapshot.faults:
-        print(f"undo it with: podwire --lab {info.name} lab heal\n")
-    table = Table(("PROCESS", "STATUS", "PID", "RESTARTS", "AGE", "MESSAGE"))
-    table.print(
-        (
-            process.name,
-            process.state,
-            str(process.pid or "-"),
-            str(process.restarts),
-            human_duration(time.time() - process.since),
-            process.message or ("runs with options of before" if process.stale else ""),
-        )
-        for process in snapshot.processes
-    )
-
-
-def _print_shape(record: LabRecord) -> None:
-    """What the lab is made of, three lines."""
-    from podwire.lab.addressing import segments
-
-    shape, nodes = record.shape, record.nodes
-    fabric = shape.resolved
-    networks = ", ".join(map(str, shape.network))
-    links = segments(shape.underlay, shape.underlay_versions)
-    on = " and ".join(", ".join(map(str, link.networks)) for link in links)
-    addresses = ", ".join(f"{node.name} {' '.join(record.ips(node))}" for node in nodes[:8])
-    more = ", …" if len(nodes) > 8 else ""
-    print(
-        f"lab {record.name}: {len(nodes)} nodes, API https://127.0.0.1:{record.api_port}\n"
-        f"network {networks}: {fabric.profile}"
-        f" ({fabric.ipam} × {fabric.wiring} × {fabric.transport})\n"
-        f"underlay {on}: {addresses}{more}\n"
-    )
-
-
-@lab.command()
+@lab.command(short_help="Print the line that points kubectl at a lab.")
 @target_options
 def kubeconfig() -> None:
-    """Print the line that points kubectl at a lab: eval "$(podwire lab kubeconfig)"."""
+    """Print the line that points kubectl at a lab.
+
+    To have the shell do it: eval "$(podwire lab kubeconfig)".
+    """
     print(f"export KUBECONFIG={resolve().kubeconfig}")
 
 
@@ -197,7 +124,13 @@ def node() -> None:
     """Add and remove nodes."""
 
 
-@node.command("add")
+@node.command(
+    "add",
+    epilog="""\b
+Example:
+  podwire lab node add
+""",
+)
 @target_options
 def node_add() -> None:
     """Add a node to a running lab."""
@@ -210,7 +143,13 @@ def node_add() -> None:
     print(f"{added.name} ({record.ips(added)[0]}) is ready.")
 
 
-@node.command("remove")
+@node.command(
+    "remove",
+    epilog="""\b
+Example:
+  podwire lab node remove node3
+""",
+)
 @click.argument("node_name", metavar="NODE")
 @target_options
 def node_remove(node_name: str) -> None:
@@ -220,7 +159,14 @@ def node_remove(node_name: str) -> None:
     lifecycle.remove_node(resolve(), node_name, TerminalProgress())
 
 
-@lab.command()
+@lab.command(
+    short_help="Print the log of one of a lab's processes.",
+    epilog="""\b
+Examples:
+  podwire lab logs node1/agent
+  podwire lab logs -f node2/kubelet
+""",
+)
 @click.argument("process")
 @click.option("-f", "--follow", is_flag=True, help="Go on printing what is written.")
 @target_options
@@ -240,7 +186,15 @@ def logs(process: str, follow: bool) -> None:
 
 
 # Options stand before NODE: all that follows is the command's.
-@lab.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@lab.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog="""\b
+Examples:
+  podwire lab shell node1
+  podwire lab shell node1 ip route
+  podwire lab shell node2 tcpdump -ni eth0 udp port 8472
+""",
+)
 @click.argument("node_name", metavar="NODE")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @target_options
@@ -259,5 +213,5 @@ def _shell() -> str:
     return os.environ.get("SHELL", "/bin/sh")
 
 
-for _command in (partition, kill, heal, set_profile):
+for _command in (list_, status, partition, kill, heal, set_profile):
     lab.add_command(_command)

@@ -15,13 +15,14 @@ _PORT = click.IntRange(1, 65535)
 
 
 @click.command(
+    short_help="Cut nodes off from each other, or from the API.",
     epilog="""\b
 Examples:
   podwire lab partition node1 node3             nothing passes between the two
   podwire lab partition node1                   node1 reaches no other node
   podwire lab partition node1 node2 --udp 8472  only VXLAN does not pass
   podwire lab partition --api node1             its agent and kubelet lose the API
-"""
+""",
 )
 @click.argument("node")
 @click.argument("others", metavar="[OTHER]…", nargs=-1)
@@ -53,11 +54,12 @@ def partition(
 
 
 @click.command(
+    short_help="Have nodes, or the API, die at once.",
     epilog="""\b
 Examples:
   podwire lab kill node2
   podwire lab kill api           the cluster without its API
-"""
+""",
 )
 @click.argument("names", metavar="NODE…", nargs=-1, required=True)
 @target_options
@@ -73,12 +75,13 @@ def kill(names: tuple[str, ...]) -> None:
 
 
 @click.command(
+    short_help="Undo partitions and deaths.",
     epilog="""\b
 Examples:
   podwire lab heal                                everything
   podwire lab heal node2                          node2 boots, and reaches all others
   podwire lab heal node2 --address 172.18.0.99    it boots with another address
-"""
+""",
 )
 @click.argument("names", metavar="[NODE]…", nargs=-1)
 @click.option(

@@ -122,7 +122,7 @@ class ApiServer:
         """Answer one request; every failure becomes a Status."""
         try:
             if self._cuts.refuses(request.transport):
-                raise ConnectionResetError
+                return web.Response()  # which nobody gets any more
             self._gate.check(request)
             return await self._route(request)
         except ApiError as error:
