@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from podwire.agent.config import AgentConfig, parse_listen, parse_network
+from podwire.agent.config import (
+    AgentConfig,
+    parse_block_size,
+    parse_listen,
+    parse_network,
+    parse_node_name,
+)
+from podwire.agent.fabrics import FabricOptions
+from podwire.agent.files import make_directory
 from podwire.errors import InputError
 
 
@@ -33,6 +41,10 @@ def test_a_network_is_one_cidr_of_each_family(text: str, networks: list[str]) ->
         ("pods", "'pods'"),
         ("10.244.0.0/16,", "''"),
         ("10.244.0.0/16,10.245.0.0/16", "two networks of one family"),
+        ("127.0.0.0/8", "its addresses are loopback"),
+        ("fe80::/64", "its addresses are link-local"),
+        ("10.244.0.0/16,ff02::/64", "its addresses are multicast"),
+        ("0.0.0.0/0", "it is all addresses there are"),
     ],
 )
 def test_another_network_is_refused_with_the_option(text: str, says: str) -> None:
@@ -69,3 +81,42 @@ def test_both_sockets_are_in_the_run_directory() -> None:
     config = AgentConfig(node_name="n", network=(), run_dir=Path("/run/elsewhere"))
     assert config.cni_socket == Path("/run/elsewhere/cni.sock")
     assert config.api_socket == Path("/run/elsewhere/agent.sock")
+
+
+def test_a_nodes_name() -> None:
+    assert parse_node_name("node-1.example.com") == "node-1.example.com"
+
+
+@pytest.mark.parametrize("text", ["", "a b", "a/b", "-a", "a" * 254, "node1\n"])
+def test_what_is_no_nodes_name_is_refused_with_the_option(text: str) -> None:
+    with pytest.raises(InputError) as refused:
+        parse_node_name(text)
+    assert refused.value.field == "--node-name"
+    assert refused.value.remedy
+
+
+@pytest.mark.parametrize("text", ["", "19", "31", "26,27", "122,127", "x"])
+def test_blocks_are_as_large_as_pools_have_them(text: str) -> None:
+    assert parse_block_size("30, 116") == {4: 30, 6: 116}
+    with pytest.raises(InputError, match="20 to 30"):
+        parse_block_size(text)
+
+
+def test_a_directory_that_cannot_be_is_told_with_its_option(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--run-dir: .*can't be made: Not a directory"):
+        make_directory(tmp_path / "file" / "run", "--run-dir")
+    with pytest.raises(InputError, match="too long for a Unix socket"):
+        make_directory(tmp_path / ("x" * 100), "--run-dir", longest="cni.sock")
+    make_directory(tmp_path / "run", "--run-dir", longest="s")
+    assert (tmp_path / "run").is_dir()
+
+
+def test_options_that_change_nothing_are_known() -> None:
+    idle = FabricOptions(profile="calico", vni=7, hairpin=True, udp_port=9, block_len=28)
+    assert dict(idle.without_effect()) == {
+        "vni": "VXLAN",
+        "udp_port": "the udp transport",
+        "hairpin": "the bridge wiring",
+    }
+    assert list(FabricOptions(transport="auto", vni=7, udp_port=9).without_effect()) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from podwire.agent.fabrics import FabricOptions
 from podwire.agent.lease import (
+    check_mtu,
     check_subnets,
     network_config,
     random_mac,
@@ -19,6 +22,7 @@ from podwire.agent.lease import (
 from podwire.cluster.source import Own
 from podwire.errors import InputError, PodwireError
 from podwire.model.cluster import Lease, NetworkConfig, Node, Underlay
+from podwire.model.state import IPNetwork
 
 NETWORK = (ip_network("10.244.0.0/16"),)
 BOTH = (*NETWORK, ip_network("fd00:244::/48"))
@@ -105,6 +109,24 @@ def test_the_pods_mtu_leaves_room_for_the_encapsulation(
     underlay: Underlay, options: dict[str, Any], mtu: int
 ) -> None:
     assert config(underlay, **options).mtu == mtu
+
+
+@pytest.mark.parametrize(
+    ("networks", "mtu", "options", "says"),
+    [
+        (BOTH, 1500, {"mtu": 1200}, "--mtu: 1200 bytes are too few for IPv6, which needs 1280"),
+        (BOTH, 1320, {}, "raise it to 1350"),
+        (BOTH, 1320, {"profile": "flannel-host-gw"}, None),
+        (NETWORK, 1320, {"mtu": 1200}, None),
+        (NETWORK, 600, {}, "leaves pods 550, and IPv4 needs 576"),
+    ],
+)
+def test_an_mtu_that_a_family_cannot_have_is_refused(
+    networks: tuple[IPNetwork, ...], mtu: int, options: dict[str, Any], says: str | None
+) -> None:
+    underlay = msgspec.structs.replace(DUAL if networks == BOTH else UNDERLAY, mtu=mtu)
+    with nullcontext() if says is None else pytest.raises(InputError, match=re.escape(says)):
+        check_mtu(FabricOptions(**options).fabric(), networks, underlay)
 
 
 def test_an_underlay_of_ipv6_is_of_no_concern_to_pods_without() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 
 import msgspec
@@ -71,22 +72,57 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.state_dir / "fabric.json"
 
 
+#: Of Nodes (RFC 1123, section 2.1), and of hosts without Kubernetes, which may have capitals.
+_NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_NODE_NAME_LEN = 253
+
+
+def parse_node_name(text: str) -> str:
+    """A node's name, as it is. Raises InputError for what none can be called."""
+    if len(text) > _NODE_NAME_LEN or not _NODE_NAME.fullmatch(text):
+        raise InputError(
+            f"{text!r} is no node's name: letters, digits, '-' and '.', {_NODE_NAME_LEN} at most",
+            field="--node-name",
+            remedy="kubectl get nodes lists them",
+        )
+    return text
+
+
 def parse_network(text: str) -> tuple[IPNetwork, ...]:
     """`10.244.0.0/16`, or one of each family with a comma. Raises InputError."""
     networks: list[IPNetwork] = []
     for part in text.split(","):
         try:
-            networks.append(ipaddress.ip_network(part.strip()))
+            network = ipaddress.ip_network(part.strip())
         except ValueError as error:
             raise InputError(
                 f"{error}", field="--network", remedy="give a CIDR such as 10.244.0.0/16"
             ) from error
+        if reason := _not_for_pods(network):
+            raise InputError(
+                f"{network} can't be a pod network: {reason}",
+                field="--network",
+                remedy="give one for private use, such as 10.244.0.0/16 or fd00:10:244::/48",
+            )
+        networks.append(network)
     versions = [network.version for network in networks]
     if len(set(versions)) != len(versions):
         raise InputError(
             f"{text} names two networks of one family", field="--network", remedy="give one each"
         )
     return tuple(networks)
+
+
+def _not_for_pods(network: IPNetwork) -> str | None:
+    """Why no pod may have an address of it; None where pods may."""
+    special = {
+        "loopback": network.is_loopback,
+        "link-local": network.is_link_local,
+        "multicast": network.is_multicast,
+    }
+    if network.prefixlen == 0:
+        return "it is all addresses there are"
+    return next((f"its addresses are {name}" for name, found in special.items() if found), None)
 
 
 def parse_block_size(text: str) -> dict[int, int]:
@@ -109,8 +145,8 @@ def parse_block_size(text: str) -> dict[int, int]:
     return found
 
 
-#: Prefix lengths of blocks, by IP version: Calico's limits.
-_BLOCK_LEN = {4: (20, 32), 6: (116, 128)}
+#: Prefix lengths of blocks, by IP version, as IPPools have them: from 4 to 4,096 addresses.
+_BLOCK_LEN = {4: (20, 30), 6: (116, 126)}
 
 
 def parse_listen(text: str) -> tuple[str, int]:

@@ -6,7 +6,7 @@ Flannel has no words for and must not contradict the rest. Pure: values in, valu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -52,6 +52,18 @@ class FabricOptions(msgspec.Struct, frozen=True, kw_only=True):
     def fabric(self) -> Fabric:
         """The fabric that they mean. Raises InputError where the parts don't fit."""
         return profiles.fabric(**msgspec.structs.asdict(self))
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """The options given that change nothing in this fabric, each with what it is about."""
+        fabric = self.fabric()
+        for names, applies, about in (
+            (("vni", "vxlan_port", "learning", "gbp"), fabric.uses_vxlan, "VXLAN"),
+            (("udp_port",), fabric.uses_udp, "the udp transport"),
+            (("hairpin", "promiscuous"), fabric.wiring == "bridge", "the bridge wiring"),
+            (("block_len", "block_len6"), fabric.ipam == "blocks", "the IPAM blocks"),
+        ):
+            if not applies:
+                yield from ((one, about) for one in names if getattr(self, one) is not None)
 
     def agreeing_with(self, stored: BackendOptions) -> FabricOptions:
         """These, and what the store says. Raises InputError where the two contradict each other."""

@@ -1,4 +1,5 @@
-"""Files that the agent leaves for others: the lease in Flannel's `subnet.env`."""
+"""Files that the agent leaves for others: the lease in Flannel's `subnet.env`; and where its own
+are."""
 
 from __future__ import annotations
 
@@ -7,10 +8,13 @@ import os
 from ipaddress import ip_interface
 from pathlib import Path
 
-from podwire.errors import PodwireError
+from podwire.errors import InputError, PodwireError
 from podwire.model.cluster import NetworkConfig
 from podwire.model.state import IPNetwork
 from podwire.plan.wiring.bridge import gateway
+
+#: Bytes of a Unix socket's path with the zero at its end (unix(7)).
+_SUN_PATH = 108
 
 
 def subnet_env(config: NetworkConfig) -> str:
@@ -41,6 +45,27 @@ def read_subnet_env(path: Path) -> tuple[IPNetwork, ...]:
         with contextlib.suppress(ValueError, KeyError):
             found.append(ip_interface(values[key]).network)
     return tuple(found)
+
+
+def make_directory(path: Path, option: str, *, longest: str = "") -> None:
+    """Have a directory, and room for a Unix socket named `longest` in it.
+
+    Raises InputError, which names the option that the path is from.
+    """
+    if longest and len(os.fsencode(path / longest)) >= _SUN_PATH:
+        raise InputError(
+            f"{path} is too long for a Unix socket's path, which has {_SUN_PATH - 1} bytes at most",
+            field=option,
+            remedy="choose a shorter one",
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{path} can't be made: {error.strerror or error}",
+            field=option,
+            remedy="choose a directory that can be written to",
+        ) from error
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> bool:

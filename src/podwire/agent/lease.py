@@ -101,6 +101,31 @@ def check_subnets(
             )
 
 
+def check_mtu(fabric: Fabric, networks: tuple[IPNetwork, ...], underlay: Underlay) -> None:
+    """That pods' packets have the size that their families ask for.
+
+    The kernel takes IPv6 off a link of less (RFC 8200, section 5; RFC 791 for IPv4). Raises
+    InputError.
+    """
+    version = max(network.version for network in networks)
+    least = {4: 576, 6: 1280}[version]
+    if fabric.mtu is not None and fabric.mtu < least:
+        raise InputError(
+            f"{fabric.mtu} bytes are too few for IPv{version}, which needs {least}",
+            field="--mtu",
+            remedy=f"give at least {least}, or leave it out",
+        )
+    left = pod_mtu(fabric, underlay)
+    if left < least:
+        taken = underlay.mtu - left
+        raise InputError(
+            f"{underlay.mtu} less {taken} for the transport {fabric.transport} leaves pods {left},"
+            f" and IPv{version} needs {least}",
+            field=f"MTU of {underlay.dev}",
+            remedy=f"raise it to {least + taken}, or choose another transport",
+        )
+
+
 def network_config(
     node: str,
     fabric: Fabric,

@@ -19,7 +19,7 @@ from podwire.agent.allocation import Allocation
 from podwire.agent.config import AgentConfig
 from podwire.agent.fabrics import stored_fabric
 from podwire.agent.files import read_subnet_env, subnet_env, write_atomically
-from podwire.agent.lease import check_subnets, network_config, relevant, wanted_lease
+from podwire.agent.lease import check_mtu, check_subnets, network_config, relevant, wanted_lease
 from podwire.agent.pods import Pods
 from podwire.agent.publication import Publication
 from podwire.agent.worker import KernelWorker
@@ -96,6 +96,7 @@ class Renewal:
                 self._config.options, self._config.network, self._source.network
             )
             underlay = relevant(underlay, networks)
+            check_mtu(fabric, networks, underlay)
             macs = await self._vtep_macs(fabric, before)
             wanted = wanted_lease(fabric, own, underlay, macs, self._public_key(fabric))
             lease = await self._leased(fabric, networks, wanted)

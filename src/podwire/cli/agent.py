@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from podwire.cli.context import target_options
-from podwire.cli.fabrics import chosen_fabric, fabric_options
+from podwire.cli.fabrics import chosen_fabric, fabric_options, warn_of_idle
 
 if TYPE_CHECKING:
     from podwire.agent.config import AgentConfig
@@ -160,12 +160,14 @@ def agent(
     import asyncio
 
     from podwire import log
-    from podwire.agent.config import AgentConfig, parse_network
+    from podwire.agent.config import AgentConfig, parse_network, parse_node_name
+    from podwire.agent.files import make_directory
     from podwire.agent.stores import lease_source
 
     log.setup(log_level)
     config = AgentConfig(
-        node_name=node_name or socket.gethostname(),
+        # A kubelet calls its Node so, too.
+        node_name=parse_node_name(node_name or socket.gethostname().lower()),
         network=parse_network(network) if network is not None else (),
         options=chosen_fabric(**fabric),
         store=store,
@@ -180,6 +182,9 @@ def agent(
         cni_bin_dir=cni_bin_dir,
         subnet_file=subnet_file,
     )
+    make_directory(run_dir, "--run-dir", longest=f".{config.operator_socket.name}.{2**22}")
+    make_directory(state_dir, "--state-dir")
+    warn_of_idle(config.options)
     asyncio.run(_run(config, lease_source(config)))
 
 
