@@ -17,7 +17,6 @@ from podwire.lab import nodes, processes, underlay
 from podwire.lab.processes import Process
 from podwire.lab.registry import LABS, NETNS_DIR, LabInfo
 
-_STOP_GRACE_S = 8.0
 _SHELL_GRACE_S = 0.5
 
 
@@ -36,7 +35,8 @@ def clear(lab: LabInfo) -> None:
     ids |= {processes.environment(process.pid).get(processes.LAB_ID, "") for process in inside}
     ids.discard("")
     if found is not None:
-        processes.end([found], grace_s=_STOP_GRACE_S)
+        # At once, and so its children too: nothing that they could still put in order will last.
+        processes.end([found])
     for lab_id in ids:
         # Again until there are none: one may have started another while we looked.
         while left := processes.marked(lab_id):
