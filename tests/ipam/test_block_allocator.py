@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -134,6 +134,56 @@ async def test_what_is_borrowed_is_given_back(documents: Documents, make: Make) 
 
     await until(only_own)
     running.cancel()
+
+
+async def test_what_others_have_given_back_of_an_own_block_is_free_again(make: Make) -> None:
+    one, two = tiny(make), tiny(make, "n2")
+    await asyncio.gather(one.start(), two.start())
+    running = asyncio.create_task(two.run())
+    for number in range(6):
+        await add(two, f"q{number}")  # three of them of n1's block
+    with pytest.raises(ExhaustedError):
+        await add(one, "a")
+    lent = [ip for record in two._store.records.values() for ip in ips_of(record)]
+    asked = next(ip for ip in lent if ip_address(ip) in one.subnets[0])
+    with pytest.raises(RequestedAddressError, match=r"is held by pod default/q\d on n2"):
+        await add(one, "a", asked)
+    for number in range(6):
+        delete(two, two._store, f"q{number}")
+
+    async def had() -> bool:
+        try:
+            return ips_of(await add(one, "a", asked)) == [asked]
+        except RequestedAddressError:
+            return False
+
+    await until(had)
+    assert len({ip for name in "bc" for ip in ips_of(await add(one, name))}) == 2
+    assert len(one.subnets) == 1
+    running.cancel()
+
+
+async def test_a_block_that_was_lent_goes_to_who_needs_it_when_it_is_empty(
+    documents: Documents, make: Make
+) -> None:
+    one, two = tiny(make, keep_empty_s=0.0), tiny(make, "n2", keep_empty_s=0.0)
+    await one.start()
+    for number in range(4):
+        await add(one, f"p{number}")  # of both blocks
+    await two.start()
+    await add(two, "borrower")
+    await add(one, "p4")  # which tells n1 of the borrower
+    for number in range(5):
+        delete(one, one._store, f"p{number}")
+    running = [asyncio.create_task(node.run()) for node in (one, two)]
+    delete(two, two._store, "borrower")
+
+    async def shared() -> bool:
+        return sorted((await owners(documents)).values()) == ["n1", "n2"]
+
+    await until(shared)
+    for task in running:
+        task.cancel()
 
 
 async def test_a_released_address_is_not_reused_at_once(make: Make) -> None:

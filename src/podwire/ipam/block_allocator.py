@@ -189,6 +189,8 @@ class BlockAllocator:
         for version in self.pools.versions:
             for ledger in self._blocks.of_version(version)[1:]:
                 empty = ledger.is_empty(self._clock(), self._keep_empty_s)
+                if empty and ledger.block.held:  # By others, when it was last read.
+                    await ledger.reread()
                 if empty and not ledger.block.held:
                     await self._blocks.give_up(ledger.cidr)
 
@@ -286,7 +288,11 @@ class BlockAllocator:
         except RequestedAddressError as error:
             raise wish.refused(error.message, remedy=error.remedy) from error
         offset = ledger.block.offset(ip)
-        if (other := ledger.holder(offset)) is not None:
+        other = ledger.holder(offset)
+        if other is not None and other.node != self._node:
+            await ledger.reread()
+            other = ledger.holder(offset)
+        if other is not None:
             raise wish.refused(f"{ip} is held by {other}", remedy="ask for another one")
         return self._want(ledger, offset, holder, asked_for=True)
 

@@ -137,6 +137,9 @@ class BlockSet:
                 for cidr in unknown:
                     self.open(*found[cidr])
                 return None
+            self._refresh(found)
+            if any(not one.is_full for one in self.own(pools)):  # What was borrowed has come back.
+                return None
             for pool in pools:
                 if await self._claim(pool, found):
                     return None
@@ -204,6 +207,14 @@ class BlockSet:
             found[block.cidr] = block, document
         self._seen({node for block, _ in found.values() for node in blocks.nodes_of(block)})
         return found
+
+    def _refresh(self, found: Found) -> None:
+        """Have the ledgers know what is in the documents now."""
+        for cidr, ledger in self.ledgers.items():
+            if cidr in found:
+                ledger.refresh(*found[cidr])
+            else:
+                ledger.doubt()
 
     async def _claim(self, pool: Pool, found: Found) -> bool:
         """Make a block of the pool this node's; False where none is free."""

@@ -92,12 +92,13 @@ class Ledger:
         return len(self._others | self.wanted.keys()) >= self.cidr.num_addresses - RESERVED
 
     def refresh(self, block: Block, document: Document | None) -> None:
-        """The block as it was just read, or written by somebody who owns this ledger."""
-        if self._writer is None:
-            self.block, self._document, self._unsure = block, document, False
-        else:
-            # That write does not know of it, and reads again.
+        """The block as it was just read."""
+        known = self._document.revision if self._document is not None else None
+        if known != (document.revision if document is not None else None):
+            # A write of our own may have come after it was read, or be under way.
             self._unsure = True
+            if self._writer is None:
+                self.block, self._document = block, document
 
     def doubt(self) -> None:
         """The document may have been changed: `is_written` no longer, until the next `flush`."""
@@ -160,6 +161,11 @@ class Ledger:
             if self._writer is None:
                 self._writer = asyncio.create_task(self._write_all())
         await asyncio.shield(self._next)
+
+    async def reread(self) -> None:
+        """Know what others have of it now. Raises as `flush`."""
+        self.doubt()
+        await self.flush()
 
     async def stop(self) -> None:
         """Let a write end that is under way."""
