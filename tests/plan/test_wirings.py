@@ -112,9 +112,12 @@ def test_a_routed_pod_is_bound_to_its_addresses() -> None:
     }
     assert spoofing.plan_bridge_table(of) == ()
     (chain,) = spoofing.plan_chains(of)
-    assert chain.rules[0].text == (
-        'iifname @guarded iifname . ip saddr != @bindings4 counter name "spoofed_ip" drop'
-    )
+    assert [rule.text for rule in chain.rules] == [
+        "iifgroup != 7077 accept",
+        "iifname . ip saddr @bindings4 accept",
+        "iifname . ip6 saddr @bindings6 accept",
+        'iifname @guarded counter name "spoofed_ip" drop',
+    ]
 
 
 def test_who_may_spoof_is_not_looked_at() -> None:

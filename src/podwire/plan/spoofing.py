@@ -8,6 +8,9 @@
 Whose port it is and what may come out of it are elements of sets, kept under the pod's attachment.
 A pod with `may_spoof` is not in them, and nothing of it is looked at. What is dropped is counted by
 kind. Frames that are neither ARP nor IP are dropped too: a VLAN tag would hide an address.
+
+Every packet of a pod pays for this, so what is usual is asked first, in one look-up: whether the
+address is the port's. What comes from the underlay is passed by the group of its link.
 Pure: values in, nft objects out.
 """
 
@@ -17,6 +20,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from podwire.model.cluster import Attachment, NetworkConfig
 from podwire.model.state import (
+    LINK_GROUP,
     Entry,
     IPAddress,
     KeyPart,
@@ -54,12 +58,15 @@ def plan_bridge_table(config: NetworkConfig) -> tuple[NftTable, ...]:
         return ()
     why = _why(config)
     own = "iifname . ether saddr"
+    # What other nodes' pods send comes by a port of its own.
+    segment = (f'iifname "{config.vxlan_dev}" accept',) if config.fabric.is_one_segment else ()
     texts = (
+        *segment,
+        f"{own} . ip saddr @{BINDINGS[4]} accept",
         f"iifname != @{GUARDED} accept",
         f"{own} . arp saddr ip @{BINDINGS[4]} iifname . arp saddr ether . arp saddr ip"
         f" @{BINDINGS[4]} accept",
         f'ether type arp counter name "{SPOOFED_ARP.name}" drop',
-        f"{own} . ip saddr @{BINDINGS[4]} accept",
         f"icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @{TARGETS}"
         f' counter name "{SPOOFED_ND.name}" drop',
         f"{own} . ip6 saddr @{BINDINGS[6]} accept",
@@ -109,14 +116,13 @@ def plan_chains(config: NetworkConfig) -> tuple[NftChain, ...]:
     if not _at_ip(config):
         return ()
     why = _why(config)
-    rules = tuple(
-        NftRule(
-            text=f"iifname @{GUARDED} iifname . {family} saddr != @{BINDINGS[version]}"
-            f' counter name "{SPOOFED_IP.name}" drop',
-            why=why,
-        )
-        for version, family in ((4, "ip"), (6, "ip6"))
+    texts = (
+        f"iifgroup != {LINK_GROUP} accept",
+        f"iifname . ip saddr @{BINDINGS[4]} accept",
+        f"iifname . ip6 saddr @{BINDINGS[6]} accept",
+        f'iifname @{GUARDED} counter name "{SPOOFED_IP.name}" drop',
     )
+    rules = tuple(NftRule(text=text, why=why) for text in texts)
     hook = NftHook(type="filter", hook="prerouting", priority=_RAW)
     return (NftChain(name="from_pods", hook=hook, rules=rules),)
 
