@@ -16,9 +16,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bench.bench_throughput import MASQUERADE, PINGS, ROUNDS, SECONDS, by_podwire, measure
-from bench.harness import cluster, namespaces, sh, show, spread, wire_underlay
+from bench.bench_throughput import MASQUERADE, by_podwire
+from bench.bursts import ECHOES, STREAM_BYTES, measure, quartiles
+from bench.harness import cluster, namespaces, sh, show, wire_underlay
 
+ROUNDS = 100
 PROFILES = {"bridge": "flannel-host-gw", "routed": "calico"}
 #: As the profiles have it.
 _MTU = {"bridge": 1500, "routed": 1450}
@@ -91,7 +93,7 @@ def main() -> None:
                     by_hand(wiring, (n1, n2), (p1, p2), masquerade=kind == "by hand")
                 paths[f"{wiring} {kind}"] = (p1, p2, target)
         paths["underlay"] = (n1, n2, "172.18.0.12")
-        gbits, micros = measure(paths)
+        gbits, micros = measure(paths, ROUNDS)
     rows = []
     for wiring, profile in PROFILES.items():
         for what, values, faster in (
@@ -105,15 +107,16 @@ def main() -> None:
             rows += [
                 (
                     f"{profile}: {what}",
-                    spread(values[f"{wiring} podwire"]),
+                    quartiles(values[f"{wiring} podwire"]),
                     f"x0.97 by hand: x{ratio:.2f}",
                 ),
-                ("  by hand", spread(values[f"{wiring} by hand"]), ""),
-                ("  by hand, no masquerade", spread(values[f"{wiring} bare"]), ""),
-                ("  underlay", spread(values["underlay"]), ""),
+                ("  by hand", quartiles(values[f"{wiring} by hand"]), ""),
+                ("  by hand, no masquerade", quartiles(values[f"{wiring} bare"]), ""),
+                ("  underlay", quartiles(values["underlay"]), ""),
             ]
     show(
-        f"Pod to pod across nodes, no tunnel, {ROUNDS} rounds of {SECONDS} s and {PINGS:,} echoes",
+        f"Pod to pod across nodes, no tunnel: {ROUNDS} runs each of {STREAM_BYTES >> 20} MiB and of"
+        f" {ECHOES} echoes, quartiles",
         rows,
     )
 
