@@ -41,6 +41,12 @@ def test_a_point_makes_sense_or_is_refused_with_the_reason(point: tuple[str, str
     assert "flannel-vxlan" in str(refused.value.remedy)
 
 
+def test_two_tunnels_do_not_share_a_port() -> None:
+    with pytest.raises(InputError, match="can't both have UDP port 8472"):
+        fabric(transport="auto", udp_port=8472)
+    assert fabric(transport="udp", udp_port=8472).udp_port == 8472
+
+
 def test_parts_that_are_a_profile_have_its_name() -> None:
     assert fabric(transport="direct").profile == "flannel-host-gw"
     assert fabric(ipam="blocks").profile == "calico"

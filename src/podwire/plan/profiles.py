@@ -186,6 +186,8 @@ def senseless(fabric: Fabric) -> str | None:
         )
     if fabric.encrypt and fabric.transport != "udp":
         return f"only the udp transport encrypts, and the transport is {fabric.transport}"
+    if fabric.transport == "auto" and fabric.vxlan_port == fabric.udp_port:
+        return f"VXLAN and the udp transport can't both have UDP port {fabric.udp_port}"
     return None
 
 

@@ -106,7 +106,8 @@ def plan_port(config: NetworkConfig, attachment: Attachment) -> Link:
         mtu=attachment.mtu or config.mtu,
         master=config.bridge,
         # A pod may reach itself through a Service: its frame leaves by the port it came from.
-        hairpin=config.fabric.hairpin,
+        # Both would give a pod its own frames twice.
+        hairpin=config.fabric.hairpin and not config.fabric.promiscuous,
         alias=f"podwire pod {owner(attachment)} {attachment.ifname}",
         why=has(attachment),
     )
