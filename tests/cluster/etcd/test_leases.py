@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -410,6 +410,22 @@ async def test_a_node_without_a_subnet_of_its_own(
         await two.until(lambda: two.nodes["node1"].lease == more)
         subnet = await one.source.acquire(wish(1))
         await two.until(lambda: [one.lease for one in two.nodes.values()] == [subnet])
+
+
+async def test_another_ipam_after_a_restart_leaves_no_lease_of_the_last_one(
+    network: None, etcd: EtcdServer, config: EtcdConfig
+) -> None:
+    blocks = Lease((ip_network("10.5.3.64/26"),), "host-gw", ip_address("192.168.64.1"))
+
+    async def held(work: Callable[[EtcdLeases], Awaitable[Any]]) -> set[str]:
+        async with station(config, "node1") as one, station(config, "node2") as two:
+            await work(one.source)
+            await two.until(lambda: list(two.nodes) == ["node1"])
+            return {str(subnet) for subnet in two.nodes["node1"].lease.subnets}  # type: ignore[union-attr]
+
+    (first,) = await held(lambda source: source.acquire(wish(1)))
+    assert await held(lambda source: source.publish(blocks)) == {"10.5.3.64/26"}
+    assert await held(lambda source: source.acquire(wish(1), [ip_network(first)])) == {first}
 
 
 async def test_two_nodes_of_one_name_without_subnets(

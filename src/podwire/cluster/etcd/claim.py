@@ -14,6 +14,7 @@ overlap the older key holds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Iterable, Sequence
@@ -124,6 +125,23 @@ async def take_up(
         return None
     log.info("lease written", extra=fields(subnets=",".join(map(str, lease.subnets))))
     return Claim(kv.key, lease, value, etcd_lease, done.header.revision)
+
+
+async def end_others(client: EtcdClient, claimant: Claimant, claim: Claim) -> None:
+    """End what the node's last agent held at a key of the other kind: it had another IPAM.
+
+    Reservations stay. Raises StoreError.
+    """
+    layout, found = claimant.layout, []
+    if claim.key.startswith(layout.nodes):
+        found = [one for one in await _read(client, layout) if one.node == claimant.node]
+    elif (kv := await client.get(layout.node(claimant.node))) is not None:
+        with contextlib.suppress(InputError):
+            stored = values.decode(kv.value, ())
+            found = [_Held(kv, (), stored.node, stored.lease)]
+    for one in found:
+        if one.lease is not None and one.lease.public_ip == claim.lease.public_ip:
+            await end(client, one.kv.lease)
 
 
 def is_valid(config: FlannelConfig, subnets: Sequence[IPNetwork]) -> bool:

@@ -24,7 +24,7 @@ from typing import NoReturn, Self
 
 import msgspec
 
-from podwire.cluster.etcd.claim import Claim, Claimant, claim_subnet, is_valid, take_up
+from podwire.cluster.etcd.claim import Claim, Claimant, claim_subnet, end_others, is_valid, take_up
 from podwire.cluster.etcd.client import EtcdClient, Listing, end
 from podwire.cluster.etcd.directory import Directory, Entry, read_entry
 from podwire.cluster.etcd.documents import EtcdDocuments
@@ -45,7 +45,7 @@ from podwire.cluster.source import (
     StoredNetwork,
     Synced,
 )
-from podwire.errors import InputError, PodwireError, StoreUnavailableError
+from podwire.errors import InputError, PodwireError, StoreError, StoreUnavailableError
 from podwire.log import fields
 from podwire.model.cluster import Lease, Node
 from podwire.model.state import IPNetwork
@@ -205,7 +205,10 @@ class EtcdLeases:
         before, self._claim = self._claim, claim
         self._renewal.keep(claim.etcd_lease)
         self._announce(self._directory.own_is_at(claim.key))
-        if before is not None and before.key != claim.key:
+        if before is None:
+            with contextlib.suppress(StoreError):
+                await end_others(self.client, self._claimant, claim)
+        elif before.key != claim.key:
             await end(self.client, before.etcd_lease)
 
     def _tell_later(self, event: Event) -> None:
