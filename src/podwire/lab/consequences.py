@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from podwire.errors import LabError
 from podwire.lab.addressing import addresses
-from podwire.lab.faults import API
+from podwire.lab.faults import API, ETCD
 from podwire.lab.readiness import enumerated
 from podwire.lab.registry import UNDERLAY_MTU, LabRecord
 from podwire.lab.shape import Shape
@@ -62,10 +62,11 @@ def consequences(before: Shape, after: Shape, pods: Sequence[str]) -> list[str]:
 def check_reachable(record: LabRecord) -> None:
     """Raises LabError where agents could not be given another network: they need the API."""
     faults = record.faults
-    if API in faults.dead or faults.no_api:
-        who = "the API is dead" if API in faults.dead else f"{faults.no_api[0]} is without the API"
+    away = [f"{name} is dead" for name in (API, ETCD) if name in faults.dead]
+    away += [f"{node} is without the API" for node in faults.no_api]
+    if away:
         raise LabError(
-            f"{who}, and agents need it to change",
+            f"{', '.join(away)}, and agents need it to change",
             remedy=f"run `podwire --lab {record.name} lab heal` first",
         )
 
