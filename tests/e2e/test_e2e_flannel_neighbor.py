@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,6 +110,7 @@ class Pair:
 
     def __init__(self, store: Store, nodes: Joined, flannel: FlannelNode) -> None:
         self.store = store
+        self.nodes = nodes
         self.flannel = flannel
         self.agent, self.options = store.join(nodes)
         store.publish(flannel)
@@ -152,7 +154,7 @@ def make_pair(
             else:
                 store = InKubernetes(backend, Cluster(api[0]), api[1])
                 stack.callback(store.clean)
-            # Only its namespace and its address: no agent is started there.
+            # For its namespace and its address: no agent is started there at first.
             place = nodes.add("node2", None).namespace
             flannel = FlannelNode(
                 place, make_namespace(), THEIRS, store.network, store.subnet, backend
@@ -201,6 +203,25 @@ def test_podwire_and_flannel_share_a_network(
     pair.store.withdraw(flannel)
     subnet = str(flannel.subnet)
     until(lambda: pair.agent.http.plan()["changes"] == [] and not _knows(pair, subnet), "it left")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_node_of_flannel_becomes_one_of_podwire(
+    make_pair: Callable[[str, str], Pair], backend: str
+) -> None:
+    """As the guide has it; the subnet stays."""
+    pair = make_pair("etcd", backend)
+    flannel, agent = pair.flannel, pair.nodes.agents["node2"]
+    answers(flannel.pod, pair.pod_ip)
+    flannel.close()
+    for line in ("ip link del flannel.1", "ip link del cni0", "ip route flush root 10.5.0.0/16"):
+        flannel.namespace.run(line, check="flannel.1" not in line or backend == "vxlan")
+    agent.start(*pair.options).wait_ready()
+    pod, (ip,) = pair.nodes.pod(agent)
+    assert ip_address(ip) in flannel.subnet
+    answers(pod, pair.pod_ip)
+    answers(pair.pod, ip)
+    assert "refused by the kernel" not in agent.log
 
 
 def _knows(pair: Pair, subnet: str) -> bool:
