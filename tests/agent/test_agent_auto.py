@@ -37,6 +37,8 @@ def nodes(
     with joined(make_namespace, tmp_path, routed=True) as made:
         for name in ("node1", "node2"):
             agent = made.add(name, kubeconfig)
+            # As some distributions have it.
+            agent.namespace.run("sysctl -qw net.ipv4.conf.all.rp_filter=1")
             made.register(cluster, name, [f"10.244.{name[-1]}.0/24"])
             agent.start("--transport", "auto", "--probe-interval", "0.5")
         for agent in made.agents.values():

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from podwire.model.cluster import NetworkConfig, PodPlace, Underlay
-from podwire.model.state import FdbEntry, Link, Neighbor, PortFdbEntry, Route
+from podwire.model.state import FdbEntry, Link, Neighbor, PortFdbEntry, Route, Sysctl
 from podwire.plan import guard
 from podwire.plan.node import objections, plan_peer, plan_pod, pod_mtu
 from podwire.plan.paths import paths
@@ -120,6 +120,14 @@ def test_auto_takes_what_works() -> None:
         assert "10.244.2.0/32 dev flannel.1 src 10.244.1.0" in lines_
     (way,) = paths(of, behind_a_router(of), blocked=True)
     assert (way.kind, way.reason) == ("udp", "VXLAN does not get through to node2")
+
+
+def test_auto_takes_packets_by_either_tunnel() -> None:
+    found = auto.plan_node(config("flannel-vxlan", transport="auto"))
+    assert {one.key: one.value for one in found if isinstance(one, Sysctl)} == {
+        "net/ipv4/conf/flannel.1/rp_filter": "2",
+        "net/ipv4/conf/flannel0/rp_filter": "2",
+    }
 
 
 def test_auto_never_moves_a_node_without_the_tunnel_to_it() -> None:

@@ -17,13 +17,17 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from podwire.model.cluster import NetworkConfig, Node
-from podwire.model.state import Address, Entry, IPNetwork, Neighbor, Route
+from podwire.model.state import Address, Entry, IPNetwork, Link, Neighbor, Route, Sysctl, Why
 from podwire.plan import carrier
 from podwire.plan.transport import direct, udp, vxlan
 
 BACKEND = "auto"
 #: A peer with one of these can be reached, if not in every way.
 _BACKENDS = (BACKEND, vxlan.BACKEND)
+
+#: Of rp_filter: a source has to be reachable, by whatever interface (RFC 3704, section 2.4). The
+#: stricter setting for all interfaces is overruled by it.
+_LOOSE = "2"
 
 Kind: TypeAlias = Literal["direct", "vxlan", "udp", "l2-vxlan"]
 
@@ -35,13 +39,23 @@ def overhead(version: int) -> int:
 
 def plan_node(config: NetworkConfig) -> tuple[Entry, ...]:
     """The devices of both tunnels. The UDP tunnel's takes only what is routed there."""
-    link = udp.device(config)
+    link, vteps = udp.device(config), vxlan.plan_node(config)
     addresses = [
         msgspec.structs.replace(one, dev=link.name, why=link.why)
-        for one in vxlan.plan_node(config)
+        for one in vteps
         if isinstance(one, Address)
     ]
-    return (*vxlan.plan_node(config), link, *addresses)
+    # Either end chooses by itself: what one sends by a tunnel, the other may answer by the other.
+    loose = [
+        Sysctl(
+            key=f"net/ipv4/conf/{one.name}/rp_filter",
+            value=_LOOSE,
+            why=Why(f"Node/{config.node}", "takes peers' packets by whichever tunnel they come"),
+        )
+        for one in (*vteps, link)
+        if isinstance(one, Link)
+    ]
+    return (*vteps, link, *addresses, *loose)
 
 
 def objections(config: NetworkConfig, peer: Node) -> list[str]:
