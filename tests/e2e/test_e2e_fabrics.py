@@ -20,9 +20,11 @@ from podwire.lab import Lab
 from .commands import Command
 from .echoes import Echoes
 from .groups import ALL, GROUP, GROUP6, hearers
-from .looks import Lease, Look, Seen, amiss
+from .looks import Lease, Look, Seen
+from .node_looks import nodes_amiss
 from .places import Place, places
-from .ways import everybody, too_small, unlike, unmasked, unreached
+from .pod_looks import pods_amiss
+from .ways import everybody, too_small, unanswered, unlike, unmasked, unreached
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -142,16 +144,19 @@ def test_a_fabric(case: Case) -> None:
             pod.wait_ready(_PATIENCE_S)
         here = places(lab, pods)
         a1, b1, a2, _ = them = here[3:]
-        leases = {node.name: Lease.of(lab.node_object(node.name)) for node in lab.nodes}
+        leases = {node.name: Lease.of(lab, node.name) for node in lab.nodes}
         with Echoes(here) as echoes:
             answers = everybody(echoes, here)
             states = {place.name: place.read() for place in here}
             seen = Seen(look(case), case.underlay, here, states, leases)
             assert_nothing(unreached(seen, answers))
-            assert_nothing(amiss(seen))
+            assert_nothing(nodes_amiss(seen))
+            assert_nothing(pods_amiss(seen))
             assert_nothing(unlike(seen, echoes, a1))
             assert_nothing(too_small(seen, echoes, a1))
             assert_nothing(unmasked(seen, echoes, b1))
+            if seen.look.far == "udp":
+                assert_nothing(unanswered(seen, echoes, b1))
         if seen.look.is_one_segment:
             for version in case.versions:
                 for target in {4: (GROUP, ALL), 6: (GROUP6,)}[version]:
@@ -191,22 +196,15 @@ def path(seen: Seen, pod: Place, other: Place, version: int) -> Iterator[tuple[s
     if carrier == "vxlan":
         (tunnel,) = look.vxlan_devs.values() if look.is_one_segment else [look.vxlan_devs[version]]
     yield pod.name, "eth0", "out"
-    for name in (port(seen, pod), *inside):
+    for name in (seen.port(pod)["ifname"], *inside):
         yield pod.node, name, "in"
     for name in (*([tunnel] if tunnel else []), "eth0"):
         yield pod.node, name, "out"
     for name in ("eth0", *([tunnel] if tunnel else [])):
         yield other.node, name, "in"
-    for name in (*inside, port(seen, other)):
+    for name in (*inside, seen.port(other)["ifname"]):
         yield other.node, name, "out"
     yield other.name, "eth0", "in"
-
-
-def port(seen: Seen, pod: Place) -> str:
-    """The other end of a pod's link."""
-    index = seen.states[pod.name].links["eth0"]["link_index"]
-    links = seen.states[pod.node].links
-    return next(name for name, one in links.items() if one["ifindex"] == index)
 
 
 @pytest.mark.parametrize("profile", ["flannel-host-gw", "calico"])

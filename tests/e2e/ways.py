@@ -161,6 +161,18 @@ def too_small(seen: Seen, echoes: Echoes, pod: Place) -> list[str]:
     ]
 
 
+def unanswered(seen: Seen, echoes: Echoes, pod: Place) -> list[str]:
+    """An address that nobody leases is answered with net-unreachable by the UDP tunnel."""
+    nowhere = {4: "10.244.77.1", 6: "fd00:10:244:77::1"}
+    targets = [(pod, nowhere[ip_address(ip).version]) for ip in pod.ips]
+    unreachable = {(3, 0), (1, 0)}  # RFC 792; RFC 4443, no route
+    return [
+        f"{ip} has no lease, and this comes of a ping: {echo}"
+        for (_, ip), echo in echoes.ask(targets, patience_s=_DEADLINE_S).items()
+        if echo.error not in unreachable
+    ]
+
+
 def unmasked(seen: Seen, echoes: Echoes, pod: Place) -> list[str]:
     """What leaves the cluster has the address of the pod's node."""
     node = _node(seen, pod)
