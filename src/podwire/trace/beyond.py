@@ -17,7 +17,7 @@ import msgspec
 from podwire.trace import observations as seen
 from podwire.trace.case import Case, KnownDrop, Leg
 from podwire.trace.evidence import NodeFacts
-from podwire.trace.model import Cause, Finding, Interface, Ip, Outcome, Udp
+from podwire.trace.model import Cause, Ethernet, Finding, Interface, Ip, Outcome, Udp
 from podwire.trace.observations import finding
 from podwire.trace.reasons import reason_of
 from podwire.trace.sightings import Sighting
@@ -162,6 +162,11 @@ def _lost(case: Case, leg: Leg, last: Sighting, ip: Ip, node: NodeFacts) -> tupl
         cause, between = Cause.LINK_DOWN, seen.where(case, number, link.name)
         text = f"{link.name} of {node.name} is down"
         remedy = f"ip link set {quote(link.name)} up  # on {node.name}"
+    elif link is not None and (mac := _for_nobody(leg, last, link)):
+        cause, between = Cause.WRONG_NEIGHBOR, seen.where_seen(case, last)
+        text = f"{here} takes {mac} for the MAC of {node.name}, which is {link.mac}"
+        own = next((one for one in node.ips if (":" in one) == (ip.version == 6)), ip.target)
+        remedy = f"ip neigh del {own} dev {quote(last.interface.name)}  # on {here}"
     elif link is not None and 0 < link.mtu < ip.length:
         cause, between = Cause.TOO_BIG, seen.where(case, number, link.name)
         text = f"{ip.length} bytes left {here}, and {link.name} of {node.name} takes {link.mtu}"
@@ -173,6 +178,16 @@ def _lost(case: Case, leg: Leg, last: Sighting, ip: Ip, node: NodeFacts) -> tupl
     found = finding(case, leg, cause, text, where=between, remedy=remedy, reason=reason)
     unseen = f"not seen at {seen.where(case, number, link.name if link else '')}, which was watched"
     return outcome, msgspec.structs.replace(found, evidence=(*found.evidence, unseen))
+
+
+def _for_nobody(leg: Leg, last: Sighting, link: Interface) -> str:
+    """The MAC that a frame was sent to, where that is not the other node's; empty where it is, or
+    where a router is to take it."""
+    ethernet = next((one for one in last.packet.headers if isinstance(one, Ethernet)), None)
+    decided = leg.decisions[len(leg.sightings) - 1] if leg.decisions else ()
+    if ethernet is None or not link.mac or any(one.router for one in decided):
+        return ""
+    return "" if ethernet.target == link.mac else ethernet.target
 
 
 def _dropped_elsewhere(leg: Leg) -> KnownDrop | None:

@@ -66,7 +66,9 @@ _AT = {
     ("NOT_SPECIFIED", "ip_error"): Reason(
         "a route says unreachable, prohibit or blackhole", (Cause.BLACKHOLE, *_NO_WAY)
     ),
-    ("NOT_SPECIFIED", "dst_discard_out"): Reason("a route says blackhole", (Cause.BLACKHOLE,)),
+    ("NOT_SPECIFIED", "dst_discard_out"): Reason(
+        "a route says blackhole", (Cause.BLACKHOLE, *_NO_WAY)
+    ),
     ("NOT_SPECIFIED", "__dev_forward_skb2"): Reason(
         "the other end of the veth is down, or its MTU is smaller",
         (Cause.LINK_DOWN, Cause.TOO_BIG, Cause.LINK_MISSING),
@@ -75,8 +77,10 @@ _AT = {
     ("NOT_SPECIFIED", "br_dev_queue_push_xmit"): _TOO_BIG,
     ("NOT_SPECIFIED", "br_handle_frame_finish"): Reason("the bridge keeps its ports isolated"),
     ("IP_INNOROUTES", "ip6_pkt_prohibit"): Reason("a route says prohibit", (Cause.BLACKHOLE,)),
-    ("IP_INHDR", "ip_forward"): Reason("its TTL has run out", (Cause.TTL,)),
-    ("IP_INHDR", "ip6_forward"): Reason("its hop limit has run out", (Cause.TTL,)),
+    ("IP_INHDR", "ip_forward"): Reason("its TTL has run out", (Cause.TTL, Cause.WRONG_ROUTE)),
+    ("IP_INHDR", "ip6_forward"): Reason(
+        "its hop limit has run out", (Cause.TTL, Cause.WRONG_ROUTE)
+    ),
     ("INVALID_PROTO", "icmp_rcv"): Reason(
         "an echo request to a broadcast address", (Cause.NOT_IN_USE,)
     ),

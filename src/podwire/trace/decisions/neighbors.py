@@ -9,7 +9,9 @@ from __future__ import annotations
 from podwire.kernel.observe import lookup
 from podwire.kernel.observe.interfaces import InterfaceState
 from podwire.kernel.observe.lookup_messages import NUD_FAILED, NUD_INCOMPLETE, NeighborAnswer
+from podwire.model.cluster import Attachment
 from podwire.model.state import IPAddress, format_mac
+from podwire.plan.wiring import routed
 from podwire.trace import iproute
 from podwire.trace.decisions import mend
 from podwire.trace.decisions.devices import cable_problem, device_problem
@@ -93,6 +95,36 @@ def unanswered(v: Vantage, out: InterfaceState, ip: IPAddress) -> Problem:
     )
 
 
+def _no_proxy(node: Vantage, pod: Attachment, ip: IPAddress) -> Problem | None:
+    """Why the node's end of a routed pod's cable does not answer for the gateway."""
+    dev = pod.host_ifname
+    if ip.version == 6:
+        link = node.intent.link(dev)
+        state = next((one for one in node.interfaces() if one.name == dev), None)
+        if link is None or state is None or any(_is(text, ip) for text in state.addresses):
+            return None
+        text, why = f"{dev} of {node.name} has lost its address {ip}", link.why
+        line = mend.link_line(node.sock, link)
+    else:
+        key = f"net/ipv4/conf/{dev}/proxy_arp"
+        wanted = node.intent.sysctl(key)
+        if wanted is None or lookup.sysctl_value(node.sock, key) == wanted.value:
+            return None
+        text = f"{key.replace('/', '.')} of {node.name} is off"
+        line, why = mend.sysctl_line(key, wanted.value), wanted.why
+    return node.problem(
+        Cause.NO_NEIGHBOR,
+        f"nobody answers for {ip}, the gateway of pod {pod.pod}: {text}",
+        interface=dev,
+        line=line,
+        why=why,
+    )
+
+
+def _is(text: str, ip: IPAddress) -> bool:
+    return text.partition("/")[0] == str(ip)
+
+
 def _at_the_node(v: Vantage, node: Vantage, ip: IPAddress) -> Problem | None:
     """What on the node keeps a pod from hearing of `ip`: its own cable, the gateway, the other."""
     own = node.intent.pod(v.place.pod)
@@ -103,5 +135,7 @@ def _at_the_node(v: Vantage, node: Vantage, ip: IPAddress) -> Problem | None:
         if (device := device_problem(node, gateway.dev)) is not None:
             return device
         return None if node.has(ip) else lost_address(node, gateway)
+    if own is not None and ip == routed.gateway(ip.version):
+        return _no_proxy(node, own, ip)
     other = node.intent.pod_at(ip)
     return cable_problem(node, other) if other is not None else None

@@ -83,8 +83,6 @@ def strayed(v: Vantage, out: InterfaceState, flow: Flow) -> Problem | None:
             v, tunnel.name, inner, flow.dst
         )
     wanted = v.intent.way(flow.dst)
-    if wanted is not None and wanted.dev == out.name:
-        return None
     entry = v.sent_by(flow.dst)
     if wanted is None:
         return unleased_problem(v, flow.dst, entry)

@@ -13,6 +13,7 @@ from shlex import quote
 
 from podwire.kernel.observe import lookup
 from podwire.kernel.observe.interfaces import InterfaceState
+from podwire.model.cluster import Attachment
 from podwire.model.state import format_mac
 from podwire.trace import iproute
 from podwire.trace.decisions.devices import cable_problem, device_problem, port_problem
@@ -145,9 +146,30 @@ def _into_another(v: Vantage, cable: InterfaceState, flow: Flow) -> Problem | No
     """What a bridge sent into the cable of a pod, and is for another one of the node."""
     pod = v.intent.pod_at_port(cable.name)
     group = bool(flow.target_mac[:1]) and flow.target_mac[0] & 1
-    if pod is None or not cable.master or group or flow.dst in [one.ip for one in pod.ips]:
+    if pod is None or group:
+        return None
+    if not cable.master:
+        return _taken_for_another(v, cable, pod, flow)
+    if flow.dst in [one.ip for one in pod.ips]:
         return None
     return _unknown(v, v.dev(cable.master), flow)
+
+
+def _taken_for_another(
+    v: Vantage, cable: InterfaceState, pod: Attachment, flow: Flow
+) -> Problem | None:
+    """The node routed it to a pod, and has another MAC for that."""
+    if pod.mac == flow.target_mac:
+        return None
+    line = f"ip neigh del {flow.dst} dev {quote(cable.name)}"
+    return v.problem(
+        Cause.WRONG_NEIGHBOR,
+        f"{flow.dst} has MAC {format_mac(flow.target_mac)} on {cable.name} of {v.name}, and pod"
+        f" {pod.pod} has {format_mac(pod.mac)}",
+        interface=cable.name,
+        line=line,
+        why=v.why_of_link(cable.name),
+    )
 
 
 def paired(

@@ -37,10 +37,13 @@ def way_problem(
     network = wanted.dst if isinstance(wanted, Route) else wanted.ip.network
     refusing = lookup.refusing_entry(v.sock, dst.packed) if entry is None else None
     actual = entry or refusing
-    if actual is None or (
-        actual.dst.prefixlen < network.prefixlen and actual.table == _MAIN and refusing is None
+    if (
+        actual is None
+        # One that we want ourselves is no fault: the more specific one is.
+        or v.why_of(actual) is not None
+        or (actual.dst.prefixlen < network.prefixlen and actual.table == _MAIN and refusing is None)
     ):
-        return _no_route(v, dst, wanted, network, entry)
+        return _no_route(v, dst, wanted, network, actual)
     taken = iproute.route_text(actual, v.dev)
     if actual.kind in REFUSING:
         return v.problem(
