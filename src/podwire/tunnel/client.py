@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
+from collections import deque
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,7 +54,8 @@ class TunnelClient:
         self._reader, self._writer = reader, writer
         self._frames: Frames[Answer] = Frames(Answer)
         self._turn = asyncio.Lock()
-        self._waiting: asyncio.Future[Answer] | None = None
+        #: For the answers that are still to come, in their order; also of those who wait no longer.
+        self._waiting: deque[asyncio.Future[Answer]] = deque()
         self._listening = asyncio.get_running_loop().create_task(self._listen())
 
     @classmethod
@@ -95,15 +97,16 @@ class TunnelClient:
         async with self._turn:
             if self._listening.done():
                 raise TunnelAwayError("the tunnel is gone")
-            self._waiting = asyncio.get_running_loop().create_future()
+            waiting: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiting)
             try:
                 self._writer.write(pack(request))
                 await self._writer.drain()
-                return await self._waiting
+                return await waiting
             except OSError as error:
                 raise TunnelAwayError(f"the tunnel is gone: {error}") from error
             finally:
-                self._waiting = None
+                waiting.cancel()
 
     async def wait_closed(self) -> None:
         """Return when the tunnel has hung up: it ended, or somebody else controls it now."""
@@ -120,13 +123,15 @@ class TunnelClient:
         try:
             while data := await self._reader.read(_CHUNK):
                 for answer in self._frames.feed(data):
-                    if self._waiting is not None and not self._waiting.done():
-                        self._waiting.set_result(answer)
-        except (OSError, PodwireError):
-            pass
+                    waiting = self._waiting.popleft()
+                    if not waiting.done():
+                        waiting.set_result(answer)
+        except (OSError, PodwireError, IndexError):
+            pass  # As good as gone, also if it answers what nobody asked.
         finally:
-            if self._waiting is not None and not self._waiting.done():
-                self._waiting.set_exception(TunnelAwayError("the tunnel is gone"))
+            for waiting in self._waiting:
+                if not waiting.done():
+                    waiting.set_exception(TunnelAwayError("the tunnel is gone"))
 
 
 def command(path: Path) -> list[str]:
