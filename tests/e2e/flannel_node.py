@@ -13,9 +13,16 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +30,8 @@ import msgspec
 
 from ..conftest import Namespace
 
+#: By the IP version of the underlay and of the pods.
+DEVICES = {4: "flannel.1", 6: "flannel-v6.1"}
 PREFIX = "flannel.alpha.coreos.com"
 #: flanneld's own expression for a key; the last part of it counts.
 _KEY = re.compile(r"(\d+\.\d+.\d+.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?$")
@@ -46,13 +55,19 @@ class Attrs(msgspec.Struct):
     BackendV6Data: Vtep | None = None
 
 
-class Seen(msgspec.Struct, frozen=True):
-    """A peer's lease as flanneld uses it."""
+class Way(msgspec.Struct, frozen=True):
+    """Of one family: what a peer's pods have, and where they are reached."""
 
-    subnet: IPv4Network
-    public_ip: IPv4Address
-    backend: str
+    subnet: IPv4Network | IPv6Network
+    public_ip: IPv4Address | IPv6Address
     vtep: Vtep | None
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """A peer's lease as flanneld uses it: a way a family, IPv4 first."""
+
+    backend: str
+    ways: tuple[Way, ...]
 
 
 def read_key(key: str, value: str) -> Seen:
@@ -60,8 +75,14 @@ def read_key(key: str, value: str) -> Seen:
     match = _KEY.search(key)
     assert match is not None, key
     attrs = msgspec.json.decode(value, type=Attrs)
-    subnet = IPv4Network(f"{match[1]}/{match[2]}")
-    return Seen(subnet, IPv4Address(attrs.PublicIP), attrs.BackendType, attrs.BackendData)
+    ways = [
+        Way(IPv4Network(f"{match[1]}/{match[2]}"), IPv4Address(attrs.PublicIP), attrs.BackendData)
+    ]
+    if match[3]:
+        assert attrs.PublicIPv6 is not None
+        subnet = IPv6Network(f"{match[3]}/{match[4]}")
+        ways.append(Way(subnet, IPv6Address(attrs.PublicIPv6), attrs.BackendV6Data))
+    return Seen(attrs.BackendType, tuple(ways))
 
 
 def read_node(node: Mapping[str, Any]) -> Seen | None:
@@ -69,125 +90,154 @@ def read_node(node: Mapping[str, Any]) -> Seen | None:
     found = node["metadata"].get("annotations", {})
     if found.get(f"{PREFIX}/kube-subnet-manager") != "true":
         return None
-    return Seen(
-        IPv4Network(node["spec"]["podCIDR"]),
-        IPv4Address(found[f"{PREFIX}/public-ip"]),
-        found[f"{PREFIX}/backend-type"],
-        msgspec.json.decode(found[f"{PREFIX}/backend-data"], type=Vtep | None),
-    )
+    ways = []
+    for cidr, address, data in zip(
+        node["spec"]["podCIDRs"],
+        ("public-ip", "public-ipv6"),
+        ("backend-data", "backend-v6-data"),
+        strict=False,
+    ):
+        vtep = msgspec.json.decode(found[f"{PREFIX}/{data}"], type=Vtep | None)
+        ways.append(Way(ip_network(cidr), ip_address(found[f"{PREFIX}/{address}"]), vtep))
+    return Seen(found[f"{PREFIX}/backend-type"], tuple(ways))
 
 
 class FlannelNode:
-    """In `namespace`, whose underlay is eth0 with `address`, and a pod in `pod`."""
+    """In `namespace`, whose underlay is eth0, and a pod in `pod`; an address of the underlay and a
+    subnet a family, IPv4 first."""
 
     def __init__(
         self,
         namespace: Namespace,
         pod: Namespace,
-        address: str,
-        network: str,
-        subnet: str,
         backend: str,
+        network: str,
+        addresses: Sequence[str],
+        subnets: Sequence[str],
     ) -> None:
         self.namespace = namespace
         self.pod = pod
-        self.address = address
-        self.network = IPv4Network(network)
-        self.subnet = IPv4Network(subnet)
         self.backend = backend
-        self.mac = "86:f5:2a:00:00:02"
+        self.network = network
+        self.addresses = tuple(addresses)
+        self.subnets = tuple(map(ip_network, subnets))
+        self.macs = {4: "86:f5:2a:00:00:04", 6: "86:f5:2a:00:00:06"}
         self._daemon: subprocess.Popen[str] | None = None
 
     @property
-    def pod_ip(self) -> str:
-        return str(self.subnet[2])
+    def pod_ips(self) -> list[str]:
+        return [str(subnet[2]) for subnet in self.subnets]
 
     @property
     def mtu(self) -> int:
-        return 1500 - {"vxlan": 50, "host-gw": 0, "udp": 28}[self.backend]
+        vxlan = 70 if len(self.subnets) > 1 else 50
+        return 1500 - {"vxlan": vxlan, "host-gw": 0, "udp": 28}[self.backend]
 
     # What it publishes.
 
     @property
     def key(self) -> str:
-        return f"/coreos.com/network/subnets/{self.subnet.network_address}-{self.subnet.prefixlen}"
+        names = [f"{one.network_address}-{one.prefixlen}" for one in self.subnets]
+        return "/coreos.com/network/subnets/" + "&".join(names)
 
     @property
     def value(self) -> str:
-        value: dict[str, Any] = {"PublicIP": self.address, "PublicIPv6": None}
+        value: dict[str, Any] = {"PublicIP": self.addresses[0], "PublicIPv6": None}
+        if len(self.addresses) > 1:
+            value["PublicIPv6"] = self.addresses[1]
         if self.backend != "udp":
             value["BackendType"] = self.backend
         if self.backend == "vxlan":
-            value["BackendData"] = {"VNI": 1, "VtepMAC": self.mac}
-        return json.dumps(value, separators=(",", ":"))
+            for subnet, name in zip(self.subnets, ("BackendData", "BackendV6Data"), strict=False):
+                value[name] = self._data(subnet.version)
+        return _compact(value)
 
     @property
     def annotations(self) -> dict[str, str]:
-        data = {"VNI": 1, "VtepMAC": self.mac} if self.backend == "vxlan" else None
-        return {
-            f"{PREFIX}/kube-subnet-manager": "true",
-            f"{PREFIX}/backend-type": "" if self.backend == "udp" else self.backend,
-            f"{PREFIX}/backend-data": json.dumps(data, separators=(",", ":")),
-            f"{PREFIX}/public-ip": self.address,
+        found = {
+            "kube-subnet-manager": "true",
+            "backend-type": "" if self.backend == "udp" else self.backend,
         }
+        for subnet, address in zip(self.subnets, self.addresses, strict=True):
+            v6 = "v6" if subnet.version == 6 else ""
+            data = self._data(subnet.version) if self.backend == "vxlan" else None
+            found[f"backend-{v6}-data" if v6 else "backend-data"] = _compact(data)
+            found[f"public-ip{v6}"] = address
+        return {f"{PREFIX}/{name}": value for name, value in found.items()}
+
+    def _data(self, version: int) -> dict[str, Any]:
+        return {"VNI": 1, "VtepMAC": self.macs[version]}
 
     # What it makes.
 
     def start(self) -> None:
         """Its devices, and what Flannel's CNI plugin makes of `subnet.env` for the pod."""
-        base, gateway = self.subnet.network_address, self.subnet[1]
-        length = self.subnet.prefixlen
         if self.backend == "vxlan":
-            self.make_vtep()
+            self.make_vteps()
         if self.backend == "udp":
             self._start_daemon()
+            base = self.subnets[0].network_address
             self.namespace.run(
                 f"ip address add {base}/32 dev flannel0; ip link set flannel0 mtu {self.mtu} up;"
                 f"ip route add {self.network} dev flannel0"
             )
         self.namespace.run(
-            "sysctl -qw net.ipv4.ip_forward=1;"
-            f"ip link add cni0 type bridge; ip address add {gateway}/{length} dev cni0;"
-            f"ip link set cni0 mtu {self.mtu} up;"
+            "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1;"
+            f"ip link add cni0 type bridge; ip link set cni0 mtu {self.mtu} up;"
             f"ip link add veth1 mtu {self.mtu} master cni0 type veth"
             f" peer name eth0 mtu {self.mtu} netns {self.pod.name};"
             "ip link set veth1 up"
         )
-        self.pod.run(
-            f"ip address add {self.pod_ip}/{length} dev eth0; ip link set eth0 up;"
-            f"ip route add default via {gateway}"
-        )
+        self.pod.run("ip link set eth0 up")
+        for subnet in self.subnets:
+            flags = "nodad" if subnet.version == 6 else ""
+            gateway, length = subnet[1], subnet.prefixlen
+            self.namespace.run(f"ip address add {gateway}/{length} dev cni0 {flags}")
+            self.pod.run(
+                f"ip address add {subnet[2]}/{length} dev eth0 {flags};"
+                f"ip route add default via {gateway}"
+            )
 
-    def make_vtep(self) -> None:
-        """flannel.1, as it was just made: without any peer's entries."""
-        self.namespace.run(
-            "ip link del flannel.1 2>/dev/null;"
-            f"ip link add flannel.1 mtu {self.mtu} address {self.mac} type vxlan id 1"
-            f" local {self.address} dev eth0 dstport 8472 nolearning;"
-            f"ip address add {self.subnet.network_address}/32 dev flannel.1;"
-            "ip link set flannel.1 up"
-        )
+    def make_vteps(self) -> None:
+        """flannel.1 and flannel-v6.1, as they were just made: without any peer's entries."""
+        for subnet, address in zip(self.subnets, self.addresses, strict=True):
+            device, base = DEVICES[subnet.version], subnet.network_address
+            self.namespace.run(
+                f"ip link del {device} 2>/dev/null;"
+                f"ip link add {device} mtu {self.mtu} address {self.macs[subnet.version]}"
+                f" type vxlan id 1 local {address} dev eth0 dstport 8472 nolearning;"
+                f"ip address add {base}/{subnet.max_prefixlen} dev {device};"
+                f"ip link set {device} up"
+            )
 
     def follow(self, peer: Seen) -> None:
         """Reach the pods of a peer."""
-        base = peer.subnet.network_address
-        if self.backend == "vxlan":
-            assert peer.backend == "vxlan" and peer.vtep is not None and peer.vtep.VNI == 1, peer
-            assert _MAC.fullmatch(peer.vtep.VtepMAC), peer
-            mac = peer.vtep.VtepMAC
-            self.namespace.run(
-                f"ip neighbor replace {base} lladdr {mac} dev flannel.1 nud permanent;"
-                f"bridge fdb replace {mac} dev flannel.1 dst {peer.public_ip};"
-                f"ip route replace {peer.subnet} via {base} dev flannel.1 onlink"
-            )
-        elif self.backend == "host-gw":
-            assert peer.backend == "host-gw", peer
-            self.namespace.run(f"ip route replace {peer.subnet} via {peer.public_ip} dev eth0")
-        else:
-            # It looks at no type.
-            assert self._daemon is not None and self._daemon.stdin is not None
-            self._daemon.stdin.write(f"{peer.subnet} {peer.public_ip}\n")
-            self._daemon.stdin.flush()
+        # The udp backend looks at no type.
+        assert self.backend in ("udp", peer.backend), peer
+        assert len(peer.ways) == len(self.subnets), peer
+        for way in peer.ways:
+            if self.backend == "vxlan":
+                self._follow_vtep(way)
+            elif self.backend == "host-gw":
+                self.namespace.run(f"ip route replace {way.subnet} via {way.public_ip} dev eth0")
+            else:
+                assert self._daemon is not None and self._daemon.stdin is not None
+                self._daemon.stdin.write(f"{way.subnet} {way.public_ip}\n")
+                self._daemon.stdin.flush()
+
+    def _follow_vtep(self, way: Way) -> None:
+        assert way.vtep is not None and way.vtep.VNI == 1, way
+        assert _MAC.fullmatch(way.vtep.VtepMAC), way
+        device, base, mac = (
+            DEVICES[way.subnet.version],
+            way.subnet.network_address,
+            way.vtep.VtepMAC,
+        )
+        self.namespace.run(
+            f"ip neighbor replace {base} lladdr {mac} dev {device} nud permanent;"
+            f"bridge fdb replace {mac} dev {device} dst {way.public_ip};"
+            f"ip route replace {way.subnet} via {base} dev {device} onlink"
+        )
 
     def close(self) -> None:
         if self._daemon is not None:
@@ -199,7 +249,7 @@ class FlannelNode:
         self._daemon = subprocess.Popen(
             [
                 *("ip", "netns", "exec", self.namespace.name),
-                *(sys.executable, str(script), "flannel0", self.address, "8285"),
+                *(sys.executable, str(script), "flannel0", self.addresses[0], "8285"),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -207,6 +257,10 @@ class FlannelNode:
         )
         assert self._daemon.stdout is not None
         assert self._daemon.stdout.readline() == "up\n"
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 @contextmanager

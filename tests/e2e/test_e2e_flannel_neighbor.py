@@ -6,11 +6,11 @@ Flannel's node is made by hand (`flannel_node`), from nothing but what Podwire's
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pytest
 
@@ -25,14 +25,19 @@ from .waiting import until
 pytestmark = pytest.mark.root
 
 BACKENDS = ("vxlan", "host-gw", "udp")
-OURS, THEIRS = "172.18.0.11", "172.18.0.12"
+#: Who shares what: the store, the backend, and the IP versions of underlay and pods.
+SHARED = [
+    *((kind, backend, (4,)) for kind in ("etcd", "kube") for backend in BACKENDS),
+    ("etcd", "vxlan", (4, 6)),
+    ("kube", "host-gw", (4, 6)),
+]
 
 
 class Store(Protocol):
-    """Where the leases are, as flanneld uses it."""
+    """Where the leases are, as flanneld uses it. By IP version: the network, Flannel's subnet."""
 
-    network: str
-    subnet: str
+    networks: ClassVar[dict[int, str]]
+    subnets: ClassVar[dict[int, str]]
 
     def join(self, nodes: Joined) -> tuple[AgentProcess, list[str]]:
         """Podwire's node, and the options of its agent."""
@@ -47,10 +52,18 @@ class Store(Protocol):
 
 
 class InEtcd:
-    network, subnet = "10.5.0.0/16", "10.5.34.0/24"
+    networks: ClassVar = {4: "10.5.0.0/16", 6: "fd00:5::/48"}
+    subnets: ClassVar = {4: "10.5.34.0/24", 6: "fd00:5:0:34::/64"}
 
     def __init__(self, etcd: Etcd) -> None:
         self._etcd = etcd
+
+    @classmethod
+    def config(cls, backend: str, versions: Sequence[int]) -> dict[str, Any]:
+        found: dict[str, Any] = {"Network": cls.networks[4], "Backend": {"Type": backend}}
+        return found | (
+            {"EnableIPv6": True, "IPv6Network": cls.networks[6]} if 6 in versions else {}
+        )
 
     def join(self, nodes: Joined) -> tuple[AgentProcess, list[str]]:
         return nodes.add("node1", None), ["--store", "etcd://172.18.0.1:2379"]
@@ -65,19 +78,21 @@ class InEtcd:
     def podwires(self) -> Seen | None:
         lines = self._etcd.call("get --prefix /coreos.com/network/subnets/").splitlines()
         found = [read_key(*pair) for pair in zip(lines[::2], lines[1::2], strict=True)]
-        return next((one for one in found if str(one.public_ip) == OURS), None)
+        return next((one for one in found if str(one.ways[0].public_ip) == "172.18.0.11"), None)
 
     def time_to_live(self, seen: Seen) -> int:
         """For how many seconds a lease was granted."""
-        name = f"{seen.subnet.network_address}-{seen.subnet.prefixlen}"
-        fields = self._etcd.call(f"get -w fields /coreos.com/network/subnets/{name}")
+        name = str(seen.ways[0].subnet).replace("/", "-")
+        fields = self._etcd.call(f"get -w fields --prefix /coreos.com/network/subnets/{name}")
         lease = int(re.findall(r'"Lease" : (\d+)', fields)[0])
         told = self._etcd.call(f"lease timetolive {lease:x}")
         return int(re.findall(r"granted with TTL\((\d+)s\)", told)[0])
 
 
 class InKubernetes:
-    network, subnet = "10.244.0.0/16", "10.244.2.0/24"
+    networks: ClassVar = {4: "10.244.0.0/16", 6: "fd00:244::/48"}
+    subnets: ClassVar = {4: "10.244.2.0/24", 6: "fd00:244:0:2::/64"}
+    _OURS: ClassVar = {4: "10.244.1.0/24", 6: "fd00:244:0:1::/64"}
 
     def __init__(self, backend: str, cluster: Cluster, kubeconfig: Path) -> None:
         self._backend = backend
@@ -85,9 +100,10 @@ class InKubernetes:
         self._kubeconfig = kubeconfig
 
     def join(self, nodes: Joined) -> tuple[AgentProcess, list[str]]:
-        nodes.register(self._cluster, "node1", ["10.244.1.0/24"])
-        nodes.register(self._cluster, "node2", ["10.244.2.0/24"])
-        options = ["--network", self.network, "--profile", f"flannel-{self._backend}"]
+        for name, subnets in (("node1", self._OURS), ("node2", self.subnets)):
+            nodes.register(self._cluster, name, [subnets[version] for version in nodes.versions])
+        networks = ",".join(self.networks[version] for version in nodes.versions)
+        options = ["--network", networks, "--profile", f"flannel-{self._backend}"]
         return nodes.add("node1", self._kubeconfig), options
 
     def publish(self, flannel: FlannelNode) -> None:
@@ -115,20 +131,28 @@ class Pair:
         self.agent, self.options = store.join(nodes)
         store.publish(flannel)
         self.agent.start(*self.options).wait_ready()
-        self.pod, (self.pod_ip,) = nodes.pod(self.agent)
+        self.pod, self.pod_ips = nodes.pod(self.agent)
         found = until(store.podwires, "Podwire's lease is published")
         assert found is not None
         self.seen = found
         flannel.follow(self.seen)
 
-    def ways(self) -> list[tuple[Namespace, str]]:
-        """Who pings whom: pods and nodes, both directions."""
+    @property
+    def between_pods(self) -> list[tuple[Namespace, Namespace, str]]:
+        """From whom to whom, and by which address: both directions, each family."""
         return [
-            (self.pod, self.flannel.pod_ip),
-            (self.flannel.pod, self.pod_ip),
-            (self.agent.namespace, self.flannel.pod_ip),
-            (self.flannel.namespace, self.pod_ip),
+            *((self.pod, self.flannel.pod, ip) for ip in self.flannel.pod_ips),
+            *((self.flannel.pod, self.pod, ip) for ip in self.pod_ips),
         ]
+
+    def reach_each_other(self) -> None:
+        """Pods and nodes."""
+        for source, _, ip in self.between_pods:
+            answers(source, ip)
+        for ip in self.flannel.pod_ips:
+            answers(self.agent.namespace, ip)
+        for ip in self.pod_ips:
+            answers(self.flannel.namespace, ip)
 
 
 @pytest.fixture(scope="module")
@@ -141,23 +165,27 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ApiProcess, 
 @pytest.fixture
 def make_pair(
     api: tuple[ApiProcess, Path], make_namespace: Callable[[], Namespace], tmp_path: Path
-) -> Iterator[Callable[[str, str], Pair]]:
+) -> Iterator[Callable[[str, str, Sequence[int]], Pair]]:
     with ExitStack() as stack:
 
-        def make(kind: str, backend: str) -> Pair:
-            nodes = stack.enter_context(joined(make_namespace, tmp_path))
+        def make(kind: str, backend: str, versions: Sequence[int]) -> Pair:
+            nodes = stack.enter_context(joined(make_namespace, tmp_path, versions=versions))
             store: Any
             if kind == "etcd":
-                config = {"Network": InEtcd.network, "Backend": {"Type": backend}}
+                config = InEtcd.config(backend, versions)
                 etcd = stack.enter_context(etcd_in(nodes.hub, tmp_path / "etcd", config))
                 store = InEtcd(etcd)
             else:
                 store = InKubernetes(backend, Cluster(api[0]), api[1])
                 stack.callback(store.clean)
-            # For its namespace and its address: no agent is started there at first.
-            place = nodes.add("node2", None).namespace
             flannel = FlannelNode(
-                place, make_namespace(), THEIRS, store.network, store.subnet, backend
+                # For its namespace and its addresses: no agent is started there at first.
+                nodes.add("node2", None).namespace,
+                make_namespace(),
+                backend,
+                store.networks[4],
+                nodes.addresses("node2"),
+                [store.subnets[version] for version in versions],
             )
             stack.enter_context(started(flannel))
             return Pair(store, nodes, flannel)
@@ -165,67 +193,65 @@ def make_pair(
         yield make
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", ["etcd", "kube"])
+@pytest.mark.parametrize(("kind", "backend", "versions"), SHARED)
 def test_podwire_and_flannel_share_a_network(
-    make_pair: Callable[[str, str], Pair], kind: str, backend: str
+    make_pair: Callable[[str, str, Sequence[int]], Pair],
+    kind: str,
+    backend: str,
+    versions: Sequence[int],
 ) -> None:
-    pair = make_pair(kind, backend)
+    pair = make_pair(kind, backend, versions)
     flannel, seen = pair.flannel, pair.seen
-    assert (str(seen.public_ip), seen.subnet.prefixlen) == (OURS, 24)
+    assert [str(way.public_ip) for way in seen.ways] == pair.nodes.addresses("node1")
     if isinstance(pair.store, InEtcd):
         assert pair.store.time_to_live(seen) == 24 * 3600
-    for source, target in pair.ways():
-        answers(source, target)
+    pair.reach_each_other()
 
     # Each node routes; with udp, its daemon at either end is a hop as well.
     hops = 4 if backend == "udp" else 2
-    size = flannel.mtu - 28
-    for source, target in pair.ways()[:2]:
-        said = source.run(f"ping -c1 -W5 -M do -s {size} {target}")
+    for source, target, ip in pair.between_pods:
+        size = flannel.mtu - (48 if ":" in ip else 28)
+        said = source.run(f"ping -c1 -W5 -M do -s {size} {ip}")
         assert f"ttl={64 - hops}" in said, said
-        assert "0% packet loss" in said
-    transfer(pair.pod, flannel.pod, flannel.pod_ip)
-    transfer(flannel.pod, pair.pod, pair.pod_ip)
+        transfer(source, target, ip)
     assert "not believed" not in pair.agent.log
     assert "not understood" not in pair.agent.log
 
     if backend == "vxlan":
-        # flanneld makes its device anew when it starts, and with it another MAC.
-        flannel.mac = "86:f5:2a:00:00:03"
-        flannel.make_vtep()
+        # flanneld makes its devices anew when it starts, and with them other MACs.
+        flannel.macs = {4: "86:f5:2a:00:01:04", 6: "86:f5:2a:00:01:06"}
+        flannel.make_vteps()
         flannel.follow(seen)
         pair.store.publish(flannel)
-        for source, target in pair.ways()[:2]:
-            answers(source, target)
+        pair.reach_each_other()
 
     # Gone from the store, gone from the kernel.
     pair.store.withdraw(flannel)
-    subnet = str(flannel.subnet)
-    until(lambda: pair.agent.http.plan()["changes"] == [] and not _knows(pair, subnet), "it left")
+    until(lambda: pair.agent.http.plan()["changes"] == [] and not _knows(pair), "it left")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_node_of_flannel_becomes_one_of_podwire(
-    make_pair: Callable[[str, str], Pair], backend: str
+    make_pair: Callable[[str, str, Sequence[int]], Pair], backend: str
 ) -> None:
     """As the guide has it; the subnet stays."""
-    pair = make_pair("etcd", backend)
+    pair = make_pair("etcd", backend, (4,))
     flannel, agent = pair.flannel, pair.nodes.agents["node2"]
-    answers(flannel.pod, pair.pod_ip)
+    answers(flannel.pod, pair.pod_ips[0])
     flannel.close()
     for line in ("ip link del flannel.1", "ip link del cni0", "ip route flush root 10.5.0.0/16"):
         flannel.namespace.run(line, check="flannel.1" not in line or backend == "vxlan")
     agent.start(*pair.options).wait_ready()
     pod, (ip,) = pair.nodes.pod(agent)
-    assert ip_address(ip) in flannel.subnet
-    answers(pod, pair.pod_ip)
+    assert ip_address(ip) in flannel.subnets[0]
+    answers(pod, pair.pod_ips[0])
     answers(pair.pod, ip)
     assert "refused by the kernel" not in agent.log
 
 
-def _knows(pair: Pair, subnet: str) -> bool:
+def _knows(pair: Pair) -> bool:
     """Whether anything in Podwire's node's kernel is for Flannel's pods."""
-    routes = pair.agent.namespace.run(f"ip route show {subnet}")
-    fdb = pair.agent.namespace.run("bridge fdb show")
-    return bool(routes) or pair.flannel.mac in fdb
+    node, flannel = pair.agent.namespace, pair.flannel
+    routes = [node.run(f"ip route show {subnet}") for subnet in flannel.subnets]
+    fdb = node.run("bridge fdb show")
+    return any(routes) or any(mac in fdb for mac in flannel.macs.values())

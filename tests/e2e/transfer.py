@@ -16,10 +16,11 @@ from .waiting import DEADLINE_S
 def transfer(source: Namespace, target: Namespace, ip: str, size: int = 1 << 20) -> None:
     """Send random bytes to a server at `ip` in `target`; they arrive as they were sent."""
     sent = secrets.token_bytes(size)
-    with _socket_in(target) as server, _socket_in(source) as client:
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    with _socket_in(target, family) as server, _socket_in(source, family) as client:
         server.bind((ip, 0))
         server.listen()
-        client.connect(server.getsockname())
+        client.connect((ip, server.getsockname()[1]))
 
         def send() -> None:
             client.sendall(sent)
@@ -37,11 +38,11 @@ def transfer(source: Namespace, target: Namespace, ip: str, size: int = 1 << 20)
     assert received == sent, f"{len(received)} of {size} bytes"
 
 
-def _socket_in(namespace: Namespace) -> socket.socket:
+def _socket_in(namespace: Namespace, family: socket.AddressFamily) -> socket.socket:
     fd = netns.open_netns(namespace.path)
     try:
         with netns.entered(fd):
-            made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            made = socket.socket(family, socket.SOCK_STREAM)
     finally:
         os.close(fd)
     made.settimeout(DEADLINE_S)
