@@ -24,7 +24,8 @@ from contextlib import suppress
 import msgspec
 
 from podwire.errors import InputError, LabError
-from podwire.lab import checks, programs, rollout
+from podwire.lab import checks, etcd_forget, programs, rollout
+from podwire.lab.faults import ETCD
 from podwire.lab.readiness import NotReadyError, Progress, Silent, existing, wait_ready
 from podwire.lab.registry import (
     MAX_NODES,
@@ -142,6 +143,8 @@ def remove_node(lab: LabInfo, name: str, progress: Progress | None = None) -> No
             msgspec.structs.replace(record, nodes=left, faults=record.faults.healed({name})),
         )
         _delete_node_object(lab, name)
+        if record.shape.store == "etcd" and ETCD not in record.faults.dead:
+            etcd_forget.forget(lab, name)
         progress.done(f"{name} is gone")
 
 
