@@ -137,7 +137,7 @@ async def end_others(client: EtcdClient, claimant: Claimant, claim: Claim) -> No
         found = [one for one in await _read(client, layout) if one.node == claimant.node]
     elif (kv := await client.get(layout.node(claimant.node))) is not None:
         with contextlib.suppress(InputError):
-            stored = values.decode(kv.value, ())
+            stored = values.decode(kv.value, None)
             found = [_Held(kv, (), stored.node, stored.lease)]
     for one in found:
         if one.lease is not None and one.lease.public_ip == claim.lease.public_ip:
