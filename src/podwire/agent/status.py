@@ -38,7 +38,11 @@ async def node_status(agent: Agent) -> NodeStatus:
     )
     if network is None:
         return status
+    process = agent.peering.tunnel.status
     stats = await agent.peering.tunnel.stats()
+    if process is not None and stats is None:
+        stuck = f"the UDP tunnel's process {process.pid} does not answer: is it stopped or stuck?"
+        status = msgspec.structs.replace(status, problems=(*status.problems, stuck))
     tunnels = {one.name: one for one in stats.peers} if stats is not None else {}
     fabric, underlay = network.fabric, network.underlay
     return msgspec.structs.replace(
@@ -53,7 +57,7 @@ async def node_status(agent: Agent) -> NodeStatus:
         underlay_ips=tuple(map(str, underlay.ips)),
         underlay_mtu=underlay.mtu,
         mtu=network.mtu,
-        tunnel=agent.peering.tunnel.status,
+        tunnel=process,
         peers=tuple(_peers(agent, network, tunnels)),
         drops=await agent.drops.read(),
     )
