@@ -200,6 +200,38 @@ def test_a_node_comes_back_with_another_address(
     assert "172.18.1.99" in {one.get("dst") for one in json.loads(fdb)}
 
 
+def test_of_two_nodes_with_one_subnet_the_older_has_it(
+    lab: Lab, pods: list[LabPod], command: Command
+) -> None:
+    theirs = lab.node_object("node2")
+    impostor = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": "impostor",
+            "annotations": {
+                **theirs["metadata"]["annotations"],
+                "flannel.alpha.coreos.com/public-ip": "172.18.2.77",
+                "flannel.alpha.coreos.com/public-ipv6": "fd00:172:18:2::77",
+            },
+        },
+        "spec": {"podCIDR": theirs["spec"]["podCIDR"], "podCIDRs": theirs["spec"]["podCIDRs"]},
+    }
+    objection = "impostor leases 10.244.2.0/24, as the older node node2 does"
+
+    def told() -> bool:
+        status = json.loads(command.run("status", "--node", "node1", "-o", "json").stdout)
+        return objection in json.dumps(status)
+
+    with SteadyPing(pods[0], pods[1]) as unaffected:
+        lab.apply(impostor)
+        until(told, "node1 tells of it")
+        assert reach(pods[2], pods[1])
+        command.ok("delete", "node", "impostor")
+        until(lambda: not told(), "nothing is left of it")
+    assert unaffected.lost == []
+
+
 def test_pods_talk_on_without_the_api(lab: Lab, pods: list[LabPod], command: Command) -> None:
     with SteadyPing(pods[0], pods[1]) as ping:
         command.ok("lab", "kill", "api")
