@@ -93,7 +93,7 @@ def _by_guard(case: Case, leg: Leg, step: NftStep, reason: str | None) -> Findin
         case,
         leg,
         cause,
-        f"{text.format(sender=sender, source=source)}: {seen.rule_name(step)} drops it",
+        f"{text.format(sender=sender, source=source)}: dropped, and counted as {counted[1]}",
         where=seen.where_met(case, step),
         remedy=remedy.format(sender=sender, source=source),
         reason=reason,

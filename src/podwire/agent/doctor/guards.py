@@ -6,13 +6,16 @@ sent something is in it for ever. So only what grows while the examination lasts
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
-from podwire.agent.doctor.subject import Findings, Subject
+from podwire.agent.doctor.subject import Findings, Subject, named
 from podwire.plan import isolation
 from podwire.trace.wire import Checked
 
 _find = Findings("guards")
+#: So long the counters are watched, with whatever else is measured.
+_AT_LEAST_S = 0.3
 
 #: What is dropped on purpose, or sent by pods all day: nobody's fault.
 _USUAL = frozenset({isolation.ISOLATED.name, "multicast", "no_lease", "ttl_expired", "too_big"})
@@ -33,8 +36,8 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
     if agent.network is None:
         return
     before = {one.reason: one.packets for one in await agent.drops.read()}
-    # That takes about a second, and sends nothing that would be dropped.
-    await subject.measure()
+    # What is measured meanwhile is nothing that would be dropped.
+    await asyncio.gather(subject.measure(), asyncio.sleep(_AT_LEAST_S))
     counts = await agent.drops.read()
     growing = [
         one
@@ -48,5 +51,9 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
             _REMEDIES.get(one.reason, f"podwire status --node {subject.node} counts them"),
         )
     if not growing:
-        total = sum(one.packets for one in counts if one.reason not in _USUAL)
-        yield _find.ok(f"nothing is being dropped by them; {total} packets until now")
+        told = [
+            f"{one.packets} {one.reason}"
+            for one in counts
+            if one.packets and one.reason not in _USUAL
+        ]
+        yield _find.ok(f"nothing is being dropped by them; until now: {named(told) or 'nothing'}")

@@ -69,6 +69,8 @@ def routed(
     out = v.interface(answer.ifindex) if answer.ifindex else None
     if ended and problem is None and out is not None:
         problem = _too_much(v, flow, iif, answer, out) or _next_link(v, flow, out)
+    if ended and problem is None:
+        problem = _forged(v, flow)
     decisions = [
         *_path_decision(v, flow, problem),
         _route_decision(v, flow, iif, mark, answer, entry, problem),
@@ -194,6 +196,24 @@ def _next_link(v: Vantage, flow: Flow, out: InterfaceState) -> Problem | None:
     if out.kind == "bridge" and not out.carrier:
         return unanswered(v, out, flow.dst)
     return None
+
+
+def _forged(v: Vantage, flow: Flow) -> Problem | None:
+    """A pod's node takes nothing from it with another source, not even the ARP before it."""
+    config = v.node.intent.config if v.node is not None else None
+    pod = v.node.intent.pod(v.place.pod) if v.node is not None else None
+    if config is None or pod is None or not config.fabric.anti_spoofing or pod.may_spoof:
+        return None
+    own = [one.ip for one in pod.ips]
+    if flow.src.is_unspecified or flow.src.is_link_local or flow.src in own:
+        return None
+    return v.problem(
+        Cause.SPOOFED,
+        f"{v.name} sends with the source {flow.src}, which is not its own: {config.node} drops"
+        " that, and what it asks for by ARP or NDP with it",
+        remedy="have it send with its own address, or let it: annotation"
+        ' podwire.io/anti-spoofing: "off"',
+    )
 
 
 def _delivered(

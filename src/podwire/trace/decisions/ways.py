@@ -119,6 +119,11 @@ def unleased_problem(v: Vantage, dst: IPAddress, entry: FibEntry | None) -> Prob
     config = v.intent.config
     if v.is_pod or config is None or v.intent.way(dst) is not None:
         return None
+    if (own := v.intent.blackhole(dst)) is not None:
+        text = f"no pod has {dst}, and {v.name} has lost its blackhole for {own.dst}"
+        if entry is not None:
+            text += f": it takes `{iproute.route_text(entry, v.dev)}`"
+        return v.problem(Cause.NOT_IN_USE, text, line=mend.entry_line(own), why=own.why)
     network = next((one for one in config.network if dst in one), None)
     if network is None:
         return None
