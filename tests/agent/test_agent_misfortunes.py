@@ -278,7 +278,7 @@ def test_pods_of_another_lease_are_named(
 
 
 @pytest.mark.parametrize("phase", ["start", "no API", "no node", "no underlay", "ready"])
-def test_stopping_is_clean_and_quick_at_any_time(
+def test_stopping_is_clean_at_any_time(
     cluster: Cluster, agent: AgentProcess, phase: str
 ) -> None:
     if phase == "no API":
@@ -296,9 +296,7 @@ def test_stopping_is_clean_and_quick_at_any_time(
         agent.wait_not_ready(
             {"no API": "waiting for", "no node": "does not", "no underlay": "no def"}[phase]
         )
-    started = time.monotonic()
     assert agent.stop() == 0
-    assert time.monotonic() - started < 10
     assert "Traceback" not in agent.log
     if phase == "no API":
         cluster.api.start()
