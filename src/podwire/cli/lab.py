@@ -59,7 +59,7 @@ def up(nodes: int | None, name: str, **options: Any) -> None:
 
     A new lab gets a pod network as the options say; one that exists keeps its own.
     """
-    from podwire.lab import lifecycle
+    from podwire.lab import consequences, lifecycle
 
     started = time.monotonic()
     info = lifecycle.up(name, nodes, TerminalProgress(), chosen_shape(options))
@@ -73,6 +73,8 @@ def up(nodes: int | None, name: str, **options: Any) -> None:
         f"  export KUBECONFIG={info.kubeconfig}    # for kubectl\n"
         f"  podwire lab down {name}"
     )
+    if record and (note := consequences.out_of_reach(record.shape)) is not None:
+        print(f"note: {note}.", file=sys.stderr)
 
 
 def _only_lab(info: LabInfo) -> bool:

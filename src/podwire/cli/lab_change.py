@@ -92,6 +92,8 @@ def _tell(info: LabInfo, record: LabRecord, after: Shape, found: list[str]) -> N
     pods = [pod.name for pod in running.pods(info)]
     for sentence in consequences.consequences(record.shape, after, pods):
         print(f"- {sentence}")
+    if (note := consequences.out_of_reach(after)) is not None:
+        print(f"- Note: {note}.")
     for name in record.faults.dead:
         print(f"- {name} is dead, and changes when it is healed.")
 

@@ -59,6 +59,16 @@ def consequences(before: Shape, after: Shape, pods: Sequence[str]) -> list[str]:
     return found
 
 
+def out_of_reach(shape: Shape) -> str | None:
+    """What a person should know of nodes that are no peers in this shape, if there are any."""
+    if shape.underlay != "routed" or shape.resolved.transport != "direct":
+        return None
+    return (
+        "plain routes lead to nodes of the same link only, and this underlay has two: pods on"
+        " node1 and node2 don't reach each other. --transport auto reaches all"
+    )
+
+
 def check_reachable(record: LabRecord) -> None:
     """Raises LabError where agents could not be given another network: they need the API."""
     faults = record.faults
