@@ -1,4 +1,4 @@
-"""Blocks over a real API server: claimed, filled, borrowed, given back, mended, reclaimed."""
+"""Blocks over each real store: claimed, filled, borrowed, given back, mended, reclaimed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from podwire.errors import StoreUnavailableError
+from podwire.errors import IpamError, StoreUnavailableError
 from podwire.ipam.block import Block, Holder, Pool, decode_block, encode_block, encode_pool
 from podwire.ipam.block_allocator import BlockAllocator
-from podwire.ipam.node_subnet import ExhaustedError, RequestedAddressError
+from podwire.ipam.node_subnet import ContendedError, ExhaustedError, RequestedAddressError
+from podwire.ipam.record import Record
 from podwire.ipam.store import Store
 from podwire.model.documents import Documents
-from tests.ipam.conftest import Stored
+from tests.ipam.conftest import BOTH, Stored
 from tests.ipam.pods import add, delete, ips_of
 
 NETWORK = (ip_network("172.31.0.0/24"),)
@@ -24,6 +25,8 @@ DUAL = (ip_network("172.31.0.0/24"), ip_network("fd00:172:31::/112"))
 TINY = (ip_network("172.31.0.0/29"),)
 
 Make = Callable[..., BlockAllocator]
+
+pytestmark = pytest.mark.parametrize("stored", BOTH, indirect=True)
 
 
 @pytest.fixture
@@ -236,6 +239,97 @@ async def test_an_address_that_is_asked_for(documents: Documents, make: Make) ->
         with pytest.raises(RequestedAddressError, match=why):
             await add(two, "c", ip, ips_field="ips")
     assert len(await held(documents)) == 2
+
+
+async def test_an_address_that_two_ask_for_at_once(documents: Documents, make: Make) -> None:
+    nodes = [make(f"n{number}") for number in range(4)]
+    await asyncio.gather(*(node.start() for node in nodes))
+    asked = (add(node, "a", "172.31.0.77") for node in nodes)
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    (had,) = [one for one in results if not isinstance(one, BaseException)]
+    assert ips_of(had) == ["172.31.0.77"]
+    refused = [str(one) for one in results if isinstance(one, RequestedAddressError)]
+    assert len(refused) == 3
+    assert all("172.31.0.77 is held by pod default/a on n" in one for one in refused)
+    assert len(await held(documents)) == 1
+
+
+async def test_a_block_that_was_claimed_for_nothing_is_released(
+    documents: Documents, make: Make
+) -> None:
+    one = tiny(make, keep_empty_s=0.0)
+    await one.start()
+    before = await owners(documents)
+    await add(one, "a")
+    other = next(cidr for cidr in ("172.31.0.0/30", "172.31.0.4/30") if cidr not in before)
+    with pytest.raises(RequestedAddressError, match="is the first address of the block"):
+        await add(one, "b", str(ip_network(other)[0]))
+    assert await owners(documents) == before
+    with pytest.raises(IpamError, match="has eth0 already"):
+        await add(one, "a", str(ip_network(other)[1]))
+    running = asyncio.create_task(one.run())
+
+    async def only_the_first() -> bool:
+        return await owners(documents) == before and len(await held(documents)) == 1
+
+    await until(only_the_first)
+    running.cancel()
+
+
+async def test_blocks_of_another_size_are_left_alone(documents: Documents, make: Make) -> None:
+    """The pool was deleted, and made anew with larger blocks, while blocks of it are in use."""
+    old = tiny(make, "n2")
+    await old.start()
+    (block,) = old.subnets
+    (theirs,) = ips_of(await add(old, "q"))
+    one = make()  # Blocks of /26, as the pool of the whole network has it by default.
+    pool = (await documents.list("ippools"))["default-ipv4-ippool"]
+    await documents.delete(pool)
+    await documents.create("ippools", pool.name, encode_pool(Pool(pool.name, NETWORK[0], 26)))
+    await one.start()
+    assert not any(block.subnet_of(own) for own in one.subnets)  # type: ignore[arg-type]
+    free = next(ip for ip in ("172.31.0.1", "172.31.0.5") if ip_address(ip) not in block)
+    with pytest.raises(RequestedAddressError, match=f"which overlaps the block {block}"):
+        await add(one, "a", free)
+    with pytest.raises(RequestedAddressError, match=f"{theirs} is held by pod default/q on n2"):
+        await add(one, "a", theirs)
+    spare = next(str(block[number]) for number in (2, 3) if str(block[number]) != theirs)
+    assert ips_of(await add(one, "a", spare)) == [spare]
+
+
+async def test_pods_that_start_while_the_documents_are_read_anew(
+    documents: Documents, make: Make
+) -> None:
+    one = make()
+    await one.start()
+    starting = (one.start() for _ in range(3))
+    pods = (add(one, f"p{number}") for number in range(20))
+    results = await asyncio.gather(*starting, *pods, return_exceptions=True)
+    assert all(isinstance(one, ContendedError | Record | None) for one in results)
+    await add(one, "last")  # Whatever is left of those that were refused goes with the next write.
+    await one._blocks.flush()
+    known = {ip for record in one._store.records.values() for ip in ips_of(record)}
+    assert set(await held(documents)) == known
+
+
+async def test_what_a_node_has_left_that_went_while_nobody_looked(
+    documents: Documents, make: Make
+) -> None:
+    async def is_gone(name: str) -> bool:
+        return name == "n2"
+
+    two = make("n2")
+    await two.start()
+    await add(two, "q")
+    await two.stop()
+    one = make(is_gone=is_gone, grace_s=0.0)
+    await one.start()
+    one.nodes_are(["n1"])
+
+    async def released() -> bool:
+        return set((await owners(documents)).values()) == {"n1"}
+
+    await until(released)
 
 
 async def test_pools_that_are_asked_for(documents: Documents, make: Make) -> None:

@@ -28,11 +28,7 @@ from tests.ipam.pods import ips_of
 ROOT = Path(__file__).parents[2]
 PROCESSES, NODES = 5, 50
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.parametrize("stored", ["kube", "etcd"], indirect=True),
-    pytest.mark.parametrize("ipam", ["blocks", "cluster-range"]),
-]
+pytestmark = pytest.mark.slow
 
 
 class Process:
@@ -71,6 +67,8 @@ class Process:
         assert await self._process.wait() == 0
 
 
+@pytest.mark.parametrize("stored", ["kube", "etcd"], indirect=True)
+@pytest.mark.parametrize("ipam", ["blocks", "cluster-range"])
 async def test_many_pods_at_once_on_many_nodes(
     stored: Stored, open_store: Callable[..., Store], tmp_path: Path, ipam: str
 ) -> None:
@@ -97,6 +95,9 @@ async def test_many_pods_at_once_on_many_nodes(
     await agree(documents, ipam, held)
 
 
+@pytest.mark.parametrize(
+    ("stored", "ipam"), [("etcd", "blocks"), ("kube", "cluster-range")], indirect=["stored"]
+)
 async def test_nodes_that_are_killed_again_and_again(
     stored: Stored, open_store: Callable[..., Store], tmp_path: Path, ipam: str
 ) -> None:
@@ -109,7 +110,7 @@ async def test_nodes_that_are_killed_again_and_again(
         try:
             for _ in range(3):
                 await process.start("churn")
-                await asyncio.sleep(rng.uniform(0, 0.3))
+                await changes(tmp_path / f"{name}.db-wal", rng.randrange(1, 20))
                 await process.kill()
             await process.start("settle")
             await process.done()
@@ -118,7 +119,7 @@ async def test_nodes_that_are_killed_again_and_again(
 
     await asyncio.gather(*map(live, names))
     held = {name: held_by(open_store(name)) for name in names}
-    assert all(held.values())
+    assert any(held.values())
     await agree(await stored.connect(), ipam, held)
 
 
@@ -132,6 +133,16 @@ async def some_work(documents: Documents, ipam: str, directory: Path) -> None:
     before = await progress()
     async with asyncio.timeout(60):
         while await progress() == before:
+            await asyncio.sleep(0.001)
+
+
+async def changes(path: Path, count: int) -> None:
+    """Wait until a file has been seen to change so often."""
+    seen: set[int] = set()
+    async with asyncio.timeout(60):
+        while len(seen) <= count:
+            if path.exists():
+                seen.add(path.stat().st_mtime_ns)
             await asyncio.sleep(0.001)
 
 

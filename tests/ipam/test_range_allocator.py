@@ -1,8 +1,9 @@
-"""Ranges over a real API server: claimed, used up, given away, kept, reclaimed."""
+"""Ranges over each real store: claimed, used up, given away, kept, reclaimed."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -11,11 +12,11 @@ import pytest
 
 from podwire.ipam.node_subnet import ExhaustedError, RequestedAddressError
 from podwire.ipam.range_allocator import RangeAllocator
-from podwire.ipam.ranges import decode_token, ranges
+from podwire.ipam.ranges import Token, decode_token, encode_token, lenders, ranges
 from podwire.ipam.store import Store
 from podwire.model.documents import Documents
 from podwire.plan.wiring.bridge import gateway
-from tests.ipam.conftest import Stored
+from tests.ipam.conftest import BOTH, Stored
 from tests.ipam.pods import add, delete, ips_of
 
 BIG = (ip_network("10.32.0.0/12"),)
@@ -23,6 +24,8 @@ BIG = (ip_network("10.32.0.0/12"),)
 SMALL = (ip_network("10.32.0.0/27"),)
 
 Make = Callable[..., RangeAllocator]
+
+pytestmark = pytest.mark.parametrize("stored", BOTH, indirect=True)
 
 
 @pytest.fixture
@@ -179,7 +182,7 @@ async def test_a_range_that_is_lost_meanwhile_comes_back(documents: Documents, m
         while not await documents.list("ipamranges"):
             await asyncio.sleep(0.01)
     await add(one, "a")
-    assert one.subnets == before
+    assert one.subnets == before  # also while it is lost
 
 
 async def test_what_is_asked_for(make: Make) -> None:
@@ -196,3 +199,38 @@ async def test_what_is_asked_for(make: Make) -> None:
             await add(one, "b", ip)
     with pytest.raises(RequestedAddressError, match="has no pools"):
         await add(one, "b", pools=("east",))
+
+
+async def test_what_a_dead_agent_gives_too_late_is_sent_back(
+    documents: Documents, make: Make
+) -> None:
+    network = (ip_network("10.32.0.0/28"),)
+    one = make(networks=network)
+    await one.start()
+    (before,) = (await documents.list("ipamranges")).values()
+    await one.stop()
+    one = make(networks=network)
+    await one.start()
+    used = {ip for number in range(10) for ip in ips_of(await add(one, f"p{number}"))}
+    late = Token(network[0], ip_address("10.32.0.8"), "n2", giver=decode_token(before).instance)
+    await documents.create("ipamranges", late.name, encode_token(late))
+    two = make("n2", networks=network)
+    with contextlib.suppress(ExhaustedError):
+        await two.start()
+        assert not used & set(await fill(two, "q"))
+    tokens = map(decode_token, (await documents.list("ipamranges")).values())
+    assert late.giver not in {token.giver for token in tokens}
+
+
+async def test_who_does_not_answer_is_asked_last(make: Make) -> None:
+    nodes = {name: make(name, networks=SMALL) for name in ("n0", "n1")}
+    for node in nodes.values():
+        await node.start()
+    ring = nodes["n0"]._ring
+    first, second = [one.node for one in lenders(ranges(ring.tokens, SMALL[0]), "n2")]
+    await nodes[first].stop()
+    two = make("n2", networks=SMALL)
+    await two.start()
+    assert two._ring._silent == {first}
+    later = [one.node for one in two._ring.in_turn(SMALL[0])]
+    assert later == [second, first]

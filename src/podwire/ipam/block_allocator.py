@@ -124,9 +124,10 @@ class BlockAllocator:
 
         Raises what the store of the documents raises; call it again then.
         """
-        self._starts += 1
         await self.pools.load()
         found = await self._blocks.read_all()
+        # From here to the end of what the database knows nothing waits.
+        self._starts += 1
         self._blocks.ledgers.clear()
         for block, document in found.values():
             if self._node in blocks.nodes_of(block):

@@ -74,10 +74,10 @@ class RangeAllocator:
     @property
     def subnets(self) -> tuple[IPNetwork, ...]:
         """This node's ranges as networks: the one with the bridge's address in front."""
-        found = [
-            cidr for network in self._pools for one in self._ring.own(network) for cidr in one.cidrs
-        ]
-        return tuple(found)
+        own = [self._ring.own(network) for network in self._pools]
+        if not all(own):
+            return self._announced  # Another one is on its way.
+        return tuple(cidr for found in own for one in found for cidr in one.cidrs)
 
     # Life.
 

@@ -211,9 +211,7 @@ class RangeRing:
         """Ask one node after the other: "" where one gave, a node that was silent, else None."""
         before = self._size(network)
         silent = None
-        lenders = ranges.lenders(ranges.ranges(self.tokens, network), self._node)
-        # Who did not answer the last time is not waited for before all others have been asked.
-        for token in sorted(lenders, key=lambda one: one.node in self._silent):
+        for token in self.in_turn(network):
             try:
                 await self._ask(token.name, before, network)
                 self._silent.discard(token.node)
@@ -224,6 +222,11 @@ class RangeRing:
             if self._size(network) > before:
                 return ""
         return silent
+
+    def in_turn(self, network: IPNetwork) -> list[Token]:
+        """Whom to ask for a part: who did not answer the last time when all others have been."""
+        lenders = ranges.lenders(ranges.ranges(self.tokens, network), self._node)
+        return sorted(lenders, key=lambda one: one.node in self._silent)
 
     async def _ask(self, name: str, before: int, network: IPNetwork) -> None:
         """Ask the owner of one token, and wait for its answer. Raises TimeoutError."""
