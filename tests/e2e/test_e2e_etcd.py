@@ -122,11 +122,14 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 def pinging(source: Container, target: Container) -> Iterator[None]:
     """A ping each 20 ms while the block lasts, of which at most the last one may be lost."""
     process = subprocess.Popen(
-        ["ip", "netns", "exec", source.namespace.name, "ping", "-n", "-i0.02", target.ip],
+        ["ip", "netns", "exec", source.namespace.name, "ping", "-n", "-w120", "-i0.02", target.ip],
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
+        assert process.stdout is not None
+        while "bytes from" not in (line := process.stdout.readline()):
+            assert line, "no ping was answered"
         yield
     finally:
         process.send_signal(signal.SIGINT)
@@ -311,6 +314,28 @@ def test_a_host_that_was_cut_off_catches_up_past_a_compaction(hosts: Hosts) -> N
     knows([agent], "10.5.252.0/24")
     etcd.delete("subnets/10.5.252.0-24")
     forgets(hosts.agents, "10.5.252.0/24")
+
+
+def test_another_backend_is_taken_in_by_all_hosts(hosts: Hosts) -> None:
+    """The containers keep their addresses, and nothing is left of the other one."""
+    before = set(hosts.etcd.leases())
+    for backend, device in (("host-gw", "eth0"), ("vxlan", "flannel.1")):
+        hosts.etcd.put("config", {**CONFIG, "Backend": {"Type": backend}})
+        for agent in hosts.agents:
+            others = [hosts.subnet(other) for other in hosts.agents if other is not agent]
+            until(
+                lambda: all(f"dev {device}" in route(agent, one) for one in others),  # noqa: B023
+                f"{agent.name} routes by {device}",
+            )
+        hosts.all_reach_each_other()
+        for agent in hosts.agents:
+            agent.wait_ready()
+            settled(agent)
+            has_vtep = "flannel.1" in agent.namespace.run("ip -br link")
+            assert has_vtep == (backend == "vxlan")
+        leases = hosts.etcd.leases()
+        assert {one["BackendType"] for one in leases.values()} == {backend}
+        assert set(leases) == before
 
 
 #: What a neighbour wrote wrongly, and what is said of it.
