@@ -250,6 +250,7 @@ class FlannelNode:
             [
                 *("ip", "netns", "exec", self.namespace.name),
                 *(sys.executable, str(script), "flannel0", self.addresses[0], "8285"),
+                str(self.mtu),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,7 +1,7 @@
 """The data path of flanneld's udp backend, small and slow: what a node of Flannel is in the tests.
 
-`python flannel_udp.py DEVICE ADDRESS PORT`, in the node's network namespace; a line `SUBNET IP` on
-standard input is a peer's lease. It says `up` when the device is there.
+`python flannel_udp.py DEVICE ADDRESS PORT MTU`, in the node's network namespace; a line `SUBNET IP`
+on standard input is a peer's lease. It says `up` when the device is there.
 
     flannel0 ──▶ TTL − 1 ──▶ the packet, bare, to port 8285 of the node that has the lease
     port 8285 ──▶ TTL − 1 ──▶ flannel0          of whoever sends, as flanneld does
@@ -36,7 +36,7 @@ def one_hop_less(packet: bytearray) -> bool:
     return True
 
 
-def main(device: str, address: str, port: int) -> None:
+def main(device: str, address: str, port: int, mtu: int) -> None:
     tun = os.open("/dev/net/tun", os.O_RDWR)
     fcntl.ioctl(tun, _TUNSETIFF, struct.pack("16sH14x", device.encode(), _IFF_TUN_NO_PI))
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -53,16 +53,17 @@ def main(device: str, address: str, port: int) -> None:
             subnet, _, ip = line.strip().partition(" ")
             leases[IPv4Network(subnet)] = ip
         if tun in readable:
-            packet = bytearray(os.read(tun, 65536))
+            packet = bytearray(os.read(tun, mtu))
             target = IPv4Address(bytes(packet[16:20]))
             ip = next((ip for subnet, ip in leases.items() if target in subnet), "")
             if ip and one_hop_less(packet):
                 sock.sendto(packet, (ip, port))
         if sock in readable:
-            packet = bytearray(sock.recv(65536))
+            # What is longer is cut off.
+            packet = bytearray(sock.recv(mtu))
             if one_hop_less(packet):
                 os.write(tun, packet)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
