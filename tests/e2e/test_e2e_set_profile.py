@@ -12,7 +12,7 @@ import pytest
 from podwire.lab import Lab, LabPod, lifecycle, rollout
 from podwire.lab.control import Control
 from podwire.lab.places import is_ready
-from podwire.lab.shape import changed
+from podwire.lab.shape_change import changed
 
 from .commands import Command
 from .steady_ping import SteadyPing

@@ -11,7 +11,8 @@ from podwire.errors import InputError, LabError
 from podwire.lab.consequences import check_reachable, consequences, out_of_reach, remade
 from podwire.lab.faults import Faults
 from podwire.lab.registry import LabRecord, NodeRecord
-from podwire.lab.shape import changed, shape
+from podwire.lab.shape import shape
+from podwire.lab.shape_change import changed
 
 PODS = [f"default/pod{number}" for number in range(1, 7)]
 
@@ -26,7 +27,7 @@ PODS = [f"default/pod{number}" for number in range(1, 7)]
             {"profile": "flannel-host-gw", "family": "dual"},
             {"profile": "flannel-vxlan"},
             None,
-            ["do not reach", "go on running", "MTU of 1500 where 1430 fits"],
+            ["do not reach", "go on running", "larger MTU than the 1430 that fits"],
         ),
         (
             {"profile": "flannel-host-gw"},

@@ -13,7 +13,8 @@ from podwire.errors import InputError
 from podwire.lab import addressing
 from podwire.lab.etcd import flannel_config
 from podwire.lab.registry import LabRecord, NodeRecord
-from podwire.lab.shape import Shape, changed, check_room, differences, shape
+from podwire.lab.shape import Shape, check_room, shape
+from podwire.lab.shape_change import changed, differences
 
 
 def addresses(layout: addressing.Layout, versions: tuple[int, ...], index: int) -> list[str]:
@@ -164,6 +165,10 @@ def test_differences_are_named() -> None:
         "underlay routed, not l2",
     ]
     assert differences(shape(), shape(profile="flannel-vxlan", family="ipv4")) == []
+    assert differences(shape(), shape(profile="flannel-udp", mtu=1300)) == [
+        "profile flannel-udp, not flannel-vxlan",
+        "mtu 1300, not none",
+    ]
 
 
 def test_records_of_older_labs_can_still_be_read() -> None:

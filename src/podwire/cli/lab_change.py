@@ -54,7 +54,7 @@ def set_profile(
     """
     from podwire.lab import consequences, rollout
     from podwire.lab.readiness import existing
-    from podwire.lab.shape import changed, differences
+    from podwire.lab.shape_change import changed, differences
 
     if name is not None and fabric["profile"] is not None:
         raise click.UsageError("give PROFILE or --profile, not both")

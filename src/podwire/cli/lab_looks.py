@@ -107,9 +107,14 @@ def status(output: str) -> None:
     else:
         _print_shape(record)
         _print_faults(info, snapshot)
-        _print_processes(snapshot)
-    if not snapshot.ready or snapshot.faults:
+        _print_processes(info, snapshot)
+    if not _is_well(snapshot):
         sys.exit(1)
+
+
+def _is_well(snapshot: Snapshot) -> bool:
+    stale = any(process.stale for process in snapshot.processes)
+    return snapshot.ready and not snapshot.faults and not stale
 
 
 def _document(record: LabRecord, snapshot: Snapshot) -> Mapping[str, object]:
@@ -118,7 +123,7 @@ def _document(record: LabRecord, snapshot: Snapshot) -> Mapping[str, object]:
     shape, fabric = record.shape, record.shape.resolved
     return {
         "name": record.name,
-        "well": snapshot.ready and not snapshot.faults,
+        "well": _is_well(snapshot),
         "api": f"https://127.0.0.1:{record.api_port}",
         "created": _time(record.created),
         "network": {
@@ -188,7 +193,7 @@ def _print_faults(info: LabInfo, snapshot: Snapshot) -> None:
         print(f"undo it with: podwire --lab {info.name} lab heal\n")
 
 
-def _print_processes(snapshot: Snapshot) -> None:
+def _print_processes(info: LabInfo, snapshot: Snapshot) -> None:
     from podwire.cli.printing import Table, human_duration
 
     Table(("PROCESS", "STATUS", "PID", "RESTARTS", "AGE", "MESSAGE")).print(
@@ -202,6 +207,8 @@ def _print_processes(snapshot: Snapshot) -> None:
         )
         for process in snapshot.processes
     )
+    if any(process.stale for process in snapshot.processes):
+        print(f"\na change was interrupted; go on with: podwire lab up --name {info.name}")
 
 
 def _message(process: ProcessStatus) -> str:

@@ -53,8 +53,8 @@ def consequences(before: Shape, after: Shape, pods: Sequence[str]) -> list[str]:
     was, fits = (_pod_mtu(one) for one in (before, after))
     if fits < was:
         found.append(
-            f"They keep an MTU of {was} where {fits} fits. Nodes tell them when a packet is too"
-            " large, but it is better to recreate them."
+            f"Those with a larger MTU than the {fits} that fits then keep it. Nodes tell them when"
+            " a packet is too large, but it is better to recreate them."
         )
     return found
 

@@ -34,7 +34,8 @@ from podwire.lab.faults import Protocol
 from podwire.lab.places import DEFAULT_TIMEOUT_S, Json, LabNode, LabPod
 from podwire.lab.readiness import NotReadyError, Silent, existing, wait_ready
 from podwire.lab.registry import LabInfo
-from podwire.lab.shape import Choice, changed, shape
+from podwire.lab.shape import Choice, shape
+from podwire.lab.shape_change import changed
 
 T = TypeVar("T")
 

@@ -36,7 +36,8 @@ from podwire.lab.registry import (
     write_atomically,
 )
 from podwire.lab.rollout import apply, locked
-from podwire.lab.shape import Shape, check_room, differences
+from podwire.lab.shape import Shape, check_room
+from podwire.lab.shape_change import differences
 from podwire.lab.teardown import clear, leftover_netns, remove_directory, supervisor
 
 DEFAULT_NODES = 3

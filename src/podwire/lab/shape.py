@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ipaddress import ip_network
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -35,9 +35,6 @@ _SUBNET_BITS = 16
 #: How long a node may be silent before it counts as not ready, as Kubernetes has it.
 NODE_GRACE_S = 40.0
 
-_AXES = {"ipam", "wiring", "transport"}
-#: Fields of a fabric that nobody chooses.
-_DERIVED = {"bridge", "port_prefix", "vxlan_dev", "vxlan_dev6", "udp_dev", "route_protocol"}
 _BLOCK_LENGTHS = ("block_len", "block_len6")
 _FIELDS = {field.name: field.type for field in msgspec.structs.fields(Fabric)}
 
@@ -127,7 +124,7 @@ def shape(
     too. Raises InputError, naming the option, for what makes no sense.
     """
     chosen = choices(fabric)
-    networks = _networks(network) if network else ()
+    networks = parse_networks(network) if network else ()
     if family is None:
         family = _FAMILIES[tuple(one.version for one in networks)] if networks else "ipv4"
     _check_one_of("family", family, get_args(Family))
@@ -165,77 +162,6 @@ def choices(fabric: Mapping[str, Choice | None]) -> dict[str, Choice]:
         except msgspec.ValidationError as error:
             raise InputError(str(error), field=name.replace("_", "-")) from error
     return chosen
-
-
-def changed(
-    before: Shape, fabric: Mapping[str, Choice | None], network: str | None = None
-) -> Shape:
-    """A running lab's shape with other choices of a fabric.
-
-    A profile stands for itself: the choices of before are given up. Without one, what was chosen
-    stays but for what is now chosen otherwise. `network` is for an IPAM that the lab has not had:
-    with one that it had, its nodes have subnets, or it has pools, for good.
-
-    Raises InputError.
-    """
-    given = choices(fabric)
-    if "profile" not in given:
-        old = before.resolved.profile
-        named: dict[str, Choice] = {} if old == profiles.CUSTOM else {"profile": old}
-        given = _by_name(before.fabric | named | given)
-    networks = {**before.networks, before.resolved.ipam: tuple(map(str, before.network))}
-    made = msgspec.structs.replace(before, fabric=given, networks=networks)
-    if network is not None:
-        ipam = made.resolved.ipam
-        chosen = tuple(map(str, _networks(network)))
-        if networks.setdefault(ipam, chosen) != chosen:
-            raise InputError(
-                f"the lab has {','.join(networks[ipam])} for {ipam}, which its nodes keep",
-                field="network",
-                remedy="leave --network away, or make another lab",
-            )
-    check(made)
-    return made
-
-
-def _by_name(chosen: dict[str, Choice]) -> dict[str, Choice]:
-    """The same choices, by the profile's name where they come to one."""
-    made = profiles.fabric(**chosen)  # type: ignore[arg-type]
-    rest = {name: value for name, value in chosen.items() if name not in _AXES}
-    for name in profiles.PROFILES:
-        named = {**rest, "profile": name}
-        try:
-            same = profiles.fabric(**named)  # type: ignore[arg-type]
-        except InputError:
-            continue
-        if same == msgspec.structs.replace(made, profile=name):
-            return named
-    return chosen
-
-
-def differences(before: Shape, after: Shape) -> list[str]:
-    """What two shapes differ in: a phrase each, `profile calico, not flannel-vxlan`."""
-    old, new = before.resolved, after.resolved
-    found = [
-        (name.replace("_", "-"), getattr(old, name), getattr(new, name))
-        for name in Fabric.__struct_fields__
-        if name not in _DERIVED and getattr(old, name) != getattr(new, name)
-    ]
-    if found and found[0][0] == "profile" and new.profile != profiles.CUSTOM:
-        found = found[:1]  # what else differs follows from it
-    networks = [",".join(map(str, one.network)) for one in (before, after)]
-    found.append(("network", networks[0], networks[1]))
-    for name in ("family", "underlay", "underlay_family", "store", "agent_options", "node_grace_s"):
-        found.append((name.replace("_", "-"), getattr(before, name), getattr(after, name)))
-    return [f"{name} {_word(new)}, not {_word(old)}" for name, old, new in found if old != new]
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, tuple):
-        return " ".join(value) or "none"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "none" if value is None else str(value)
 
 
 def check_room(shape: Shape, index: int) -> None:
@@ -297,7 +223,7 @@ def _longest_prefix(fabric: Fabric, network: IPNetwork) -> int:
     return network.max_prefixlen - 8
 
 
-def _networks(text: str) -> tuple[IPNetwork, ...]:
+def parse_networks(text: str) -> tuple[IPNetwork, ...]:
     """`10.244.0.0/16,fd00:10:244::/48`, IPv4 first. Raises InputError."""
     found: dict[int, IPNetwork] = {}
     for part in text.split(","):
