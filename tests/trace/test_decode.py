@@ -99,6 +99,13 @@ def test_a_packet_bare_in_a_datagram(version: int) -> None:
     assert packet.encapsulated
 
 
+def test_a_bare_packet_that_was_cut_is_still_one() -> None:
+    """The kernel tells of rules with no more than 20 bytes from the transport header on."""
+    inner = packets.echo(POD1, POD2, 1, 1)
+    whole = packets.udp("172.18.0.11", "172.18.0.12", (8285, 8285), inner)
+    assert decode_network(whole[:40]).encapsulated
+
+
 @pytest.mark.parametrize(
     "payload",
     [

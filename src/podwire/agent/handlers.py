@@ -200,14 +200,13 @@ class Handlers:
 
     # --- knowing --------------------------------------------------------------------------
 
-    async def _intent(self) -> Intent:
+    async def _intent(self, tunnel: UserTunnel | None = None) -> Intent:
         """What this node is to hold right now, indexed in a thread of ours."""
         agent = self._agent
         reconciler = agent.worker.reconciler
         by_cause = await agent.worker.call(lambda: dict(reconciler.desired))
         network, attachments = agent.network, agent.pods.attachments
         nodes, blocked = dict(agent.nodes.by_name), agent.peering.blocked
-        tunnel = await self._user_tunnel()
         return await self._in_thread(
             lambda: Intent(
                 by_cause,
@@ -242,7 +241,7 @@ class Handlers:
         if self._watched is None:
             raise PodwireError("questions are about places that are observed: observe first")
         places, held = self._watched.places, self._agent.held
-        intent = await self._intent()
+        intent = await self._intent(await self._user_tunnel())
 
         def decide() -> wire.Answers:
             sockets = [one.socket for one in places.opened]
@@ -256,7 +255,8 @@ class Handlers:
 
     async def _explain(self, request: wire.Explain) -> wire.Explained:
         agent = self._agent
-        intent, nodes, held = await self._intent(), dict(agent.nodes.by_name), agent.held
+        intent = await self._intent(await self._user_tunnel())
+        nodes, held = dict(agent.nodes.by_name), agent.held
 
         def explain() -> wire.Explained:
             with NetlinkSocket() as sock:

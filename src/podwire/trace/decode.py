@@ -223,11 +223,11 @@ def _udp(source: _Source, at: int, end: int, depth: int) -> Iterator[Header]:
 
 
 def _is_packet(data: bytes, at: int, end: int) -> bool:
-    """Whether an IP packet is there that is no longer than what carries it."""
+    """Whether an IP packet is there that is no longer than what carries it, as far as was kept."""
     version = data[at] >> 4 if len(data) > at else 0
-    if version == 4 and len(data) >= at + 20:
+    if version == 4 and len(data) >= at + 4:
         return 20 <= _number(data, at + 2, 2) <= end - at
-    return version == 6 and len(data) >= at + 40 and 40 + _number(data, at + 4, 2) <= end - at
+    return version == 6 and len(data) >= at + 6 and 40 + _number(data, at + 4, 2) <= end - at
 
 
 def _tcp(source: _Source, at: int, end: int) -> Iterator[Header]:

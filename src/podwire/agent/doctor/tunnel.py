@@ -9,7 +9,7 @@ does is looked up in its ruleset; the peer's rules are for the doctor there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path as FilePath
 
 from podwire.agent.doctor.firewall import TUNNEL_HOOKS, culprit, tunnelled_and_stopped
@@ -42,7 +42,9 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
             " pods there can't be reached",
             "is the agent running there? Has it ever been ready?",
         )
-    for finding in _own_process(subject, network):
+    ill = False
+    async for finding in _own_process(subject, network):
+        ill = ill or finding.level == "fail"
         yield finding
     paths = (await subject.measure()).paths
     broken = [path for path in paths if not (path.far or path.node).answers]
@@ -50,6 +52,8 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
         yield _find.ok(_all_well(paths))
         return
     for way in _by_port(broken):
+        if way.kind == "udp":
+            continue  # That is our own process's.
         if holder := await asyncio.to_thread(_port_holder, way.port, way.node.version):
             yield _find.fail(
                 f"UDP port {way.port} is held by {holder}, so {way.dev} can't receive on it",
@@ -68,16 +72,20 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
     differing = await _differing(subject)
     astray = await asyncio.to_thread(_astray, broken)
     for path in broken:
+        lines: tuple[str, ...] = ()
         text, remedy = _judge(network, path, path.way.port in local)
         # Then it is no wonder, and says nothing about the way.
         if differing & {"", path.peer.name, network.node}:
             remedy = "first what this node holds has to be as it should be: see `desired`"
+        elif ill and path.way.kind == "udp":
+            remedy = "first the UDP tunnel's process of this node has to work"
         elif path.peer.name in astray:
-            remedy = f"it is not even sent {path.way.words}: see `overlap`"
-        yield _find.fail(text, remedy, peer=path.peer.name)
+            remedy = f"it is not even sent {path.way.words}: see `overlap`, or ask"
+            lines = (f"podwire explain ip {path.way.far} --node {network.node}",)
+        yield _find.fail(text, remedy, *lines, peer=path.peer.name)
 
 
-def _own_process(subject: Subject, network: NetworkConfig) -> Iterator[Checked]:
+async def _own_process(subject: Subject, network: NetworkConfig) -> AsyncIterator[Checked]:
     """The UDP tunnel's, where there has to be one; and who is reached by it for want of VXLAN."""
     if not network.fabric.uses_udp:
         return
@@ -89,7 +97,10 @@ def _own_process(subject: Subject, network: NetworkConfig) -> Iterator[Checked]:
                 f"VXLAN does not get through to {names}: the slower {slow[0].dev} is used",
                 f"let UDP {network.fabric.vxlan_port} pass between the nodes, both ways",
             )
-    problem = subject.agent.peering.tunnel.problem
+    tunnel = subject.agent.peering.tunnel
+    problem = tunnel.problem
+    if problem is None and await tunnel.stats() is None:
+        problem = "the UDP tunnel does not forward: its process does not answer"
     if problem is not None:
         yield _find.fail(problem, "the agent starts it anew; its log tells why that did not help")
 
