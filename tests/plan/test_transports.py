@@ -75,6 +75,22 @@ def test_vxlan_of_both_families_has_a_device_over_each() -> None:
     ]
 
 
+@pytest.mark.parametrize("transport", ["vxlan", "udp", "auto"])
+def test_a_borrowed_address_is_no_device_s(transport: str) -> None:
+    """Where no block was free for a node: all that it has are addresses of its pods."""
+    of = config("calico", transport=transport)
+    borrowed = (ip_network("172.31.7.2/32"), ip_network("172.31.7.3/32"))
+    late = msgspec.structs.replace(of, lease=msgspec.structs.replace(of.lease, subnets=borrowed))
+    assert not any("172.31." in line for line in lines(transport_of(of.fabric).plan_node(late)))
+    node = peer(of)
+    assert node.lease is not None
+    node = msgspec.structs.replace(
+        node, lease=msgspec.structs.replace(node.lease, subnets=borrowed)
+    )
+    routes = [one.dst for one in plan_peer(of, node) if isinstance(one, Route)]
+    assert len(routes) == len(set(routes)) == (0 if transport == "udp" else 2)
+
+
 def test_a_peer_with_one_family_of_the_underlay_carries_both() -> None:
     of = config("flannel-vxlan", (4, 6))
     node = peer(of, public_ip6=None, vtep_mac6=None)

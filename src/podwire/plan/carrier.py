@@ -36,13 +36,23 @@ def unreachable(config: NetworkConfig, name: str, lease: Lease) -> list[str]:
 
 
 def base(subnets: tuple[IPNetwork, ...], version: int) -> IPAddress | None:
-    """The address of a node's VTEP: the first one of its first subnet of that IP version.
+    """What peers call a node's VTEP: the first address of its first subnet of that IP version.
 
-    Borrowed addresses, of host length, are pods'; one of them has to do where there is no other.
+    Borrowed addresses, of host length, are pods'; one of them has to do where there is no other,
+    as the next hop of routes. No device of the node itself may have it, see `own_base`.
     """
-    own = [subnet for subnet in subnets if subnet.version == version]
-    whole = [subnet for subnet in own if subnet.prefixlen < subnet.max_prefixlen]
-    return (whole or own)[0].network_address if own else None
+    found = own_base(subnets, version)
+    if found is None:
+        first = next((subnet for subnet in subnets if subnet.version == version), None)
+        found = first.network_address if first is not None else None
+    return found
+
+
+def own_base(subnets: tuple[IPNetwork, ...], version: int) -> IPAddress | None:
+    """The address of this node's tunnel; None where all that it has are borrowed addresses."""
+    own = (subnet for subnet in subnets if subnet.version == version)
+    whole = next((subnet for subnet in own if subnet.prefixlen < subnet.max_prefixlen), None)
+    return whole.network_address if whole is not None else None
 
 
 def leases(name: str, subnet: IPNetwork) -> Why:

@@ -81,11 +81,12 @@ def plan_peer(config: NetworkConfig, peer: Node, *, blocked: bool = False) -> tu
         Route(
             dst=ip_network(one.ip),
             dev=one.dev,
-            src=carrier.base(config.lease.subnets, one.ip.version),
+            src=carrier.own_base(config.lease.subnets, one.ip.version),
             why=one.why,
         )
         for one in vtep
-        if isinstance(one, Neighbor)
+        # A borrowed address that stands for the VTEP is a pod's, which has a route already.
+        if isinstance(one, Neighbor) and ip_network(one.ip) not in lease.subnets
     )
     routes = [_route(config, peer, subnet, blocked=blocked) for subnet in lease.subnets]
     return (*vtep, *probed, *(one for one in routes if one is not None))
@@ -99,7 +100,7 @@ def _route(config: NetworkConfig, peer: Node, subnet: IPNetwork, *, blocked: boo
             return Route(
                 dst=subnet,
                 dev=config.fabric.udp_dev,
-                src=carrier.base(config.lease.subnets, subnet.version),
+                src=carrier.own_base(config.lease.subnets, subnet.version),
                 protocol=config.fabric.route_protocol,
                 why=carrier.leases(peer.name, subnet),
             )

@@ -43,7 +43,7 @@ def plan_node(config: NetworkConfig) -> tuple[Entry, ...]:
     link = device(config)
     entries: list[Entry] = [link]
     for network in config.network:
-        base = carrier.base(config.lease.subnets, network.version)
+        base = carrier.own_base(config.lease.subnets, network.version)
         if base is not None:
             ip = ip_interface((base, network.prefixlen))
             entries.append(Address(dev=link.name, ip=ip, why=link.why))

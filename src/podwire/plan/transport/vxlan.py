@@ -84,7 +84,7 @@ def plan_node(config: NetworkConfig) -> tuple[Entry, ...]:
         entries += [
             Address(dev=link.name, ip=ip_interface((base, base.max_prefixlen)), why=link.why)
             for version in carrier.versions(lease.subnets)
-            if (base := carrier.base(lease.subnets, version)) is not None
+            if (base := carrier.own_base(lease.subnets, version)) is not None
             and (carrier.carrier(config, lease, version) or endpoint).ip == endpoint.ip
         ]
     return tuple(entries)
