@@ -25,6 +25,8 @@ _SETTLE_S = 0.02
 #: Seconds after which the kernel is asked again for a device that it refused, where it did not
 #: notify before that what was in the way is gone.
 _REFUSED_AGAIN_S = 5.0
+#: From so many causes on, comparing the whole costs less than applying each by itself.
+_MANY_CAUSES = 500
 #: Somebody who keeps undoing what we do is answered at this pace, after so many rounds.
 _FIGHT_ROUNDS, _FIGHT_PACE_S = 20, 1.0
 
@@ -116,6 +118,10 @@ class Mender:
 
     async def update(self, plans: dict[str, tuple[Entry, ...]]) -> None:
         """Want these entries from now on, by cause, and apply just what that changes."""
+        if len(plans) > _MANY_CAUSES:
+            await self._worker.call(self._want, plans)
+            await self.reconcile("peers")
+            return
         whole = False
         # First what goes: whatever takes its place finds it free.
         for cause in sorted(plans, key=lambda cause: bool(plans[cause])):
@@ -133,6 +139,11 @@ class Mender:
                 log.info("updated", extra=fields(cause=cause, changes=report.changes))
         if whole:
             await self.reconcile("peers")
+
+    def _want(self, plans: dict[str, tuple[Entry, ...]]) -> None:
+        """In the worker's thread."""
+        for cause, entries in plans.items():
+            self._worker.reconciler.want(cause, entries)
 
     def _ask_again_where_refused(self, refused: list[str]) -> None:
         if self._refused_timer is not None:
