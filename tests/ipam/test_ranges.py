@@ -17,6 +17,7 @@ from podwire.ipam.ranges import (
     decode_token,
     encode_token,
     in_order,
+    is_valid,
     lenders,
     ranges,
     slot_size,
@@ -108,8 +109,32 @@ def test_the_range_that_was_first_stays_first() -> None:
     assert [one.token for one in in_order(ranges([late, early], NETWORK))] == [early, late]
 
 
+@pytest.mark.parametrize(
+    ("in_front", "valid"),
+    [
+        ([(0, "n1", "first", "")], True),
+        ([(0, "n1", "second", "")], False),  # The next agent has the range that it came from.
+        ([(0, "n1", "second", ""), (4, "n3", "", "first")], True),  # Given later by the same one.
+        ([(0, "n1", "second", ""), (4, "n3", "", "second")], False),
+        ([(16, "n1", "first", "")], False),
+        ([], False),
+    ],
+)
+def test_a_gift_is_taken_while_its_giver_has_the_range_it_came_from(
+    in_front: list[tuple[int, str, str, str]], valid: bool
+) -> None:
+    others = [
+        Token(NETWORK, NETWORK[at], node, instance, giver=giver)
+        for at, node, instance, giver in in_front
+    ]
+    gift = Token(NETWORK, NETWORK[8], "n2", giver="first")
+    assert is_valid(gift, [*others, gift]) == valid
+    used = Token(NETWORK, NETWORK[8], "n2", "mine", giver="first")
+    assert is_valid(used, [*others, used])  # It has been taken.
+
+
 def test_a_range_is_what_its_document_says() -> None:
-    token = Token(ip_network("fd00::/64"), ip_address("fd00::"), "n1", "abc", 3, ("n2",))
+    token = Token(ip_network("fd00::/64"), ip_address("fd00::"), "n1", "abc", 3, ("n2",), "def")
     assert token.name == "fd00--0"
     assert decode_token(Document("ipamranges", token.name, encode_token(token), "1")) == token
 

@@ -96,7 +96,13 @@ async def test_how_they_are_shown(api: Api) -> None:
         (
             "ipamranges",
             "fd00--0",
-            {"network": "fd00::/64", "first": "fd00::", "node": "n1", "askedBy": ["n2"]},
+            {
+                "network": "fd00::/64",
+                "first": "fd00::",
+                "node": "n1",
+                "askedBy": ["n2"],
+                "giver": "8f00",
+            },
             ["fd00::/64", "fd00::", "n1", "n2"],
         ),
     ):
