@@ -316,6 +316,22 @@ def test_a_host_that_was_cut_off_catches_up_past_a_compaction(hosts: Hosts) -> N
     forgets(hosts.agents, "10.5.252.0/24")
 
 
+def test_a_host_with_another_address_keeps_its_subnet(hosts: Hosts) -> None:
+    """Its peers find it at the new one, and go back with it."""
+    first, second, third = hosts.containers
+    host, name = third.host, hosts.name(third.host)
+    with pinging(first, second):
+        for old, new in (("172.18.0.13", "172.18.0.33"), ("172.18.0.33", "172.18.0.13")):
+            host.namespace.run(
+                f"ip address del {old}/16 dev eth0; ip address add {new}/16 dev eth0;"
+                f"ip route replace default via {HUB}"
+            )
+            until(lambda: hosts.etcd.leases()[name]["PublicIP"] == new, "it is told")  # noqa: B023
+            host.wait_ready()
+            hosts.all_reach_each_other()
+    assert hosts.name(host) == name
+
+
 def test_another_backend_is_taken_in_by_all_hosts(hosts: Hosts) -> None:
     """The containers keep their addresses, and nothing is left of the other one."""
     before = set(hosts.etcd.leases())

@@ -95,5 +95,6 @@ def may_concern_underlay(notified: Message, dev: str | None) -> bool:
         case messages.RTM_NEWLINK | messages.RTM_DELLINK:
             return dev is None or link_messages.parse_link(notified.payload).name == dev
         case messages.RTM_NEWROUTE:
-            return dev is None
+            # A default route may be what tells the link; struct rtmsg has the prefix length second.
+            return dev is None or notified.payload[1] == 0
     return False
