@@ -6,12 +6,13 @@ from ipaddress import IPv4Address
 
 from podwire.kernel.observe.entries import addresses
 from podwire.model.state import Address, IPAddress, IPNetwork
+from podwire.plan.wiring import routed as routed_wiring
 from podwire.plan.wiring.bridge import gateway
-from podwire.trace.decisions import tunneling
+from podwire.trace.decisions import datagrams, tunneling
 from podwire.trace.decisions.flow import NOWHERE, Flow
 from podwire.trace.decisions.routing import routed
 from podwire.trace.decisions.vantage import Vantage
-from podwire.trace.explanations.knowledge import Details, Explanation, Knowledge
+from podwire.trace.explanations.knowledge import Details, Explanation, Knowledge, endpoints
 from podwire.trace.model import Decision
 
 #: The label of a detail that only the cluster's API can tell: whoever asks may put that instead.
@@ -20,12 +21,32 @@ USE = "use"
 
 def explain_ip(about: Knowledge, ip: IPAddress) -> Explanation:
     """Anything has an answer: what is nobody's is said to be that."""
+    if _routes_pods(about) and ip in _GATEWAYS:
+        return _proxied(about, ip)
     special = _special(ip)
     if special is not None:
         return (_here(about, ip) if ip.is_link_local else None) or special
     answer = _here(about, ip) or _in_a_lease(about, ip) or _elsewhere(about, ip)
     answer.details += _way(about, ip)
     return answer
+
+
+_GATEWAYS = tuple(routed_wiring.gateway(version) for version in (4, 6))
+
+
+def _routes_pods(about: Knowledge) -> bool:
+    """Whether each pod is a network of its own here."""
+    config = about.intent.config
+    return config is not None and config.fabric.wiring == "routed"
+
+
+def _proxied(about: Knowledge, ip: IPAddress) -> Explanation:
+    how = "answers for it by proxy ARP" if ip.version == 4 else "has it, on each cable"
+    return Explanation(
+        text=f"the gateway of all pods: nobody's own; {about.node}'s end of each pod's cable {how}",
+        without="pods would reach nothing",
+        details=[],
+    )
 
 
 def _special(ip: IPAddress) -> Explanation | None:
@@ -108,7 +129,7 @@ def _in_a_lease(about: Knowledge, ip: IPAddress) -> Explanation | None:
     if found is None:
         return None
     node, subnet = found
-    what = _place_in(subnet, ip)
+    what = _place_in(about, subnet, ip)
     details = [("node", node.name), ("subnet", str(subnet))]
     if node.name == about.node:
         who = what or "no pod has it"
@@ -124,16 +145,24 @@ def _in_a_lease(about: Knowledge, ip: IPAddress) -> Explanation | None:
     return Explanation(
         text=text,
         why=route.why if route is not None else None,
-        details=[*details, ("reached", f"at {node.lease.public_ip}" if node.lease else "")],
+        details=[*details, ("reached", f"at {' and '.join(sorted(map(str, endpoints(node))))}")],
     )
 
 
 _BASE, _GATEWAY = "the subnet's own address", "the gateway"
 
 
-def _place_in(subnet: IPNetwork, ip: IPAddress) -> str:
-    if ip == subnet.network_address:
+def _place_in(about: Knowledge, subnet: IPNetwork, ip: IPAddress) -> str:
+    """What an address is by its place in a subnet; empty where it may be any pod's."""
+    config = about.intent.config
+    if config is None or subnet.prefixlen == subnet.max_prefixlen:
+        return ""
+    fabric = config.fabric
+    has_base = (fabric.uses_vxlan or fabric.uses_udp) and not fabric.is_one_segment
+    if ip == subnet.network_address and has_base:
         return _BASE
+    if fabric.wiring != "bridge" or fabric.is_one_segment:
+        return ""
     if ip == gateway(subnet):
         return _GATEWAY
     if ip.version == 4 and ip == subnet.broadcast_address:
@@ -191,6 +220,10 @@ def _way(about: Knowledge, ip: IPAddress) -> list[tuple[str, str]]:
 
 
 def _through_a_tunnel(v: Vantage, flow: Flow, decisions: list[Decision]) -> list[Decision]:
+    way = v.intent.way(flow.dst)
+    device = v.interface(way.dev) if way is not None else None
+    if device is not None and datagrams.is_tunnel(v, device):
+        return datagrams.sent(v, device, flow, ended=True)
     neighbor = v.tunnel_neighbor(flow.dst)
     if neighbor is None:
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from podwire.kernel.observe.interfaces import InterfaceState, read_interfaces
-from podwire.model.state import Bridge, Link, Veth, Vxlan
+from podwire.model.state import Bridge, Link, Tun, Veth, Vxlan
 from podwire.trace import iproute
 from podwire.trace.decisions import mend
 from podwire.trace.explanations.knowledge import Explanation, Knowledge
@@ -89,6 +89,12 @@ def _ours(about: Knowledge, answer: Explanation, link: Link) -> None:
             answer.text = (
                 f"the tunnel to the other nodes: VXLAN number {vni}, from {local} by UDP port"
                 f" {port}"
+            )
+            answer.without = f"{about.node} and its pods would not reach pods of other nodes"
+        case Tun():
+            answer.text = (
+                "the UDP tunnel to the other nodes: what is routed there is taken and sent by its"
+                " process"
             )
             answer.without = f"{about.node} and its pods would not reach pods of other nodes"
         case Veth(peer=peer):

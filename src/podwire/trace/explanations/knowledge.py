@@ -53,12 +53,15 @@ class Knowledge(msgspec.Struct, frozen=True, kw_only=True):
         return Vantage(Place(node=self.node), self.sock, self.intent, self.remedies)
 
     def leaseholder(self, ip: IPAddress) -> tuple[Node, IPNetwork] | None:
-        """The node that leases a subnet with `ip`, and that subnet."""
-        for node in self.nodes.values():
-            for subnet in node.lease.subnets if node.lease is not None else ():
-                if ip in subnet:
-                    return node, subnet
-        return None
+        """The node that leases a subnet with `ip`, and that subnet: the longest, since single
+        addresses of a block may be lent."""
+        found = [
+            (node, subnet)
+            for node in self.nodes.values()
+            for subnet in (node.lease.subnets if node.lease is not None else ())
+            if ip in subnet
+        ]
+        return max(found, key=lambda one: one[1].prefixlen, default=None)
 
     def assigned(self, ip: IPAddress) -> tuple[Node, IPNetwork] | None:
         """The node that the cluster has given a CIDR with `ip`, leased or not."""
@@ -71,7 +74,7 @@ class Knowledge(msgspec.Struct, frozen=True, kw_only=True):
     def node_at(self, ip: IPAddress) -> Node | None:
         """The node that has `ip` as an address of its own, by what it says of itself."""
         for node in self.nodes.values():
-            if ip in node.internal_ips or (node.lease is not None and node.lease.public_ip == ip):
+            if ip in node.internal_ips or ip in endpoints(node):
                 return node
         return None
 
@@ -81,7 +84,7 @@ class Knowledge(msgspec.Struct, frozen=True, kw_only=True):
         found = [
             f"{name}'s pods ({', '.join(map(str, node.lease.subnets))})"
             for name, node in sorted(self.nodes.items())
-            if node.lease is not None and node.lease.public_ip in wanted and name != self.node
+            if node.lease is not None and wanted & endpoints(node) and name != self.node
         ]
         more = len(found) - _NAMED
         return ", ".join(found[:_NAMED]) + (f" and those of {more} more nodes" if more > 0 else "")
@@ -98,6 +101,11 @@ class Knowledge(msgspec.Struct, frozen=True, kw_only=True):
 
 #: So many nodes are named in a sentence.
 _NAMED = 3
+
+
+def endpoints(node: Node) -> set[IPAddress]:
+    """Where a node is reached on the underlay, by its lease."""
+    return {one.ip for one in node.lease.endpoints} if node.lease is not None else set()
 
 
 def node_name(why: Why) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from podwire.kernel.observe.entries import FdbState, fdb_of, neighbors_of
-from podwire.model.state import FdbEntry, IPAddress, Neighbor, format_mac
+from podwire.model.state import FdbEntry, IPAddress, Neighbor, Why, format_mac
+from podwire.plan.transport import l2_vxlan
 from podwire.trace import iproute
 from podwire.trace.decisions import mend
 from podwire.trace.decisions.vantage import Vantage
@@ -46,14 +47,20 @@ def explain_neighbor(about: Knowledge, thing: Thing, dev: str = "") -> Explanati
 def _wanted_neighbors(about: Knowledge, thing: Thing) -> list[Neighbor]:
     if isinstance(thing, bytes):
         return about.intent.neighbors_with(thing)
-    tunnels = about.intent.tunnels()
-    found = [about.intent.neighbor(link.name, thing) for link in tunnels]
+    config = about.intent.config
+    devs = [link.name for link in about.intent.tunnels()]
+    devs += [config.bridge] if config is not None else []
+    found = [about.intent.neighbor(dev, thing) for dev in devs]
     return [one for one in found if one is not None]
 
 
 def _tunnel_neighbor(about: Knowledge, answer: Explanation, wanted: Neighbor) -> None:
     peer = node_name(wanted.why)
     answer.why = wanted.why
+    if (pod := _pod_of(wanted.why)) is not None:
+        answer.text = f"pod {pod}, on another node: {wanted.dev} answers ARP and NDP for it here"
+        answer.without = f"whoever asks for {wanted.ip} would be heard by all nodes"
+        return
     answer.text = f"the far end of {wanted.dev} at {peer}: the next hop of routes to its pods"
     answer.without = (
         f"{about.node} would ask for {wanted.ip} in the tunnel, where nobody answers:"
@@ -88,6 +95,12 @@ def explain_fdb(about: Knowledge, thing: Thing, dev: str = "") -> Explanation:
     return answer
 
 
+def _pod_of(why: Why) -> str | None:
+    """`default/a` of `Pod/default/a`."""
+    kind, _, name = why.object.partition("/")
+    return name if kind == "Pod" else None
+
+
 def _wanted_fdb(about: Knowledge, thing: Thing) -> list[FdbEntry]:
     if not isinstance(thing, bytes):
         return about.intent.fdb_to(thing)
@@ -98,6 +111,17 @@ def _wanted_fdb(about: Knowledge, thing: Thing) -> list[FdbEntry]:
 def _tunnel_fdb(about: Knowledge, answer: Explanation, wanted: FdbEntry) -> None:
     peer = node_name(wanted.why)
     answer.why = wanted.why
+    if (pod := _pod_of(wanted.why)) is not None:
+        answer.text = f"frames in {wanted.dev} for pod {pod} go to its node at {wanted.dst}"
+        answer.without = f"frames for {pod} would go to all nodes, until its place is learned"
+        return
+    if wanted.mac == l2_vxlan.FLOOD:
+        answer.text = (
+            f"a copy of what is for everybody, or for a MAC that {wanted.dev} does not know, goes"
+            f" to {peer} at {wanted.dst}"
+        )
+        answer.without = f"broadcast and multicast of {about.node}'s pods would not get to {peer}"
+        return
     answer.text = f"frames in {wanted.dev} for {peer}'s end of it go to {wanted.dst}"
     answer.without = (
         f"frames for {peer}'s pods would be dropped by {wanted.dev}: {about.behind([wanted.dst])}"

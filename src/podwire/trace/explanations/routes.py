@@ -11,12 +11,18 @@ from podwire.kernel.observe.lookup_messages import (
     FibEntry,
     RouteQuestion,
 )
-from podwire.model.state import Address, Blackhole, IPAddress, IPNetwork, Route
+from podwire.model.state import Address, Blackhole, IPAddress, IPNetwork, Route, Tun
 from podwire.trace import iproute
 from podwire.trace.decisions import mend
 from podwire.trace.decisions.vantage import Vantage
 from podwire.trace.decisions.ways import way_problem
-from podwire.trace.explanations.knowledge import Details, Explanation, Knowledge, node_name
+from podwire.trace.explanations.knowledge import (
+    Details,
+    Explanation,
+    Knowledge,
+    endpoints,
+    node_name,
+)
 
 
 def explain_route(about: Knowledge, prefix: IPNetwork) -> Explanation:
@@ -101,16 +107,32 @@ def _ours(
             f"packets to an address of {prefix} that no pod has would"
             f" {about.otherwise(prefix.version)}"
         )
+    elif isinstance(wanted, Route) and (pod := about.intent.pod_at_port(wanted.dev)) is not None:
+        answer.text = f"the way from {about.node} to pod {pod.pod}, by its cable {wanted.dev}"
+        answer.without = f"pod {pod.pod} would not be reached, not from {about.node} either"
     elif isinstance(wanted, Route):
         peer = node_name(wanted.why)
-        answer.text = f"the way from {about.node} to {peer}'s pods, through the tunnel {wanted.dev}"
+        way = f"through the tunnel {wanted.dev}"
+        config = about.intent.config
+        if config is not None and wanted.dev == config.underlay.dev:
+            way = f"a plain one over {wanted.dev}, without a tunnel"
+        answer.text = f"the way from {about.node} to {peer}'s pods, {way}"
         answer.without = (
             f"packets from {about.node} and its pods to {peer}'s pods would"
             f" {about.otherwise(prefix.version)}"
         )
+    elif _is_tun(about, wanted.dev):
+        answer.text = (
+            f"the pod network behind the UDP tunnel {wanted.dev}, whose process knows which node"
+            " has what"
+        )
+        answer.without = f"{about.node} and its pods would not reach pods of other nodes"
     elif prefix.prefixlen == prefix.max_prefixlen:
         answer.text = f"an address of {about.node}'s own, on {wanted.dev}"
         answer.without = f"what the other nodes answer to {wanted.ip.ip} would not arrive"
+    elif about.intent.config is not None and about.intent.config.fabric.is_one_segment:
+        answer.text = f"the segment that all pods of the cluster are in, by {wanted.dev}"
+        answer.without = f"{about.node} itself would not reach any pod"
     else:
         answer.text = f"the subnet of {about.node}'s own pods, which are on {wanted.dev}"
         answer.without = f"nothing but pods of {about.node} itself would reach its pods"
@@ -122,9 +144,10 @@ def _theirs(
     maker = iproute.maker(entry.protocol)
     config = about.intent.config
     peers = [
-        node.lease.public_ip
+        ip
         for name, node in about.nodes.items()
-        if name != about.node and node.lease is not None and node.lease.public_ip in prefix
+        for ip in (endpoints(node) if name != about.node else ())
+        if ip in prefix
     ]
     if entry.kind == RTN_LOCAL:
         own = about.intent.address(prefix.network_address)
@@ -148,6 +171,11 @@ def _theirs(
         removal = mend.removal_line(entry, v.dev(entry.ifindex))
         answer.details.append(("mend", about.remedies.by_hand(removal, v.where)))
     answer.details.append(("maker", maker))
+
+
+def _is_tun(about: Knowledge, dev: str) -> bool:
+    link = about.intent.link(dev)
+    return link is not None and isinstance(link.kind, Tun)
 
 
 def _is_own(entries: list[FibEntry]) -> bool:
