@@ -198,7 +198,7 @@ class Cause(enum.StrEnum):
     WRONG_ROUTE = "wrong-route"
     NO_FDB = "no-fdb"
     WRONG_FDB = "wrong-fdb"
-    NO_NEIGHBOR = "no-neighbor"  # the permanent entry that should be there is not
+    NO_NEIGHBOR = "no-neighbor"  # the permanent entry is not there, or nobody answers for a gateway
     WRONG_NEIGHBOR = "wrong-neighbor"
     NOT_FORWARDING = "not-forwarding"  # ip_forward=0
     NFT = "nft"
