@@ -13,7 +13,7 @@ from podwire.errors import IpamError, StoreUnavailableError
 from podwire.ipam.block import Block, Holder, Pool, decode_block, encode_block, encode_pool
 from podwire.ipam.block_allocator import BlockAllocator
 from podwire.ipam.node_subnet import ContendedError, ExhaustedError, RequestedAddressError
-from podwire.ipam.record import Record
+from podwire.ipam.record import Key, Record
 from podwire.ipam.store import Store
 from podwire.model.documents import Documents
 from tests.ipam.conftest import BOTH, Stored
@@ -310,6 +310,26 @@ async def test_pods_that_start_while_the_documents_are_read_anew(
     await one._blocks.flush()
     known = {ip for record in one._store.records.values() for ip in ips_of(record)}
     assert set(await held(documents)) == known
+
+
+async def test_what_is_deleted_while_the_allocator_starts(documents: Documents, make: Make) -> None:
+    one = make()
+    await one.start()
+    (kept,) = ips_of(await add(one, "kept"))
+    await add(one, "deleted")
+    again = make()
+    starting = asyncio.create_task(again.start())
+    while again._starts == 0:
+        await asyncio.sleep(0)
+    again._store.begin_delete(Key("deleted", "eth0"))  # Nobody knows this allocator yet.
+    await starting
+    running = asyncio.create_task(again.run())
+
+    async def released() -> bool:
+        return set(await held(documents)) == {kept}
+
+    await until(released)
+    running.cancel()
 
 
 async def test_what_a_node_has_left_that_went_while_nobody_looked(

@@ -13,6 +13,7 @@ import pytest
 from podwire.ipam.node_subnet import ExhaustedError, RequestedAddressError
 from podwire.ipam.range_allocator import RangeAllocator
 from podwire.ipam.ranges import Token, decode_token, encode_token, lenders, ranges
+from podwire.ipam.record import Key
 from podwire.ipam.store import Store
 from podwire.model.documents import Documents
 from podwire.plan.wiring.bridge import gateway
@@ -131,6 +132,20 @@ async def test_a_restarted_node_has_what_it_had(make: Make) -> None:
     await again.start()
     assert again.subnets == before
     assert not ips & {ip for number in range(5) for ip in ips_of(await add(again, f"q{number}"))}
+
+
+async def test_what_is_deleted_while_the_allocator_starts(make: Make) -> None:
+    one = make()
+    await one.start()
+    (ip,) = ips_of(await add(one, "deleted"))
+    await one.stop()
+    again = make()
+    starting = asyncio.create_task(again.start())
+    while again._stopped:
+        await asyncio.sleep(0)
+    again._store.begin_delete(Key("deleted", "eth0"))  # Nobody knows this allocator yet.
+    await starting
+    assert ips_of(await add(again, "new", ip)) == [ip]
 
 
 async def test_what_is_in_use_is_never_given_away(make: Make) -> None:

@@ -105,6 +105,7 @@ class BlockAllocator:
         self._clock = clock
         self._announced: tuple[IPNetwork, ...] = ()
         self._starts = 0
+        self._reserving: set[Key] = set()
         self._wake = asyncio.Event()
         self._reclaimer = Reclaimer(
             documents, "ipamblocks", node=node, strip=_strip, is_gone=is_gone, grace_s=grace_s
@@ -162,6 +163,7 @@ class BlockAllocator:
 
     async def _write(self) -> None:
         """Have the documents say what is true, and see that there is a block a family."""
+        self._forget_deleted()
         await self._blocks.flush()
         for version in self.pools.versions:
             if not self._blocks.of_version(version):
@@ -209,6 +211,7 @@ class BlockAllocator:
         holder = Holder(self._node, str(pod), key.container_id, key.ifname)
         picks: list[_Pick] = []
         starts = self._starts
+        self._reserving.add(key)
         try:
             await self._take(picks, holder, wish)
             if starts != self._starts:  # The documents may have been read without these picks.
@@ -223,6 +226,7 @@ class BlockAllocator:
             self._wake.set()
             raise
         finally:
+            self._reserving.discard(key)
             self._announce()
         return record
 
@@ -311,6 +315,17 @@ class BlockAllocator:
         if last is not None:
             ledger.last = ledger.block.offset(last)
         return ledger
+
+    def _forget_deleted(self) -> None:
+        """Release what was deleted while nobody told this allocator, as when it was starting."""
+        for ledger in self._blocks.ledgers.values():
+            for offset, holder in list(ledger.wanted.items()):
+                key = Key(holder.container, holder.ifname)
+                record = self._store.records.get(key)
+                if key not in self._reserving and (
+                    record is None or record.state is State.DELETING
+                ):
+                    ledger.unwant(offset, self._clock())
 
     def _know(self, record: Record, found: Found) -> None:
         """Have the documents say what an attachment in the database has."""

@@ -55,6 +55,7 @@ class RangeAllocator:
         self._changed = changed
         self._clock = clock
         self._announced: tuple[IPNetwork, ...] = ()
+        self._reserving = 0
         self._stopped = True
         self._extending = asyncio.Lock()
         self._pools = {
@@ -83,11 +84,9 @@ class RangeAllocator:
 
     async def start(self) -> None:
         """Learn of the ranges, and see that there is one of each family."""
-        for record in self._store.records.values():
-            if record.state is not State.DELETING:
-                for interface in record.attachment.ips:
-                    if (pool := self._pool_of(interface.ip)) is not None:
-                        pool.hold(interface.ip, record.owner)
+        for ip, owner in self._known().items():
+            if (pool := self._pool_of(ip)) is not None:
+                pool.hold(ip, owner)
         for ip, at in self._store.released().items():
             if (pool := self._pool_of(ip)) is not None:
                 pool.release(ip, at)
@@ -95,6 +94,11 @@ class RangeAllocator:
             pool.last = self._store.last(network)
         self._stopped = False
         await self._ring.start()
+        # Nobody has told this allocator of what was deleted meanwhile.
+        if not self._reserving:
+            known, now = self._known(), self._clock()
+            for pool in self._pools.values():
+                pool.keep(known, now)
         self._update()
 
     async def run(self) -> NoReturn:
@@ -135,6 +139,7 @@ class RangeAllocator:
         requested = one_a_family(wish)
         owner = f"pod {pod}" if pod.name else f"container {key.container_id}"
         chosen: list[IPAddress] = []
+        self._reserving += 1
         last: dict[IPNetwork, IPAddress] = {}
         try:
             for version in requested.keys() - {one.version for one in self._pools}:
@@ -156,6 +161,8 @@ class RangeAllocator:
             for ip, pool in zip(chosen, self._pools.values(), strict=False):
                 pool.drop(ip)
             raise
+        finally:
+            self._reserving -= 1
 
     def released(self, record: Record) -> None:
         now = self._clock()
@@ -188,6 +195,11 @@ class RangeAllocator:
             )
         if (holder := pool.holder(ip)) is not None:
             raise wish.refused(f"{ip} is held by {holder}", remedy="ask for another one")
+
+    def _known(self) -> dict[IPAddress, str]:
+        """Who has which address, as the database says."""
+        held = (one for one in self._store.records.values() if one.state is not State.DELETING)
+        return {face.ip: record.owner for record in held for face in record.attachment.ips}
 
     def _pool_of(self, ip: IPAddress) -> RangePool | None:
         return next((pool for network, pool in self._pools.items() if ip in network), None)

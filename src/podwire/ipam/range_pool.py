@@ -5,7 +5,7 @@ What lives here: one network in memory. What does not: the disk, and where range
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from podwire.ipam import ranges
 from podwire.ipam.ranges import Range
@@ -84,6 +84,12 @@ class RangePool:
         for (first, end), span in self._spans.items():
             if first <= int(ip) < end:
                 span.release(int(ip) - first, at)
+
+    def keep(self, known: Collection[IPAddress], now: float) -> None:
+        """Give back all that pods hold but these."""
+        numbers = {int(ip) for ip in known if ip.version == self.network.version}
+        for number in self._owners.keys() - numbers:
+            self.release(type(self.network.network_address)(number), now)
 
     def drop(self, ip: IPAddress) -> None:
         """Give back what nobody has used."""
