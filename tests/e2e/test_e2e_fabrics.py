@@ -211,6 +211,21 @@ def path(seen: Seen, pod: Place, other: Place, version: int) -> Iterator[tuple[s
     yield other.name, "eth0", "in"
 
 
+@pytest.mark.parametrize("profile", ["calico-vxlan", "flannel-udp"])
+def test_both_families_over_an_underlay_of_ipv6(profile: str) -> None:
+    with Lab(nodes=2, family="dual", underlay_family="ipv6", profile=profile) as lab:
+        pods = [lab.run(name, node=f"node{name[1]}") for name in ("a1", "b1", "a2")]
+        for pod in pods:
+            pod.wait_ready(_PATIENCE_S)
+        here = places(lab, pods)
+        mtu = here[-1].read().links["eth0"]["mtu"]
+        with Echoes(here) as echoes:
+            answers = everybody(echoes, here[2:])
+            assert {key for key, echo in answers.items() if not echo.replied} == set()
+            whole = echoes.ask([(here[2], ip) for ip in here[-1].ips], size=mtu)
+            assert all(echo.replied for echo in whole.values()), whole
+
+
 def test_plain_routes_say_who_is_behind_a_router() -> None:
     with Lab(nodes=2, profile="flannel-host-gw", underlay="routed") as lab:
         status = Command(lab.name).run("status")

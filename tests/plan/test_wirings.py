@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, ip_address
 
+import msgspec
+
+from podwire.model.cluster import Underlay
 from podwire.model.state import Blackhole, Link, NftElement, Route
 from podwire.plan import isolation, spoofing
 from podwire.plan.macs import link_local
@@ -37,6 +40,15 @@ def test_a_routed_nodes_own_blocks_are_blackholes() -> None:
     of = config("calico")
     holes = [one for one in routed.plan_node(of) if isinstance(one, Blackhole)]
     assert [(str(hole.dst), hole.protocol) for hole in holes] == [("172.31.1.64/26", 80)]
+
+
+def test_a_node_without_ipv4_has_a_way_to_its_ipv4_pods_gateway() -> None:
+    """Which proxy ARP needs; elsewhere the default route is one."""
+    of = config("calico-vxlan", (4, 6))
+    over_ipv6 = Underlay("eth0", ip_address("fd00:172:18::1"), 1500)
+    only_ipv6 = msgspec.structs.replace(of, underlay=over_ipv6)
+    assert "169.254.1.1/32 dev lo" in lines(routed.plan_node(only_ipv6))
+    assert "169.254.1.1/32 dev lo" not in lines(routed.plan_node(of))
 
 
 def test_a_bridge_pod_of_both_families() -> None:

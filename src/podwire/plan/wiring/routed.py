@@ -47,7 +47,7 @@ def seen_by_pod(config: NetworkConfig, ip: IPAddress) -> tuple[IPInterface, IPAd
 
 
 def plan_node(config: NetworkConfig) -> tuple[Entry, ...]:
-    """Forwarding, and a blackhole for each own subnet."""
+    """Forwarding, a blackhole for each own subnet, and a way to the gateway that nobody has."""
     why = Why(f"Node/{config.node}", "leases " + ", ".join(map(str, config.lease.subnets)))
     forwarding = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
     versions = sorted({network.version for network in config.network})
@@ -58,7 +58,22 @@ def plan_node(config: NetworkConfig) -> tuple[Entry, ...]:
             for subnet in config.lease.subnets
             if subnet.prefixlen < subnet.max_prefixlen  # That one is a pod's own.
         ),
+        *_way_to_gateway(config),
     )
+
+
+def _way_to_gateway(config: NetworkConfig) -> tuple[Route, ...]:
+    """The kernel answers ARP by proxy only for what it has a route to, by another link than the one
+    it was asked on. The default route is one; without IPv4 on the underlay there is none.
+    """
+    has_pods = any(network.version == 4 for network in config.network)
+    if not has_pods or config.underlay.ip_of(4) is not None:
+        return ()
+    why = Why(
+        f"Node/{config.node}", f"answers for its pods' gateway, {GATEWAY4}, and has no IPv4 itself"
+    )
+    protocol = config.fabric.route_protocol
+    return (Route(dst=ip_network(GATEWAY4), dev="lo", protocol=protocol, why=why),)
 
 
 def plan_attachment(config: NetworkConfig, attachment: Attachment) -> PodPlan:
