@@ -130,7 +130,7 @@ def test_auto_takes_what_works() -> None:
     near, far, blocked = reach(of), reach(of, routed=True), reach(of, routed=True, blocked=True)
     assert near[-1] == "10.244.2.0/24 via 172.18.0.12 dev eth0"
     assert far[-1] == "10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink"
-    assert blocked[-1] == "10.244.2.0/24 dev flannel0 src 10.244.1.0"
+    assert blocked[-1] == "10.244.2.0/24 dev flannel0 src 10.244.1.1"
     for lines_ in (near, far, blocked):
         assert lines_[:1] == probed
         assert "10.244.2.0/32 dev flannel.1 src 10.244.1.0" in lines_

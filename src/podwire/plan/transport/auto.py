@@ -17,9 +17,20 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from podwire.model.cluster import NetworkConfig, Node
-from podwire.model.state import Address, Entry, IPNetwork, Link, Neighbor, Route, Sysctl, Why
+from podwire.model.state import (
+    Address,
+    Entry,
+    IPAddress,
+    IPNetwork,
+    Link,
+    Neighbor,
+    Route,
+    Sysctl,
+    Why,
+)
 from podwire.plan import carrier
 from podwire.plan.transport import direct, udp, vxlan
+from podwire.plan.wiring import bridge
 
 BACKEND = "auto"
 #: A peer with one of these can be reached, if not in every way.
@@ -100,9 +111,21 @@ def _route(config: NetworkConfig, peer: Node, subnet: IPNetwork, *, blocked: boo
             return Route(
                 dst=subnet,
                 dev=config.fabric.udp_dev,
-                src=carrier.own_base(config.lease.subnets, subnet.version),
+                src=_source(config, subnet.version),
                 protocol=config.fabric.route_protocol,
                 why=carrier.leases(peer.name, subnet),
             )
         case _:
             return vxlan.route(config, peer, subnet)
+
+
+def _source(config: NetworkConfig, version: int) -> IPAddress | None:
+    """What this node's own packets to pods behind the UDP tunnel have for a source.
+
+    Answers to the VTEP's address would go to where VXLAN does not get through; those to the
+    bridge's take the same way back. Routed pods leave no other address of the subnets.
+    """
+    if config.fabric.wiring == "bridge":
+        found = (one.ip for one in bridge.gateways(config) if one.version == version)
+        return next(found, None)
+    return carrier.own_base(config.lease.subnets, version)
