@@ -278,9 +278,7 @@ def test_pods_of_another_lease_are_named(
 
 
 @pytest.mark.parametrize("phase", ["start", "no API", "no node", "no underlay", "ready"])
-def test_stopping_is_clean_at_any_time(
-    cluster: Cluster, agent: AgentProcess, phase: str
-) -> None:
+def test_stopping_is_clean_at_any_time(cluster: Cluster, agent: AgentProcess, phase: str) -> None:
     if phase == "no API":
         cluster.api.stop()
     elif phase != "no node":
