@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from podwire.trace.model import Cause, Hop, Outcome, Udp
+from podwire.trace.model import Cause, Hop, Outcome, Tunnel, Udp
 from podwire.trace.render import words
 from podwire.trace.render.svg import notes
 from podwire.trace.render.svg.canvas import Canvas, number, width
@@ -166,7 +166,8 @@ def _outer_words(hop: Hop) -> str:
     what = words.summary(headers)
     udp = next((one for one in words.outer(hop.packet) if isinstance(one, Udp)), None)
     if udp is not None:
-        what += f" in UDP {udp.target_port}"
+        is_bare = any(isinstance(one, Tunnel) for one in words.outer(hop.packet))
+        what += f"{', port' if is_bare else ' in UDP'} {udp.target_port}"
     return f"{words.addresses(headers)}, {what}, {hop.packet.size} bytes"
 
 
