@@ -5,7 +5,7 @@ kernel holds all entries for all peers, for each transport.
 The peers are simulated: Node objects as their agents would have published them, with a block or a
 range of the pod network where the IPAM has such, and in the fabric of one segment ten pods each.
 The limits in the same run are the same agent as the only node, and a process that imports what an
-agent does. And the other way round: a peer that comes later, from when the API has it until its
+agent does. And the other way round: a peer that comes later, from before the API is told until its
 entries are in the kernel of the node that runs.
 """
 
@@ -177,8 +177,8 @@ class Site:
         wait_for(lambda: self.one.is_ready(name), "the agent", 180)
         self.later += 1
         later = self.later
-        self.call([self.peer(later)])
         added = time.perf_counter()
+        self.call([self.peer(later)])
         wait_for(lambda: self.has(name, fd, self.count + 1), "the entries of one more", 180)
         took = time.perf_counter() - added
         self.call([lambda client: client.delete(NODES, f"peer{later}")])

@@ -20,7 +20,7 @@ from bench.bench_throughput import MASQUERADE, by_podwire
 from bench.bursts import ECHOES, STREAM_BYTES, measure, quartiles
 from bench.harness import cluster, namespaces, sh, show, wire_underlay
 
-ROUNDS = 100
+ROUNDS = 40
 PROFILES = {"bridge": "flannel-host-gw", "routed": "calico"}
 #: As the profiles have it.
 _MTU = {"bridge": 1500, "routed": 1450}
