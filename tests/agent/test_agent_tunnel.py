@@ -111,3 +111,22 @@ def test_nothing_is_promised_before_the_tunnel_forwards(
         assert after.tunnel is not None
         assert after.tunnel.restarts > 0
         assert after.problems == ()
+
+
+def test_another_ones_device_is_left_alone(
+    cluster: Cluster,
+    kubeconfig: Path,
+    make_namespace: Callable[[], Namespace],
+    tmp_path: Path,
+) -> None:
+    with joined(make_namespace, tmp_path) as nodes:
+        agent = nodes.add("node1", kubeconfig)
+        nodes.register(cluster, "node1", ["10.244.1.0/24"])
+        agent.namespace.run("ip tuntap add flannel0 mode tun; ip link set flannel0 up")
+        agent.start("--profile", "flannel-udp")
+        agent.wait_not_ready("flannel0 exists and was not made by Podwire")
+        assert not agent.conflist.exists()
+        assert "NO-CARRIER" in agent.namespace.run("ip link show flannel0"), "nobody has it open"
+        agent.namespace.run("ip link del flannel0")
+        agent.wait_ready()
+        assert agent.log.count("tunnel forwards") == 1

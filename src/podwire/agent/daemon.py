@@ -331,6 +331,7 @@ class Agent:
             self._say_not_ready(refused)
         elif self._refused is not None:
             # `_renew` publishes what it did not, and says that we are ready.
+            self._use_peers()
             self._look_at_own()
         self._refused = refused
 
@@ -403,10 +404,17 @@ class Agent:
             await self._pods.rewire()
         if not self._mender.held:
             self._memory.done(network)
-        # The tunnel's device is there by now, and the probes' routes.
-        self.peering.use(network, self._renewal.private_key)
-        self._pods.wait_for(self.peering.not_ready)
+        if self._refused is None:
+            self._use_peers()
+        else:
+            self._pods.wait_for(self._refused)
         metrics.PEERS.set(self._nodes.leased_peers)
+
+    def _use_peers(self) -> None:
+        """Once the kernel has what is wanted: the tunnel's device is ours, probes have routes."""
+        if self._network is not None:
+            self.peering.use(self._network, self._renewal.private_key)
+            self._pods.wait_for(self.peering.not_ready)
 
     def _tell_of_change(self, network: NetworkConfig) -> None:
         """What becomes of pods, where this is another fabric than the last one."""
