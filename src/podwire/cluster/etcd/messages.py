@@ -8,6 +8,7 @@ Source: etcd/etcdserver/etcdserverpb/rpc.proto and etcd/mvcc/mvccpb/kv.proto (3.
 
 from __future__ import annotations
 
+import contextlib
 from base64 import b64encode
 from typing import Any, TypeAlias, TypeVar
 
@@ -119,6 +120,19 @@ class WatchLine(msgspec.Struct):
 
     result: WatchAnswer | None = None
     error: Failure | None = None
+
+
+def failure_in(body: bytes) -> Failure | None:
+    """What a call's answer says, or a stream's that failed before it began; None for others'."""
+    with contextlib.suppress(msgspec.DecodeError):
+        found = msgspec.json.decode(body, type=Failure)
+        if found.code is not None:
+            return found
+    with contextlib.suppress(msgspec.DecodeError):
+        error = msgspec.json.decode(body, type=WatchLine).error
+        if error is not None:
+            return Failure(error.message, code=error.grpc_code)
+    return None
 
 
 def decode(body: bytes, kind: type[T]) -> T:

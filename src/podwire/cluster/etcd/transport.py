@@ -35,7 +35,7 @@ from podwire.cluster.etcd.failures import (
     no_gateway,
     unavailable,
 )
-from podwire.cluster.etcd.messages import Failure, Json, TokenAnswer, decode
+from podwire.cluster.etcd.messages import Json, TokenAnswer, decode, failure_in
 from podwire.cluster.etcd.url import EtcdConfig
 from podwire.cluster.keepalive import socket_with_keepalive
 from podwire.errors import InputError, StoreError, StoreUnavailableError
@@ -177,11 +177,8 @@ class Transport:
         if response.status == 200:
             return None
         body = await response.read()
-        try:
-            found = msgspec.json.decode(body, type=Failure)
-        except msgspec.DecodeError:
-            found = Failure()
-        if found.code is None:
+        found = failure_in(body)
+        if found is None or found.code is None:
             return no_gateway(url, response.status, body)
         return self.failure(url, found.message, found.code)
 
