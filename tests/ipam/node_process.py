@@ -31,6 +31,7 @@ from podwire.cluster.kube.documents import KubeDocuments
 from podwire.errors import IpamError, StoreUnavailableError
 from podwire.ipam.allocator import SharedAllocator
 from podwire.ipam.block_allocator import BlockAllocator
+from podwire.ipam.node_subnet import ContendedError
 from podwire.ipam.range_allocator import RangeAllocator
 from podwire.ipam.store import Store
 from podwire.model.documents import Documents
@@ -70,6 +71,15 @@ def make(ipam: str, documents: Documents, store: Store, node: str) -> SharedAllo
     return RangeAllocator(documents, store, **settings)
 
 
+async def start(allocator: SharedAllocator) -> None:
+    """As often as an agent would, on a machine that has much else to do."""
+    while True:
+        try:
+            return await allocator.start()
+        except (ContendedError, StoreUnavailableError) as error:
+            print(error, file=sys.stderr)
+
+
 async def churn(allocator: SharedAllocator, store: Store) -> None:
     """Pods come and go, several at once."""
     rng = random.Random()
@@ -77,10 +87,12 @@ async def churn(allocator: SharedAllocator, store: Store) -> None:
         names = [key.container_id for key in store.records]
         for name in rng.sample(names, rng.randrange(len(names) + 1)):
             delete(allocator, store, name)
-        new = range(rng.randrange(1, _CHURN - len(store.records)))
+        new = range(rng.randrange(1, max(2, _CHURN - len(store.records))))
         pods = (add(allocator, f"p{rng.getrandbits(60):x}") for _ in new)
         for result in await asyncio.gather(*pods, return_exceptions=True):
-            if isinstance(result, BaseException) and not isinstance(result, IpamError):
+            if isinstance(result, BaseException) and not isinstance(
+                result, IpamError | StoreUnavailableError
+            ):
                 raise result
 
 
@@ -108,7 +120,7 @@ async def main(ipam: str, directory: Path, url: str, what: str, *names: str) -> 
             store = stack.enter_context(contextlib.closing(Store(directory / f"{name}.db")))
             documents = await stack.enter_async_context(connected(url))
             nodes[name] = make(ipam, documents, store, name), store
-        await asyncio.gather(*(allocator.start() for allocator, _ in nodes.values()))
+        await asyncio.gather(*(start(allocator) for allocator, _ in nodes.values()))
         print("started", flush=True)
         running = [asyncio.create_task(allocator.run()) for allocator, _ in nodes.values()]
         if what == "churn":
