@@ -24,7 +24,8 @@ LAB_ID = "PODWIRE_LAB_ID"
 LAB_PROCESS = "PODWIRE_LAB_PROCESS"
 """Environment variable that holds the process's name in the lab: `api`, `node1/agent`."""
 
-_NAMESPACES = ("net", "mnt", "pid", "uts")
+NAMESPACES = ("net", "mnt", "pid", "uts")
+"""Kinds of namespaces that nodes have of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def marked(lab_id: str) -> dict[Process, str]:
 def namespaces(pid: int) -> frozenset[tuple[str, int]]:
     """(kind, inode) of the namespaces that a process is in; empty when it is gone."""
     found = set()
-    for kind in _NAMESPACES:
+    for kind in NAMESPACES:
         with suppress(OSError):
             found.add((kind, Path(f"/proc/{pid}/ns/{kind}").stat().st_ino))
     return frozenset(found)
