@@ -242,6 +242,9 @@ async def test_who_does_not_answer_is_asked_last(make: Make) -> None:
     for node in nodes.values():
         await node.start()
     ring = nodes["n0"]._ring
+    async with asyncio.timeout(30):
+        while {token.node for token in ring.tokens} != set(nodes):
+            await asyncio.sleep(0.01)
     first, second = [one.node for one in lenders(ranges(ring.tokens, SMALL[0]), "n2")]
     await nodes[first].stop()
     two = make("n2", networks=SMALL)

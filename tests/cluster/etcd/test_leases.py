@@ -458,7 +458,7 @@ async def test_a_lease_that_expires_while_the_store_is_away(
 async def test_the_store_going_and_coming_back(
     network: None, etcd: EtcdServer, config: EtcdConfig, wire: Wire
 ) -> None:
-    through = replace(config, endpoints=(f"127.0.0.1:{wire.port}",), call_timeout_s=0.5)
+    through = replace(config, endpoints=(f"127.0.0.1:{wire.port}",))
     async with station(through, "node1") as one:
         lease = await one.source.acquire(wish(1))
         await one.until_told(Connected)
@@ -479,7 +479,7 @@ async def test_the_store_going_and_coming_back(
 async def test_a_compaction_while_away_is_caught_up_with(
     network: None, etcd: EtcdServer, config: EtcdConfig, wire: Wire
 ) -> None:
-    through = replace(config, endpoints=(f"127.0.0.1:{wire.port}",), call_timeout_s=0.5)
+    through = replace(config, endpoints=(f"127.0.0.1:{wire.port}",))
     etcd.put(f"{config.prefix}/subnets/10.5.8.0-24", {"PublicIP": "192.168.64.8"})
     async with station(through, "node1") as one:
         lease = await one.source.acquire(wish(1))
