@@ -1,6 +1,6 @@
-"""The agent's side of the tunnel: find the process that runs, or start one, and ask it things.
+"""The agent's side of the tunnel: the connection to its process, and how one is run.
 
-One connection, one request at a time. What the agent makes of it (when to start it anew, what to
+One connection, one request at a time. What the agent makes of it (when to start it, what to
 configure) is the agent's business; `wait_closed` tells when the tunnel is gone.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
 import sys
 from collections import deque
 from pathlib import Path
@@ -36,8 +35,6 @@ from podwire.tunnel.control import Frames, pack
 T = TypeVar("T", Ready, Done, Stats)
 
 _CHUNK = 1 << 20
-#: Between two looks for the socket of a process that has just been started.
-_LOOK_AGAIN_S = 0.02
 
 
 class TunnelAwayError(PodwireError):
@@ -137,28 +134,6 @@ class TunnelClient:
 def command(path: Path) -> list[str]:
     """What runs a tunnel that listens at `path`."""
     return [sys.executable, "-m", "podwire.tunnel", "--socket", str(path)]
-
-
-async def connect_or_start(path: Path, patience_s: float = 30.0) -> TunnelClient:
-    """Connect to the tunnel at `path`, started first where there is none.
-
-    It is started in a session of its own, so that it outlives whoever started it. Raises
-    TunnelAwayError where it does not come up in `patience_s`, or ends.
-    """
-    with contextlib.suppress(TunnelAwayError):
-        return await TunnelClient.connect(path)
-    process = await asyncio.create_subprocess_exec(
-        *command(path), stdin=subprocess.DEVNULL, start_new_session=True
-    )
-    deadline = asyncio.get_running_loop().time() + patience_s
-    while True:
-        with contextlib.suppress(TunnelAwayError):
-            return await TunnelClient.connect(path)
-        if process.returncode is not None:
-            raise TunnelAwayError(f"the tunnel ended with exit code {process.returncode}")
-        if asyncio.get_running_loop().time() > deadline:
-            raise TunnelAwayError(f"the tunnel did not come up in {patience_s:g} s")
-        await asyncio.sleep(_LOOK_AGAIN_S)
 
 
 def _expect(kind: type[T], answer: Answer) -> T:
