@@ -117,6 +117,8 @@ def test_a_gateway_that_nobody_answers_for(calico: Site) -> None:
         calico.podwire.ok("exec", "a", "--", "sh", "-c", forget)
         cause, text, remedy = calico.dropped("a", "b")
         assert "proxy_arp is not as it should be" in calico.failing("node1", "desired")
+    # The pod asks again at once, and not a second after it asked in vain.
+    calico.podwire.ok("exec", "a", "--", "sh", "-c", forget)
     assert cause is Cause.NO_NEIGHBOR
     assert text.startswith("nobody answers for 169.254.1.1, the gateway of pod default/a")
     assert remedy.startswith(f"sysctl -w net.ipv4.conf.{dev}.proxy_arp=1")
@@ -129,7 +131,7 @@ def test_neighbours_that_are_wrong(calico: Site) -> None:
         "node2", f"ip neigh replace {b} {wrong} dev {dev}", f"ip neigh del {b} dev {dev}"
     ):
         cause, text, _ = calico.dropped("a", "b")
-    assert (cause, "02:02:02:02:02:02" in text) == (Cause.WRONG_NEIGHBOR, True)
+    assert (cause, "02:02:02:02:02:02" in text) == (Cause.WRONG_NEIGHBOR, True), text
     node2 = calico.lab.node("node2").ip
     with calico.broken(
         "node1", f"ip neigh replace {node2} {wrong} dev eth0", f"ip neigh del {node2} dev eth0"
