@@ -200,7 +200,6 @@ def test_an_agent_that_dies_leaves_a_file_and_is_told(site: Site, tmp_path: Path
         assert running.process.wait(60) == 1, "a part is missing"
     counts = Counter(one.interface for one in read(file))
     assert counts["pod:default/a/eth0"] == 4
-    assert counts["pod:default/b/eth0"] >= 1
     until(lambda: site.lab.node("node2").process("agent").pid not in (None, pid), "a new agent")
 
 
