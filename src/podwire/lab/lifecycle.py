@@ -62,31 +62,36 @@ def up(
     before = lab.record()
     checks.check_machine(shape or (before.shape if before else Shape()))
     progress.done("this machine can hold a lab")
-    with locked(lab, progress):
-        record = lab.record()
-        if record is not None:
-            _check_same(lab, record, node_count, shape)
-            if supervisor(lab) is not None:
-                progress.done(f'lab "{name}" is already up')
-            else:
-                progress.done(f'lab "{name}" had stopped; it starts again')
-                _start_supervisor(lab, record)
-            rollout.complete(lab, progress)
-            wait_ready(lab, progress)
-            for sentence in record.faults.sentences():
-                progress.done(f"still so: {sentence}")
-            return lab
-        try:
-            clear(lab)
-            _start_supervisor(lab, _create(lab, node_count or DEFAULT_NODES, shape or Shape()))
-            wait_ready(lab, progress)
-        except NotReadyError:
-            raise
-        except BaseException:
-            progress.waiting("cleaning up")
-            clear(lab)
-            remove_directory(lab)
-            raise
+    try:
+        with locked(lab, progress):
+            record = lab.record()
+            if record is not None:
+                _check_same(lab, record, node_count, shape)
+                if supervisor(lab) is not None:
+                    progress.done(f'lab "{name}" is already up')
+                else:
+                    progress.done(f'lab "{name}" had stopped; it starts again')
+                    _start_supervisor(lab, record)
+                rollout.complete(lab, progress)
+                wait_ready(lab, progress)
+                for sentence in record.faults.sentences():
+                    progress.done(f"still so: {sentence}")
+                return lab
+            try:
+                clear(lab)
+                _start_supervisor(lab, _create(lab, node_count or DEFAULT_NODES, shape or Shape()))
+                wait_ready(lab, progress)
+            except NotReadyError:
+                raise
+            except BaseException:
+                progress.waiting("cleaning up")
+                clear(lab)
+                remove_directory(lab)
+                raise
+    except BaseException:
+        # What was made to be locked, should nothing have come into it yet: no other is removed so.
+        remove_directory(lab)
+        raise
     return lab
 
 
