@@ -21,8 +21,10 @@ ETCD_PORT = 2379
 _CONF = '{"cniVersion":"1.1.0","name":"podwire","type":"podwire"}'
 
 
-def cni(agent: AgentProcess, command: str, container: str, pod: Namespace) -> dict[str, Any]:
-    """One call of the CNI executable for `pod`."""
+def call_cni(
+    agent: AgentProcess, command: str, container: str, pod: Namespace
+) -> tuple[int, dict[str, Any]]:
+    """One call of the CNI executable for `pod`: its exit code, and what it answered."""
     done = subprocess.run(
         [agent.executable],
         input=_CONF,
@@ -37,8 +39,13 @@ def cni(agent: AgentProcess, command: str, container: str, pod: Namespace) -> di
         text=True,
         check=False,
     )
-    found: dict[str, Any] = json.loads(done.stdout) if done.stdout else {}
-    assert done.returncode == 0, found
+    return done.returncode, json.loads(done.stdout) if done.stdout else {}
+
+
+def cni(agent: AgentProcess, command: str, container: str, pod: Namespace) -> dict[str, Any]:
+    """The answer to a call of the CNI executable, which succeeds."""
+    code, found = call_cni(agent, command, container, pod)
+    assert code == 0, found
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from podwire.cluster.kube import NODES, KubeClient
 from ..conftest import Namespace
 from ..e2e.waiting import until
 from .conftest import AgentProcess, Cluster
+from .joined import cni
 
 pytestmark = pytest.mark.root
 
@@ -41,26 +41,6 @@ def full_reconciles(agent: AgentProcess) -> float:
 
 
 FULL = 'podwire_reconcile_seconds_count{scope="full"}'
-
-
-def cni(agent: AgentProcess, command: str, container: str, pod: Namespace) -> dict[str, Any]:
-    done = subprocess.run(
-        [agent.executable],
-        input='{"cniVersion":"1.1.0","name":"podwire","type":"podwire"}',
-        env={
-            "CNI_COMMAND": command,
-            "CNI_CONTAINERID": container,
-            "CNI_NETNS": pod.path,
-            "CNI_IFNAME": "eth0",
-            "CNI_PATH": str(agent.executable.parent),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    found: dict[str, Any] = json.loads(done.stdout) if done.stdout else {}
-    assert done.returncode == 0, found
-    return found
 
 
 def test_an_underlay_address_that_comes_back_makes_it_ready_again(

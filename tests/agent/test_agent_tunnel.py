@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import json
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ from podwire.trace.wire import Status
 from ..conftest import Namespace
 from ..e2e.waiting import DEADLINE_S
 from .conftest import AgentProcess, Cluster
-from .joined import answers, joined
+from .joined import answers, call_cni, joined
 from .operating import connected
 
 pytestmark = pytest.mark.root
@@ -58,22 +56,8 @@ def status(agent: AgentProcess) -> NodeStatus:
 
 def refused(agent: AgentProcess, pod: Namespace) -> tuple[int, str]:
     """Code and message of an ADD that fails."""
-    done = subprocess.run(
-        [agent.executable],
-        input='{"cniVersion":"1.1.0","name":"podwire","type":"podwire"}',
-        env={
-            "CNI_COMMAND": "ADD",
-            "CNI_CONTAINERID": "refused",
-            "CNI_NETNS": pod.path,
-            "CNI_IFNAME": "eth0",
-            "CNI_PATH": str(agent.executable.parent),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    error = json.loads(done.stdout)
+    code, error = call_cni(agent, "ADD", "refused", pod)
+    assert code == 1
     return error["code"], error["msg"]
 
 

@@ -10,8 +10,9 @@ from ipaddress import ip_address, ip_interface, ip_network
 import pytest
 
 from podwire.errors import KernelError
-from podwire.kernel import messages, netns
+from podwire.kernel import netns
 from podwire.kernel.attach import attach, check, cut_off, detach
+from podwire.kernel.judge import ROUTE_GROUPS
 from podwire.kernel.netlink import NETLINK_NETFILTER, Message, NetlinkSocket
 from podwire.kernel.nft import NFNLGRP_NFTABLES
 from podwire.kernel.reconcile import Reconciler
@@ -39,16 +40,6 @@ pytestmark = pytest.mark.root
 WHY = Why("Pod/default/a", "is tried out")
 HOST_MAC = bytes([0xEE] * 6)
 GATEWAY4, GATEWAY6 = ip_address("169.254.1.1"), ip_address("fe80::ecee:eeff:feee:eeee")
-GROUPS = (
-    messages.RTNLGRP_LINK,
-    messages.RTNLGRP_NEIGH,
-    messages.RTNLGRP_IPV4_IFADDR,
-    messages.RTNLGRP_IPV6_IFADDR,
-    messages.RTNLGRP_IPV4_ROUTE,
-    messages.RTNLGRP_IPV6_ROUTE,
-    messages.RTNLGRP_IPV4_NETCONF,
-    messages.RTNLGRP_IPV6_NETCONF,
-)
 
 OWN: tuple[Entry, ...] = (
     Sysctl(key="net/ipv4/ip_forward", value="1", why=WHY),
@@ -122,7 +113,7 @@ class Node:
         for fd in self._fds.values():
             stack.callback(os.close, fd)
         self.sock = stack.enter_context(NetlinkSocket())
-        self._route = stack.enter_context(NetlinkSocket(groups=GROUPS))
+        self._route = stack.enter_context(NetlinkSocket(groups=ROUTE_GROUPS))
         groups = (NFNLGRP_NFTABLES,)
         self._netfilter = stack.enter_context(NetlinkSocket(NETLINK_NETFILTER, groups))
         self.reconciler = Reconciler()

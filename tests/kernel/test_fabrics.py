@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from podwire.kernel import messages
+from podwire.kernel.judge import ROUTE_GROUPS
 from podwire.kernel.netlink import NETLINK_NETFILTER, Message, NetlinkSocket
 from podwire.kernel.nft import NFNLGRP_NFTABLES
 from podwire.kernel.reconcile import Reconciler
@@ -37,16 +37,6 @@ WHY = Why("Node/node1", "is tried out")
 NODE = (
     "ip link add eth0 type veth peer name wire && ip link set eth0 up && ip link set wire up"
     " && ip address add 172.18.0.11/16 dev eth0 && ip address add fd00:172:18::11/64 dev eth0 nodad"
-)
-GROUPS = (
-    messages.RTNLGRP_LINK,
-    messages.RTNLGRP_NEIGH,
-    messages.RTNLGRP_IPV4_IFADDR,
-    messages.RTNLGRP_IPV6_IFADDR,
-    messages.RTNLGRP_IPV4_ROUTE,
-    messages.RTNLGRP_IPV6_ROUTE,
-    messages.RTNLGRP_IPV4_NETCONF,
-    messages.RTNLGRP_IPV6_NETCONF,
 )
 
 ZEROS = bytes(6)
@@ -284,7 +274,7 @@ class Watch:
     """Notifications of rtnetlink and nf_tables."""
 
     def __enter__(self) -> Watch:
-        self._route = NetlinkSocket(groups=GROUPS)
+        self._route = NetlinkSocket(groups=ROUTE_GROUPS)
         self._netfilter = NetlinkSocket(NETLINK_NETFILTER, groups=(NFNLGRP_NFTABLES,))
         return self
 

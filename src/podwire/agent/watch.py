@@ -11,18 +11,8 @@ import errno
 from collections.abc import Callable
 
 from podwire.kernel import link_messages, messages, nft
+from podwire.kernel.judge import ROUTE_GROUPS
 from podwire.kernel.netlink import NETLINK_NETFILTER, Message, NetlinkSocket
-
-_ROUTE_GROUPS = (
-    messages.RTNLGRP_LINK,
-    messages.RTNLGRP_NEIGH,
-    messages.RTNLGRP_IPV4_IFADDR,
-    messages.RTNLGRP_IPV4_ROUTE,
-    messages.RTNLGRP_IPV6_IFADDR,
-    messages.RTNLGRP_IPV6_ROUTE,
-    messages.RTNLGRP_IPV4_NETCONF,
-    messages.RTNLGRP_IPV6_NETCONF,
-)
 
 #: Seconds from a notification to its being read, with all that came meanwhile.
 _GATHER_S = 0.01
@@ -42,7 +32,7 @@ class KernelWatch:
         self._loop = loop
         self._on_loss = on_loss
         # A fresh 10,000-node cluster makes 30,000 notifications of our own in a second.
-        self._route = NetlinkSocket(groups=_ROUTE_GROUPS, receive_buffer=32 * 1024 * 1024)
+        self._route = NetlinkSocket(groups=ROUTE_GROUPS, receive_buffer=32 * 1024 * 1024)
         self._nft = NetlinkSocket(
             NETLINK_NETFILTER, groups=(nft.NFNLGRP_NFTABLES,), receive_buffer=32 * 1024 * 1024
         )

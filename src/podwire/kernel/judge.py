@@ -35,6 +35,18 @@ from podwire.model.state import Sysctl, Veth, Vxlan
 
 _NFT_NEW_TABLE = 10 << 8
 
+#: Of rtnetlink: the groups whose notifications are judged.
+ROUTE_GROUPS = (
+    messages.RTNLGRP_LINK,
+    messages.RTNLGRP_NEIGH,
+    messages.RTNLGRP_IPV4_IFADDR,
+    messages.RTNLGRP_IPV4_ROUTE,
+    messages.RTNLGRP_IPV6_IFADDR,
+    messages.RTNLGRP_IPV6_ROUTE,
+    messages.RTNLGRP_IPV4_NETCONF,
+    messages.RTNLGRP_IPV6_NETCONF,
+)
+
 
 class Judge:
     """Judges notifications of one namespace; used by the thread of its `Holdings`."""

@@ -6,7 +6,7 @@ Values only, frozen, without I/O. `podwire.cluster` makes them out of Kubernetes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -139,6 +139,18 @@ class ClusterView(msgspec.Struct, frozen=True):
     nodes: Mapping[str, Node]
     blocked: frozenset[str] = frozenset()
     pods: Mapping[str, PodPlace] = msgspec.field(default_factory=dict)
+
+
+def leaseholder(nodes: Iterable[Node], ip: IPAddress) -> tuple[Node, IPNetwork] | None:
+    """The node that leases a subnet with `ip`, and that subnet: the longest, since single addresses
+    of a block may be lent."""
+    found = [
+        (node, subnet)
+        for node in nodes
+        for subnet in (node.lease.subnets if node.lease is not None else ())
+        if ip in subnet
+    ]
+    return max(found, key=lambda one: one[1].prefixlen, default=None)
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from podwire.kernel import nft
-from podwire.model.cluster import Attachment, NetworkConfig, Node
+from podwire.model.cluster import Attachment, NetworkConfig, Node, leaseholder
 from podwire.model.state import (
     Address,
     Blackhole,
@@ -214,15 +214,8 @@ class Intent:
     # --- peers ----------------------------------------------------------------------------
 
     def leaseholder(self, ip: IPAddress) -> tuple[Node, IPNetwork] | None:
-        """The node that leases a subnet with `ip`, and that subnet: the longest, since single
-        addresses of a block may be lent."""
-        found = [
-            (node, subnet)
-            for node in self._nodes.values()
-            for subnet in (node.lease.subnets if node.lease is not None else ())
-            if ip in subnet
-        ]
-        return max(found, key=lambda one: one[1].prefixlen, default=None)
+        """The node that leases a subnet with `ip`, and that subnet."""
+        return leaseholder(self._nodes.values(), ip)
 
     def node_at(self, ip: IPAddress) -> Node | None:
         """The node that has `ip` as an address of its own, by what it says of itself."""

@@ -100,10 +100,8 @@ class Path:
             part = min(most * segment, size - start)
             if peer.encrypted:
                 error = self._send_sealed(underlay, peer, packets, start, part, segment)
-            elif part > segment:
-                error = underlay.send_batch(peer, packets.view[start : start + part], segment)
             else:
-                error = underlay.send(peer, packets.view[start : start + part])
+                error = underlay.send_batch(peer, packets.view[start : start + part], segment)
             if error:
                 here = packets.view[start : start + part]
                 parts = [bytes(here[at : at + segment]) for at in range(0, part, segment)]
@@ -122,11 +120,7 @@ class Path:
         sealed = self.secure.seal_into(peer.name, packets, size, segment, self._sealed, start=start)
         error = 0
         if sealed:
-            datagrams = self._sealed.view[:sealed]
-            if size > segment:
-                error = underlay.send_batch(peer, datagrams, segment + OVERHEAD)
-            else:
-                error = underlay.send(peer, datagrams)
+            error = underlay.send_batch(peer, self._sealed.view[:sealed], segment + OVERHEAD)
         if self.secure.outbox:
             self.flush_outbox()
         return error

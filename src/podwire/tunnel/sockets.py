@@ -140,7 +140,9 @@ class Underlay:
         return 0
 
     def send_batch(self, peer: Peer, datagrams: memoryview, segment: int) -> int:
-        """Send datagrams of `segment` bytes each, the last maybe shorter."""
+        """Send datagrams, one or more, of `segment` bytes each, the last maybe shorter."""
+        if len(datagrams) <= segment:
+            return self.send(peer, datagrams)
         control = (socket.SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(segment))
         try:
             self._socket.sendmsg((datagrams,), (control,), 0, peer.place)

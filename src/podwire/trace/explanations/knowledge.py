@@ -9,7 +9,7 @@ import msgspec
 
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe.entries import routes_of
-from podwire.model.cluster import Node
+from podwire.model.cluster import Node, leaseholder
 from podwire.model.state import IPAddress, IPNetwork, Why
 from podwire.trace import iproute
 from podwire.trace.decisions.mend import Remedies
@@ -53,15 +53,8 @@ class Knowledge(msgspec.Struct, frozen=True, kw_only=True):
         return Vantage(Place(node=self.node), self.sock, self.intent, self.remedies)
 
     def leaseholder(self, ip: IPAddress) -> tuple[Node, IPNetwork] | None:
-        """The node that leases a subnet with `ip`, and that subnet: the longest, since single
-        addresses of a block may be lent."""
-        found = [
-            (node, subnet)
-            for node in self.nodes.values()
-            for subnet in (node.lease.subnets if node.lease is not None else ())
-            if ip in subnet
-        ]
-        return max(found, key=lambda one: one[1].prefixlen, default=None)
+        """The node that leases a subnet with `ip`, and that subnet."""
+        return leaseholder(self.nodes.values(), ip)
 
     def assigned(self, ip: IPAddress) -> tuple[Node, IPNetwork] | None:
         """The node that the cluster has given a CIDR with `ip`, leased or not."""
