@@ -129,18 +129,6 @@ class AgentProcess:
         return json.loads(self.namespace.run(line) or "[]")
 
 
-@contextmanager
-def running_api(directory: Path) -> Iterator[ApiProcess]:
-    """An API server with its files below `directory`."""
-    directory.mkdir()
-    process = ApiProcess(directory)
-    process.start()
-    try:
-        yield process
-    finally:
-        process.stop()
-
-
 def write_kubeconfig(path: Path, socket: Path) -> Path:
     """A kubeconfig of the server at `socket`, as a person would write it."""
     path.write_text(
@@ -183,7 +171,7 @@ def agents(
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[ApiProcess]:
     """An API server that the test may stop and start; it runs from the beginning."""
-    with running_api(tmp_path / "api") as process:
+    with ApiProcess(tmp_path / "api") as process:
         yield process
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from ..cluster.api_process import ApiProcess
 from ..conftest import Namespace
-from .conftest import Cluster, running_api, write_kubeconfig
+from .conftest import Cluster, write_kubeconfig
 from .joined import Joined, answers, etcd_in, joined, settled
 
 pytestmark = pytest.mark.root
@@ -29,7 +29,7 @@ def cidrs(name: str, versions: Sequence[int]) -> list[str]:
 @pytest.fixture(scope="module")
 def shared_api(tmp_path_factory: pytest.TempPathFactory) -> Any:
     directory = tmp_path_factory.mktemp("api")
-    with running_api(directory / "api") as process:
+    with ApiProcess(directory / "api") as process:
         write_kubeconfig(directory / "kubeconfig", directory / "api" / "api.sock")
         yield process, directory / "kubeconfig"
 

@@ -37,9 +37,10 @@ from podwire.trace.wire import (
     unpack_response,
 )
 
+from ..cluster.api_process import ApiProcess
 from ..conftest import namespaces
 from ..e2e.waiting import until
-from .conftest import AgentProcess, Cluster, agents, running_api, write_kubeconfig
+from .conftest import AgentProcess, Cluster, agents, write_kubeconfig
 from .operating import NOWHERE, connected, left, nothing_left, observe, prepare, raw
 from .test_agent_process import FLANNELS, PREFIX
 
@@ -55,7 +56,7 @@ def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentProcess]
     """An agent that is ready, for tests that leave it so."""
     directory = tmp_path_factory.mktemp("standing")
     with (
-        running_api(directory / "api") as api,
+        ApiProcess(directory / "api") as api,
         namespaces() as make_namespace,
         agents(
             make_namespace, directory, write_kubeconfig(directory / "config", api.socket)

@@ -95,10 +95,8 @@ def kubeconfig(
 @pytest.fixture(scope="session")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
     """One server for all tests of commands."""
-    process = ApiProcess(tmp_path_factory.mktemp("api"))
-    process.start()
-    yield process
-    process.stop()
+    with ApiProcess(tmp_path_factory.mktemp("api")) as process:
+        yield process
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from podwire.cluster.kube import ClientConfig
 
@@ -19,7 +20,10 @@ START_TIMEOUT_S = 60.0
 
 @dataclass
 class ApiProcess:
-    """`python -m podwire.lab.api` with its state in `directory`; it can be stopped and started."""
+    """`python -m podwire.lab.api` with its state in `directory`; it can be stopped and started.
+
+    `with` starts it, and stops it in the end.
+    """
 
     directory: Path
     _process: subprocess.Popen[bytes] | None = None
@@ -37,7 +41,15 @@ class ApiProcess:
         """Where kubelets put their sockets: `<node>/kubelet.sock`."""
         return self.directory / "nodes"
 
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
     def start(self) -> None:
+        self.directory.mkdir(exist_ok=True)
         ready = self.directory / "ready"
         ready.unlink(missing_ok=True)
         with (self.directory / "log").open("ab") as log:
@@ -56,6 +68,7 @@ class ApiProcess:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not ready.exists():
             if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
                 raise AssertionError((self.directory / "log").read_text())
             time.sleep(0.01)
 

@@ -15,19 +15,15 @@ from .api_process import ApiProcess, Wire
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
     """A server for the module's tests, which use names of their own."""
-    process = ApiProcess(tmp_path_factory.mktemp("api"))
-    process.start()
-    yield process
-    process.stop()
+    with ApiProcess(tmp_path_factory.mktemp("api")) as process:
+        yield process
 
 
 @pytest.fixture
 def own_api(tmp_path: Path) -> Iterator[ApiProcess]:
     """A server that the test may stop."""
-    process = ApiProcess(tmp_path)
-    process.start()
-    yield process
-    process.stop()
+    with ApiProcess(tmp_path) as process:
+        yield process
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import pytest
 
-from ..agent.conftest import AgentProcess, Cluster, running_api, write_kubeconfig
+from ..agent.conftest import AgentProcess, Cluster, write_kubeconfig
 from ..agent.joined import Etcd, Joined, answers, etcd_in, joined
 from ..cluster.api_process import ApiProcess
 from ..conftest import Namespace
@@ -158,7 +158,7 @@ class Pair:
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ApiProcess, Path]]:
     directory = tmp_path_factory.mktemp("api")
-    with running_api(directory / "api") as process:
+    with ApiProcess(directory / "api") as process:
         yield process, write_kubeconfig(directory / "kubeconfig", directory / "api" / "api.sock")
 
 

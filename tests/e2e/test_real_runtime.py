@@ -24,6 +24,7 @@ import pytest
 
 from podwire.cluster.kube import NODES, ClientConfig, KubeClient
 
+from ..agent.conftest import write_kubeconfig
 from ..cluster.api_process import ApiProcess
 from . import busybox_image
 from .runtime_node import RuntimeNode, require_root
@@ -114,11 +115,8 @@ def make_cluster(kind: type[Podman] | type[Containerd], stack: ExitStack) -> Clu
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="podwire-rt-")))
     image = directory / "busybox.tar"
     busybox_image.write_image(image)
-    api = ApiProcess(directory)
-    stack.callback(api.stop)
-    api.start()
-    kubeconfig = directory / "kubeconfig"
-    kubeconfig.write_text(json.dumps(_kubeconfig(api)))
+    api = stack.enter_context(ApiProcess(directory))
+    kubeconfig = write_kubeconfig(directory / "kubeconfig", api.socket)
 
     first, second = _underlay(stack, 2)
     runtimes = []
@@ -135,17 +133,6 @@ def make_cluster(kind: type[Podman] | type[Containerd], stack: ExitStack) -> Clu
         cluster.start_agent(runtime)
         until(runtime.sees_network, f"the runtime of {runtime.node.name} sees the network")
     return cluster
-
-
-def _kubeconfig(api: ApiProcess) -> dict[str, object]:
-    return {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": f"unix://{api.socket}"}}],
-        "users": [{"name": "u", "user": {}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "x",
-    }
 
 
 def _underlay(stack: ExitStack, count: int) -> list[str]:

@@ -17,19 +17,15 @@ from .server import EtcdServer, Wire
 @pytest.fixture(scope="module")
 def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
     """A server for the module's tests, which use prefixes of their own."""
-    server = EtcdServer(tmp_path_factory.mktemp("etcd"))
-    server.start()
-    yield server
-    server.stop()
+    with EtcdServer(tmp_path_factory.mktemp("etcd")) as server:
+        yield server
 
 
 @pytest.fixture
 def own_etcd(tmp_path: Path) -> Iterator[EtcdServer]:
     """A server that the test may stop, or fill with users."""
-    server = EtcdServer(tmp_path / "etcd")
-    server.start()
-    yield server
-    server.stop()
+    with EtcdServer(tmp_path / "etcd") as server:
+        yield server
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from podwire.cluster.etcd.url import EtcdConfig
 
@@ -30,7 +31,10 @@ def free_port() -> int:
 
 @dataclass
 class EtcdServer:
-    """`etcd` with its data in `directory`; it can be stopped and started again."""
+    """`etcd` with its data in `directory`; it can be stopped and started again.
+
+    `with` starts it, and stops it in the end.
+    """
 
     directory: Path
     scheme: str = "http"
@@ -48,6 +52,13 @@ class EtcdServer:
     @property
     def url(self) -> str:
         return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
 
     def start(self, *, wait: bool = True) -> None:
         self.directory.mkdir(exist_ok=True)

@@ -38,10 +38,9 @@ def secured(directory: Path, authority: Authority, name: str, usage: str) -> Etc
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> Iterator[EtcdServer]:
-    server = secured(tmp_path_factory.mktemp("etcd"), authority, "server", "serverAuth,clientAuth")
-    server.start()
-    yield server
-    server.stop()
+    directory = tmp_path_factory.mktemp("etcd")
+    with secured(directory, authority, "server", "serverAuth,clientAuth") as server:
+        yield server
 
 
 @pytest.fixture
@@ -138,20 +137,19 @@ async def test_a_server_certificate_that_its_gateway_cannot_use(
 @pytest.fixture(scope="module")
 def users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
     """An etcd with users, whose tokens live for a second."""
-    server = EtcdServer(tmp_path_factory.mktemp("etcd"), options=("--auth-token-ttl", "1"))
-    server.start()
-    for line in (
-        "user add root:secret",
-        "user grant-role root root",
-        "role add net",
-        "role grant-permission net readwrite /test/ --prefix",
-        "user add net:p%40ss",
-        "user grant-role net net",
-        "auth enable",
-    ):
-        server.ctl(*line.split())
-    yield server
-    server.stop()
+    directory = tmp_path_factory.mktemp("etcd")
+    with EtcdServer(directory, options=("--auth-token-ttl", "1")) as server:
+        for line in (
+            "user add root:secret",
+            "user grant-role root root",
+            "role add net",
+            "role grant-permission net readwrite /test/ --prefix",
+            "user add net:p%40ss",
+            "user grant-role net net",
+            "auth enable",
+        ):
+            server.ctl(*line.split())
+        yield server
 
 
 @pytest.fixture
