@@ -8,7 +8,6 @@ import struct
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from types import TracebackType
 
 from podwire.kernel import netns
 
@@ -98,12 +97,7 @@ class Capture:
         self._socket.setblocking(False)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._socket.close()
 
     def frames(self) -> list[bytes]:

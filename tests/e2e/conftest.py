@@ -8,7 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from podwire.lab import Lab
+from podwire.lab import Lab, LabPod
+
+from .commands import Command
 
 
 @pytest.fixture(scope="module")
@@ -24,3 +26,16 @@ def make_lab() -> Iterator[Callable[..., Lab]]:
 def lab(make_lab: Callable[..., Lab]) -> Lab:
     """A lab of three nodes for all tests of the module."""
     return make_lab(3)
+
+
+@pytest.fixture(scope="module")
+def pods(lab: Lab) -> list[LabPod]:
+    """A pod on each of the lab's first nodes: pod1 on node1, and so on."""
+    made = [lab.run(f"pod{number}", node=node.name) for number, node in enumerate(lab.nodes, 1)]
+    lab.wait_ready()
+    return made
+
+
+@pytest.fixture
+def command(lab: Lab) -> Command:
+    return Command(lab.name)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import TracebackType
 
 from podwire.kernel import messages, netns, nft
 from podwire.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
@@ -40,12 +39,7 @@ class Notifications:
             os.close(fd)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for each in self._sockets:
             each.close()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-from types import TracebackType
 
 from podwire.lab import LabNode, LabPod
 
@@ -34,12 +33,7 @@ class SteadyPing:
         until(lambda: len(self.answered) > 3, "pings are answered")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._process.communicate("\n", timeout=60)
         self._final = self.answered
         self._output.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-from types import TracebackType
 
 from podwire.lab import LabPod
 
@@ -31,12 +30,7 @@ class Stream:
         until(lambda: self.intervals > 0, "data flows")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for process in (self._client, self._server):
             process.kill()
             process.wait(60)

@@ -30,19 +30,6 @@ def lab(make_lab: Callable[..., Lab]) -> Lab:
     return make_lab(3, family="dual", underlay="routed", node_grace_s=GRACE_S)
 
 
-@pytest.fixture(scope="module")
-def pods(lab: Lab) -> list[LabPod]:
-    """One on each node."""
-    made = [lab.run(f"pod{number}", node=f"node{number}") for number in (1, 2, 3)]
-    lab.wait_ready()
-    return made
-
-
-@pytest.fixture
-def command(lab: Lab) -> Command:
-    return Command(lab.name)
-
-
 @pytest.fixture(autouse=True)
 def healed(lab: Lab, pods: list[LabPod]) -> Iterator[None]:
     """After each test: nothing is wrong, and all pods reach each other."""

@@ -21,19 +21,6 @@ def lab(make_lab: Callable[..., Lab]) -> Lab:
     return make_lab(2, store="etcd")
 
 
-@pytest.fixture(scope="module")
-def pods(lab: Lab) -> list[LabPod]:
-    """One on each node."""
-    made = [lab.run(f"pod{number}", node=f"node{number}") for number in (1, 2)]
-    lab.wait_ready()
-    return made
-
-
-@pytest.fixture
-def command(lab: Lab) -> Command:
-    return Command(lab.name)
-
-
 def etcdctl(lab: Lab, *arguments: str) -> str:
     inside = ["ip", "netns", "exec", lab.info.underlay, "etcdctl", *arguments]
     return subprocess.run(inside, capture_output=True, text=True, check=True, timeout=30).stdout

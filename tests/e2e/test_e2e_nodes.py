@@ -23,14 +23,6 @@ PUBLIC_IP = "flannel.alpha.coreos.com/public-ip"
 UNDERLAY_GATEWAY = "172.18.0.1"
 
 
-@pytest.fixture(scope="module")
-def pods(lab: Lab) -> list[LabPod]:
-    """One on each of the first three nodes."""
-    made = [lab.run(f"pod{number}", node=f"node{number}") for number in (1, 2, 3)]
-    lab.wait_ready()
-    return made
-
-
 @pytest.fixture(autouse=True)
 def still_right(lab: Lab, pods: list[LabPod]) -> Iterator[None]:
     """After each test: everybody's kernel is as planned, and pods reach each other."""

@@ -45,19 +45,6 @@ def lab(make_lab: Callable[..., Lab]) -> Lab:
     return make_lab(2)
 
 
-@pytest.fixture(scope="module")
-def pods(lab: Lab) -> list[LabPod]:
-    """One on each node."""
-    made = [lab.run(f"pod{number}", node=f"node{number}") for number in (1, 2)]
-    lab.wait_ready()
-    return made
-
-
-@pytest.fixture
-def command(lab: Lab) -> Command:
-    return Command(lab.name)
-
-
 def links(lab: Lab, node: str) -> str:
     return lab.node(node).exec(["ip", "-br", "link"]).stdout
 
