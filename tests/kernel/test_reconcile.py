@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,15 +19,6 @@ from tests.conftest import Namespace
 from tests.kernel.entries import DESIRED, UNDERLAY, cause, peer
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def reconciler(inside: Namespace) -> Iterator[Reconciler]:
-    inside.run(UNDERLAY)
-    one = Reconciler()
-    one.replace(DESIRED)
-    yield one
-    one.close()
 
 
 def test_the_kernel_ends_up_as_flannel_would_leave_it(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -17,18 +17,9 @@ from podwire.kernel.netlink import Failure, NetlinkSocket
 from podwire.kernel.reconcile import Reconciler
 from podwire.model.state import Desired, Link, Tun
 from tests.conftest import Namespace
-from tests.kernel.entries import DESIRED, UNDERLAY, WHY, own, pod, port
+from tests.kernel.entries import UNDERLAY, WHY, own, pod, port
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def reconciler(inside: Namespace) -> Iterator[Reconciler]:
-    inside.run(UNDERLAY)
-    one = Reconciler()
-    one.replace(DESIRED)
-    yield one
-    one.close()
 
 
 @pytest.mark.parametrize(

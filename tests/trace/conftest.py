@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.conftest import Namespace
+from tests.conftest import Namespace, namespaces
 from tests.trace.two_nodes import Network
 
 
 @pytest.fixture(scope="module")
 def make_namespaces() -> Iterator[Callable[[], Namespace]]:
-    if os.geteuid() != 0:
-        pytest.fail("this test makes network namespaces: run it as root (sudo script/test)")
-    made: list[Namespace] = []
-
-    def make() -> Namespace:
-        one = Namespace(f"pwt-decide-{secrets.token_hex(4)}")
-        subprocess.run(["ip", "netns", "add", one.name], check=True)
-        made.append(one)
-        one.run("ip link set lo up")
-        return one
-
-    yield make
-    for one in made:
-        subprocess.run(["ip", "netns", "del", one.name], check=False)
+    with namespaces() as make:
+        yield make
 
 
 @pytest.fixture(scope="module")
