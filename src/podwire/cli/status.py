@@ -18,6 +18,7 @@ import msgspec
 from podwire.cli import printing
 from podwire.cli.context import target_options
 from podwire.errors import InputError, PodwireError
+from podwire.plan.paths import over
 from podwire.trace.render.ink import clean
 from podwire.trace.status import NodeStatus, PathStatus, PeerStatus
 
@@ -165,8 +166,10 @@ def _rows(peer: PeerStatus, *, wide: bool) -> Iterator[list[str]]:
 
 
 def _kind(peer: PeerStatus, path: PathStatus) -> str:
-    kind = f"{path.kind}, encrypted" if path.kind == "udp" and peer.encrypted else path.kind
-    return f"{kind} (IPv{path.version})" if len(peer.paths) > 1 else kind
+    """With two families, first whose packets these are; what carries them, if it is the other."""
+    pods = f"IPv{path.version}: " if len(peer.paths) > 1 else ""
+    kind = f"{pods}{path.kind}{over(path.version, path.via)}"
+    return f"{kind}, encrypted" if path.kind == "udp" and peer.encrypted else kind
 
 
 def _rtt(path: PathStatus) -> str:

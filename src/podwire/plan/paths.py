@@ -5,6 +5,8 @@ What `podwire status` and a trace say of a peer; the entries themselves are the 
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import msgspec
 
 from podwire.model.cluster import NetworkConfig, Node
@@ -15,7 +17,7 @@ from podwire.plan.transport import auto, direct
 class Path(msgspec.Struct, frozen=True):
     """The way to a peer's pods of one IP version: `kind` (direct, vxlan, l2-vxlan, udp), and why.
 
-    `via` is the peer's address on the underlay.
+    `via` is the peer's address on the underlay, which may be of the other IP version.
     """
 
     version: int
@@ -44,6 +46,12 @@ def paths(config: NetworkConfig, peer: Node, *, blocked: bool = False) -> tuple[
     return tuple(found)
 
 
+def over(version: int, via: str) -> str:
+    """What is said of a way whose outer packets are of another IP version than the pods'."""
+    outer = ip_address(via).version
+    return f" over IPv{outer}" if outer != version else ""
+
+
 def _way(
     config: NetworkConfig, peer: Node, version: int, *, blocked: bool
 ) -> tuple[auto.Kind, str]:
@@ -55,9 +63,23 @@ def _way(
         return kind, {
             "direct": neighbor,
             "udp": f"VXLAN does not get through to {peer.name}",
-        }.get(kind, f"{peer.name} is behind a router")
+        }.get(kind, _why_not_direct(config, peer, version))
     if fabric.transport == "vxlan" and fabric.cross_subnet:
         if is_neighbor:
             return "direct", neighbor
-        return "vxlan", f"{peer.name} is behind a router"
-    return fabric.transport, f"the transport of all peers is {fabric.transport}"
+        return "vxlan", _why_not_direct(config, peer, version)
+    reason = f"the transport of all peers is {fabric.transport}"
+    missing = _missing(config, peer, version)
+    return fabric.transport, f"{reason}; {missing}" if missing else reason
+
+
+def _why_not_direct(config: NetworkConfig, peer: Node, version: int) -> str:
+    return _missing(config, peer, version) or f"{peer.name} is behind a router"
+
+
+def _missing(config: NetworkConfig, peer: Node, version: int) -> str:
+    """Which of the two nodes the underlay does not carry an IP version to."""
+    for name, lease in ((config.node, config.lease), (peer.name, peer.lease)):
+        if lease is not None and lease.endpoint(version) is None:
+            return f"{name} has no IPv{version} address on the underlay"
+    return ""

@@ -32,7 +32,7 @@ from podwire.model.state import (
     Veth,
     Vxlan,
 )
-from podwire.plan.paths import Path, paths
+from podwire.plan.paths import Path, over, paths
 from podwire.plan.wiring import plan_attachment
 from podwire.trace.user_tunnel import UserTunnel
 
@@ -226,16 +226,18 @@ class Intent:
         return None
 
     def path(self, ip: IPAddress) -> tuple[Node, Path] | None:
-        """The peer that has `ip`, and the way to it; None where there is but one kind of way."""
+        """The peer that has `ip`, and the way to it; None where that goes without saying: there is
+        one kind of way, and its outer packets are of the same IP version."""
         config, found = self.config, self.leaseholder(ip)
         if config is None or found is None or found[0].name == config.node:
-            return None
-        if config.fabric.transport != "auto" and not config.fabric.cross_subnet:
             return None
         node = found[0]
         ways = paths(config, node, blocked=node.name in self._blocked)
         way = next((one for one in ways if one.version == ip.version), None)
-        return (node, way) if way is not None else None
+        if way is None:
+            return None
+        chosen = config.fabric.transport == "auto" or config.fabric.cross_subnet
+        return (node, way) if chosen or over(way.version, way.via) else None
 
     # --- pods -----------------------------------------------------------------------------
 

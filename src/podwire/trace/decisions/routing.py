@@ -27,6 +27,7 @@ from podwire.kernel.observe.lookup_messages import (
     RouteAnswer,
     RouteQuestion,
 )
+from podwire.plan.paths import over
 from podwire.trace import iproute
 from podwire.trace.decisions import mend
 from podwire.trace.decisions.devices import cable_problem, device_problem
@@ -134,7 +135,8 @@ def _blackholed(v: Vantage, flow: Flow, entry: FibEntry | None) -> Problem | Non
 
 
 def _path_decision(v: Vantage, flow: Flow, problem: Problem | None) -> list[Decision]:
-    """Why this transport and not another, where the fabric has several."""
+    """Why this transport and not another, where the fabric has several; and which IP version
+    carries it, where that is not its own."""
     found = v.intent.path(flow.dst) if not v.is_pod and problem is None else None
     if found is None:
         return []
@@ -142,7 +144,8 @@ def _path_decision(v: Vantage, flow: Flow, problem: Problem | None) -> list[Deci
     return [
         Decision(
             kind="path",
-            text=f"{path.kind} to {node.name} at {path.via}: {path.reason}",
+            text=f"{path.kind}{over(path.version, path.via)} to {node.name} at {path.via}:"
+            f" {path.reason}",
             command=f"podwire status --node {v.place.node}",
         )
     ]
