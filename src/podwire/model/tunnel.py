@@ -47,6 +47,20 @@ DROPS: Mapping[str, str] = {
     "not_encrypted": "a bare packet from a peer that has to encrypt",
     "tun_refused": "the kernel refused the packet at the TUN device",
 }
+#: The same of what encryption drops.
+ENCRYPTION_DROPS: Mapping[str, str] = {
+    "no_key": "the peer is not known, or has no public key",
+    "waiting_full": "packets that waited for a session until newer ones needed their place",
+    "unreachable": "packets that waited until the handshake was given up, or the peer removed",
+    "malformed": "the datagram is none of this protocol's",
+    "not_encrypted": "the datagram is a bare IP packet",
+    "no_session": "of a session that this end does not have with the sender",
+    "not_authentic": "fails authentication",
+    "replayed": "was received before, or is too old to know",
+    "handshake_forged": "a handshake message whose sender does not have the peer's key",
+    "handshake_stale": "a first message that was received before, or answers nothing asked",
+    "handshake_limited": "more handshake messages than this end answers",
+}
 
 
 class TunnelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,6 +174,13 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     drops: dict[str, int]
     encryption: dict[str, int]
     peers: tuple[PeerStats, ...]
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """All that was dropped: by `DROPS` and, with a key, by `ENCRYPTION_DROPS`, which have some
+        names in common."""
+        lost = {name: count for name, count in self.encryption.items() if name in ENCRYPTION_DROPS}
+        return self.drops | {name: self.drops.get(name, 0) + count for name, count in lost.items()}
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):

@@ -65,6 +65,14 @@ def is_multicast(address: bytes) -> bool:
     return address[0] == 0xFF
 
 
+def stays_on_link(address: bytes) -> bool:
+    """Whether a packed address is of a group that no router passes packets on for (RFC 5771,
+    section 4; RFC 4291, section 2.7)."""
+    if len(address) == 4:
+        return address[:3] == b"\xe0\0\0"
+    return address[0] == 0xFF and address[1] & 0x0F <= 2
+
+
 def _is_host4(address: bytes) -> bool:
     """Not this network, loopback, a group, or broadcast (RFC 1122, section 3.2.1.3)."""
     return 0 < address[0] < 224 and address[0] != 127

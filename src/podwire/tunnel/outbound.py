@@ -20,7 +20,7 @@ from podwire.model.tunnel import BATCH_BYTES
 from podwire.tunnel.checksum import row_checks, row_sums, swap16
 from podwire.tunnel.coalesce import VNET
 from podwire.tunnel.headers import complete_checksum, decrement_ttl, parse
-from podwire.tunnel.icmp import Problem, is_multicast
+from podwire.tunnel.icmp import Problem, is_multicast, stays_on_link
 from podwire.tunnel.path import Path
 from podwire.tunnel.segment import NEEDS_CSUM, Segmenter
 from podwire.tunnel.sockets import read
@@ -102,7 +102,8 @@ class Outbound:
         peer = path.table.route(target)
         if peer is None:
             if is_multicast(target):
-                path.drops["multicast"] += 1
+                # The node itself sends to those on the link, as on each of its interfaces.
+                path.drops["multicast"] += not stays_on_link(target)
             else:
                 self._refuse(at, length, "no_lease", Problem.NO_ROUTE)
             return None

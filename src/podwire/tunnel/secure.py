@@ -31,6 +31,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from podwire.errors import InputError
+from podwire.model.tunnel import ENCRYPTION_DROPS
 from podwire.tunnel.association import (
     KEEPALIVE_S,
     NEVER,
@@ -57,17 +58,7 @@ __all__ = ["COUNTERS", "OVERHEAD", "BatchBuffer", "SecurePeers"]
 COUNTERS: Mapping[str, str] = {
     "handshakes_sent": "first messages sent, each try",
     "handshakes_done": "sessions established",
-    "no_key": "the peer is not known, or has no public key",
-    "waiting_full": "packets that waited for a session until newer ones needed their place",
-    "unreachable": "packets that waited until the handshake was given up, or the peer removed",
-    "malformed": "the datagram is none of this protocol's",
-    "not_encrypted": "the datagram is a bare IP packet",
-    "no_session": "of a session that this end does not have with the sender",
-    "not_authentic": "fails authentication",
-    "replayed": "was received before, or is too old to know",
-    "handshake_forged": "a handshake message whose sender does not have the peer's key",
-    "handshake_stale": "a first message that was received before, or answers nothing asked",
-    "handshake_limited": "more handshake messages than this end answers",
+    **ENCRYPTION_DROPS,
 }
 
 #: An initiator that only receives asks for the next session this long before the end.
