@@ -114,6 +114,19 @@ def test_an_echo_is_answered_each_time(wire: Wire) -> None:
     assert all(one.rtt_us is not None and one.rtt_us > 0 for one in results)
 
 
+def test_a_probe_that_is_given_up_is_waited_for_no_longer(wire: Wire) -> None:
+    probe = Probe(target=wire.there, protocol="udp", port=7777, count=2, timeout_s=60)
+    results: list[ProbeResult] = []
+    with wire.listening(socket.SOCK_DGRAM), Prober(wire.netns_fd, probe) as prober:
+        thread = threading.Thread(target=lambda: results.extend(prober.fire()))
+        thread.start()
+        while thread.is_alive():
+            prober.give_up()
+            thread.join(0.01)
+    assert [one.outcome for one in results] == ["timeout", "timeout"]
+    assert all(one.given_up_s is not None and one.given_up_s < 60 for one in results)
+
+
 def test_an_echo_to_oneself_is_answered(wire: Wire) -> None:
     assert wire.fire(Probe(target=wire.here))[0].outcome == "replied"
 

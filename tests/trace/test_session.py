@@ -17,6 +17,7 @@ from podwire.trace.model import Cause, Decision, Endpoint, Outcome, Place
 from podwire.trace.wire import (
     Answers,
     Ask,
+    Done,
     Drop,
     Drops,
     Failed,
@@ -24,6 +25,7 @@ from podwire.trace.wire import (
     Fired,
     Frame,
     Frames,
+    GiveUp,
     NftSteps,
     Observe,
     Observing,
@@ -301,6 +303,29 @@ async def test_a_drop_that_every_agent_of_a_machine_tells_of_counts_once(agents:
     assert sorted((one.place if one.place is not None else -1) for one in evidence.drops) == [
         *(-1, 0, 3)
     ]
+
+
+async def test_what_was_dropped_is_not_waited_for(agents: Agents) -> None:
+    usual = agent("node1", ())
+
+    def wait(request: Request) -> list[Response]:
+        match request:
+            case Fire(id=number):
+                given_up = ProbeResult(number=1, outcome="timeout", given_up_s=0.1)
+                pending.append(Fired(to=number, results=(given_up,)))
+                return [Drops(drops=(drop(0, scene.START_NS),))]
+            case GiveUp():
+                return [*pending, Done(to=request.id)]
+            case _:
+                return usual(request)
+
+    pending: list[Response] = []
+    await agents.add("node1", wait)
+    await agents.add("node2", agent("node2", ()))
+    trace, _ = await agents.trace()
+    finding = trace.rounds[0].finding
+    assert finding is not None
+    assert "the sender waited 0.1 s for an answer, as it was dropped" in finding.evidence
 
 
 async def test_what_was_lost_and_held_agents_are_told(agents: Agents) -> None:

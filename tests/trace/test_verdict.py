@@ -23,6 +23,7 @@ from podwire.trace.model import (
     Problem,
     Round,
 )
+from podwire.trace.user_tunnel import TunnelCount
 from podwire.trace.wire import Drop, NftStep, ProbeResult
 
 from . import packets
@@ -627,6 +628,47 @@ def test_lost_between_two_nodes_that_were_watched(cluster: Cluster) -> None:
     assert found.text == "left node1 in UDP to 172.18.0.12:8472 and never reached node2"
     assert "UDP port 8472 from 172.18.0.11 to 172.18.0.12" in found.remedy
     assert found.kernel_reason == "NETFILTER_DROP"
+
+
+@pytest.mark.parametrize(
+    ("tunnels", "cause", "where", "says"),
+    [
+        (
+            {"node2": TunnelCount(dropped={"not_authentic": 1, "multicast": 3})},
+            Cause.TUNNEL,
+            "node2, flannel.1",
+            "the tunnel of node2 dropped it: fails authentication (not_authentic)",
+        ),
+        (
+            {"node2": TunnelCount(problem="its process does not answer")},
+            Cause.TUNNEL,
+            "node2, flannel.1",
+            "the tunnel of node2 does not forward: its process does not answer",
+        ),
+        (
+            {"node1": TunnelCount(unmet=("node2",)), "node2": TunnelCount(unmet=("node1",))},
+            Cause.UNDERLAY,
+            "between node1, flannel.1 and node2",
+            "does not answer the handshake",
+        ),
+        (
+            {"node1": TunnelCount(), "node2": TunnelCount(dropped={"multicast": 3})},
+            Cause.UNDERLAY,
+            "between node1, flannel.1 and node2",
+            "which dropped nothing",
+        ),
+    ],
+)
+def test_what_was_encrypted_is_looked_for_in_the_tunnels_counts(
+    cluster: Cluster, tunnels: dict[str, TunnelCount], cause: Cause, where: str, says: str
+) -> None:
+    device = msgspec.structs.replace(cluster.places[NODE1].interfaces[3], kind="tun")
+    places = _with_interface(cluster, NODE1, device)
+    found = dropped(Scene(cluster).seen(4, places=places, encrypted=True, tunnels=tunnels))
+    assert (found.cause, found.where) == (cause, where)
+    assert says in found.text
+    counts = [line for line in found.evidence if line.startswith("the tunnel of ")]
+    assert len(counts) == 2
 
 
 def test_what_was_not_fully_watched_is_not_called_lost(cluster: Cluster) -> None:

@@ -11,8 +11,11 @@ from podwire.errors import KernelError
 from podwire.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from podwire.kernel.nft_counters import Counts, read_counters
 from podwire.model.state import NFT_TABLE, NftTable
-from podwire.model.tunnel import DROPS, Stats
+from podwire.model.tunnel import DROPS, ENCRYPTION_DROPS, Stats
 from podwire.trace.status import DropCount
+
+#: Where both have a name, what the tunnel itself means by it is the wider sense.
+TUNNEL_DROPS = {**ENCRYPTION_DROPS, **DROPS}
 
 
 class Drops:
@@ -59,6 +62,6 @@ class Drops:
 def of_tunnel(stats: Stats) -> tuple[DropCount, ...]:
     """What the tunnel's process counted."""
     return tuple(
-        DropCount(reason=reason, meaning=DROPS.get(reason, ""), packets=packets)
-        for reason, packets in stats.drops.items()
+        DropCount(reason=reason, meaning=TUNNEL_DROPS.get(reason, ""), packets=packets)
+        for reason, packets in stats.dropped.items()
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent import futures
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -27,6 +27,7 @@ from podwire.kernel.observe.nft_trace import RawNftStep
 from podwire.model.cluster import NetworkConfig
 from podwire.model.probe import Probe
 from podwire.model.state import Why
+from podwire.model.tunnel import Stats
 from podwire.trace import wire
 from podwire.trace.decide import Decider
 from podwire.trace.explain import answer
@@ -35,7 +36,7 @@ from podwire.trace.intent import Intent
 from podwire.trace.observer import Observer
 from podwire.trace.places import Places, clock
 from podwire.trace.probe import Prober
-from podwire.trace.user_tunnel import UserTunnel
+from podwire.trace.user_tunnel import TunnelCount, UserTunnel, counted
 from podwire.trace.wire import Request, Response
 
 if TYPE_CHECKING:
@@ -64,11 +65,12 @@ class Handlers:
         self._deliverer = Deliverer(asyncio.get_running_loop(), sender)
         self._prober: Prober | None = None
         self._watched: Watched | None = None
-        #: What the UDP tunnel had dropped by reason when this session began to watch.
-        self._dropped: Mapping[str, int] = {}
+        #: What the UDP tunnel had counted when this session began to watch.
+        self._counted: Stats | None = None
         self._by_type: dict[type, Callable[[Any], Awaitable[Response]]] = {
             wire.Prepare: self._prepare,
             wire.Fire: self._fire,
+            wire.GiveUp: self._give_up,
             wire.Observe: self._observe,
             wire.Capture: self._capture,
             wire.Stop: self._stop,
@@ -136,6 +138,11 @@ class Handlers:
         results = await self._in_thread(self._prober.fire)
         return wire.Fired(to=request.id, results=tuple(results))
 
+    async def _give_up(self, request: wire.GiveUp) -> wire.Done:
+        if self._prober is not None:
+            self._prober.give_up()
+        return wire.Done(to=request.id)
+
     def _pod_netns(self, pod: str) -> str:
         found = self._agent.pods.namespaces.get(pod)
         if found is None:
@@ -153,8 +160,7 @@ class Handlers:
         known = self._agent.pods.namespaces
         pods = {pod: known[pod] for pod in request.pods if pod in known}
         intent = await self._intent()
-        stats = await self._agent.peering.tunnel.stats()
-        self._dropped = stats.drops if stats is not None else {}
+        self._counted = await self._agent.peering.tunnel.stats()
 
         def why(step: RawNftStep) -> Why | None:
             rule = intent.nft_rule(step.table, step.chain, step.rule, step.family)
@@ -196,7 +202,7 @@ class Handlers:
         await self._in_thread(observer.stop)
         # The operator need not wait for what that takes the kernel.
         self._threads.submit(observer.close)
-        return wire.Stopped(to=request.id)
+        return wire.Stopped(to=request.id, tunnel=await self._tunnel_count())
 
     # --- knowing --------------------------------------------------------------------------
 
@@ -218,23 +224,23 @@ class Handlers:
             )
         )
 
-    async def _user_tunnel(self) -> UserTunnel | None:
-        """The UDP tunnel as it is now, with what it has dropped since this session was asked to
-        watch."""
+    async def _tunnel_count(self) -> TunnelCount | None:
+        """What the UDP tunnel has counted since this session was asked to watch."""
         tunnel = self._agent.peering.tunnel
         if tunnel.config is None:
             return None
-        stats = await tunnel.stats()
-        drops = stats.drops if stats is not None else {}
+        return counted(self._counted, await tunnel.stats(), tunnel.problem)
+
+    async def _user_tunnel(self) -> UserTunnel | None:
+        """The UDP tunnel as it is now."""
+        tunnel, count = self._agent.peering.tunnel, await self._tunnel_count()
+        if tunnel.config is None or count is None:
+            return None
         return UserTunnel(
             config=tunnel.config,
             peers=tuple(tunnel.peers.values()),
-            problem=tunnel.problem or ("its process does not answer" if stats is None else None),
-            dropped={
-                reason: more
-                for reason, count in drops.items()
-                if (more := count - self._dropped.get(reason, 0)) > 0
-            },
+            problem=count.problem,
+            dropped=count.dropped,
         )
 
     async def _ask(self, request: wire.Ask) -> wire.Answers:

@@ -21,6 +21,34 @@ from podwire.trace.model import Cause, Ethernet, Finding, Interface, Ip, Outcome
 from podwire.trace.observations import finding
 from podwire.trace.reasons import reason_of
 from podwire.trace.sightings import Sighting
+from podwire.trace.user_tunnel import TunnelCount, meaning
+
+#: What the tunnel at the other end may have dropped a datagram for.
+_FAR_REASONS = frozenset(
+    {
+        "not_a_peer",
+        "malformed",
+        "foreign_source",
+        "foreign_destination",
+        "ttl_expired_inbound",
+        "tun_refused",
+        "not_encrypted",
+        "no_key",
+        "no_session",
+        "not_authentic",
+        "replayed",
+        "handshake_forged",
+        "handshake_stale",
+        "handshake_limited",
+    }
+)
+_REMEDIES = {
+    "not_a_peer": "podwire status tells whose leases are not used, and why",
+    "not_authentic": "does something on the way change datagrams? podwire capture udp",
+    "handshake_forged": "do the nodes have each other's present key? podwire get nodes -o yaml",
+    "no_session": "trace again: a new session is asked for at once",
+    "not_encrypted": "start all nodes' agents with --encrypt, or none",
+}
 
 
 def beyond(case: Case, leg: Leg) -> tuple[Outcome, Finding] | None:
@@ -75,14 +103,47 @@ def _in_the_tunnel(case: Case, leg: Leg, last: Sighting) -> tuple[Outcome, Findi
         return None
     if not any(place.node == node.name for place in case.evidence.places):
         return _away(case, leg, last, node)
-    return Outcome.DROPPED, finding(
-        case,
-        leg,
-        Cause.UNDERLAY,
-        f"went into {dev} of {here}, encrypted, and did not come out of the tunnel on {node.name};"
-        " in between nobody can tell it from others",
-        where=f"between {seen.where_seen(case, last)} and {node.name}",
-        remedy=f"podwire doctor --check tunnel --node {here} --node {node.name}",
+    return Outcome.DROPPED, _sealed(case, leg, last, node)
+
+
+def _sealed(case: Case, leg: Leg, last: Sighting, node: NodeFacts) -> Finding:
+    """What was encrypted, and did not come out of the tunnel at its other end: what the processes
+    at both ends counted tells where it was lost."""
+    here, dev = case.evidence.places[last.place].node, last.interface.name
+    sent, taken = (case.evidence.tunnels.get(name, TunnelCount()) for name in (here, node.name))
+    at, gone = f"{node.name}, {dev}", f"went into {dev} of {here}, encrypted, and"
+    examine = f"podwire doctor --node {here} --node {node.name}"
+    cause, remedy = Cause.TUNNEL, examine
+    if taken.problem is not None:
+        text = f"{gone} the tunnel of {node.name} does not forward: {taken.problem}"
+    elif dropped := [one for one in taken.dropped if one in _FAR_REASONS]:
+        said = "; ".join(f"{meaning(one)} ({one})" for one in dropped)
+        text = f"{gone} the tunnel of {node.name} dropped it: {said}"
+        remedy = next((_REMEDIES[one] for one in dropped if one in _REMEDIES), examine)
+    elif node.name in sent.unmet:
+        cause, at = Cause.UNDERLAY, f"between {seen.where_seen(case, last)} and {node.name}"
+        text = (
+            f"went into {dev} of {here}, and waits there: no encrypted session with {node.name},"
+            " which does not answer the handshake"
+        )
+        remedy = f"does UDP get through between them? {examine} --check tunnel"
+    else:
+        cause, at = Cause.UNDERLAY, f"between {seen.where_seen(case, last)} and {node.name}"
+        text = (
+            f"{gone} did not come out of the tunnel on {node.name}, which dropped nothing; in"
+            " between nobody can tell it from others"
+        )
+        remedy = f"does UDP get through between them? {examine} --check tunnel"
+    found = finding(case, leg, cause, text, where=at, remedy=remedy)
+    lines = (_counts(here, sent, node.name), _counts(node.name, taken, here))
+    return msgspec.structs.replace(found, evidence=(*found.evidence, *lines))
+
+
+def _counts(name: str, count: TunnelCount, peer: str) -> str:
+    dropped = [f"{packets} {reason}" for reason, packets in sorted(count.dropped.items())]
+    return (
+        f"the tunnel of {name} meanwhile took {count.received.get(peer, 0)} packets from {peer},"
+        f" and dropped {', '.join(dropped) or 'none'}"
     )
 
 

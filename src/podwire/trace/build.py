@@ -231,6 +231,6 @@ def _notes(
         told = case.result.outcome if case.result is not None else None
         if verdict.outcome is Outcome.REPLIED and told == "timeout":
             yield (
-                f"the answer to probe {number} came after the {evidence.probe.timeout_s:g} s"
+                f"the answer to probe {number} came after the {case.waited_s:.2g} s"
                 " that it was waited for"
             )

@@ -67,6 +67,12 @@ class Case(NamedTuple):
     source: int | None
     target: int | None
 
+    @property
+    def waited_s(self) -> float:
+        """How long the sender waited for an answer that it did not get."""
+        given_up_s = self.result.given_up_s if self.result is not None else None
+        return given_up_s if given_up_s is not None else self.evidence.probe.timeout_s
+
 
 def cases(evidence: Evidence) -> tuple[Case, ...]:
     """One for each probe."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol, overload
 
@@ -33,6 +34,7 @@ from podwire.trace.wire import (
     Fire,
     Fired,
     Frames,
+    GiveUp,
     Hold,
     NftSteps,
     Observe,
@@ -59,6 +61,7 @@ _WELCOME_S = 3.0
 _ANSWERS: dict[type, type] = {
     Prepare: Prepared,
     Fire: Fired,
+    GiveUp: Done,
     Observe: Observing,
     Capture: Observing,
     Stop: Stopped,
@@ -82,7 +85,8 @@ class Writer(Protocol):
 class Connection:
     """A connection that has been opened. `welcome` is what the agent said about itself.
 
-    `events` has what the agent sees, as it comes, and None once there will be no more.
+    `events` has what the agent sees, as it comes, and None once there will be no more. `on_drops`
+    is called with what is dropped, too, at once.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Connection:
     ) -> None:
         self.welcome = welcome
         self.events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self.on_drops: Callable[[Drops], None] = lambda _: None
         self._reader = reader
         self._writer = writer
         self._agent = agent
@@ -163,7 +168,7 @@ class Connection:
     @overload
     async def call(self, request: Status) -> StatusTold: ...
     @overload
-    async def call(self, request: Check | Hold) -> Done: ...
+    async def call(self, request: Check | GiveUp | Hold) -> Done: ...
     async def call(self, request: Request) -> Response:
         """Send a request and return its answer. Its `id` is set here, whatever it was.
 
@@ -213,6 +218,8 @@ class Connection:
         match message:
             case Frames() | Drops() | NftSteps() | Checked():
                 self.events.put_nowait(message)
+                if isinstance(message, Drops):
+                    self.on_drops(message)
             case Welcome():
                 pass
             case _:

@@ -14,6 +14,7 @@ import msgspec
 
 from podwire.model.probe import IPText, Probe, ProbeMatch
 from podwire.trace.model import Decision, Endpoint, Place
+from podwire.trace.user_tunnel import TunnelCount
 from podwire.trace.wire import Drop, Frame, NftStep, ProbeResult, Question
 
 
@@ -113,8 +114,9 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     `match.ident` and `match.source` are those that the prober told. `results` are the sender's,
     empty where it can't tell. `answers` are to the questions of `questions(evidence)`, and empty
     when that is asked. `lost` are frames that matched and found no room, by node. `encrypted`: the
-    user-space tunnel encrypts, so that nobody sees what is in it on the underlay. `notes` are told
-    as they are: what could not be opened, for example.
+    user-space tunnel encrypts, so that nobody sees what is in it on the underlay; `tunnels` is what
+    it counted meanwhile, by node. `notes` are told as they are: what could not be opened, for
+    example.
     """
 
     started: str
@@ -131,4 +133,5 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     facts: Facts = Facts()
     lost: dict[str, int] = {}
     encrypted: bool = False
+    tunnels: dict[str, TunnelCount] = {}
     notes: tuple[str, ...] = ()

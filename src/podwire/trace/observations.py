@@ -188,6 +188,8 @@ def error_words(case: Case, error: ErrorPath) -> str:
 def _told_by_sender(case: Case) -> str:
     result = case.result
     assert result is not None  # noqa: S101  the caller looked
+    if result.outcome == "timeout" and result.given_up_s is not None:
+        return f"the sender waited {result.given_up_s:.2g} s for an answer, as it was dropped"
     if result.outcome == "timeout":
         return f"the sender waited {case.evidence.probe.timeout_s:g} s for an answer"
     name = errno.errorcode.get(result.errno, str(result.errno))

@@ -28,7 +28,7 @@ import socket
 import struct
 import threading
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -42,6 +42,7 @@ from podwire.trace.wire import ProbeResult
 
 _DISCARD = 9  # any port: a UDP socket that is only asked for its source address
 _MAX_PACKET = 65535
+_TICK_S = 0.001  # what poll(2) counts in
 
 # Python's socket module has no names for these (include/uapi/linux/in.h, in6.h).
 _PMTUDISC_DO, _PMTUDISC_PROBE = 2, 3
@@ -88,6 +89,7 @@ class Prober:
         self._socket: socket.socket | None = None
         try:
             self._wake = self._keep(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+            self._enough = self._keep(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
             self._netns: int | None = None
             if netns_fd is not None:
                 self._netns = self._keep(fcntl.fcntl(netns_fd, fcntl.F_DUPFD_CLOEXEC, 0))
@@ -131,6 +133,12 @@ class Prober:
                 self._firing = False
                 if self._closed:
                     self._release()
+
+    def give_up(self) -> None:
+        """Wait no longer for the answer to the probe under way. For another thread."""
+        with self._lock:
+            if self._firing:
+                os.eventfd_write(self._enough, 1)
 
     def close(self) -> None:
         """Close every socket: now, or as soon as a `fire()` under way has returned."""
@@ -213,6 +221,7 @@ class Prober:
         sock = self._socket
         assert sock is not None  # noqa: S101  set by the constructor
         read_errors(sock)  # of probes before: the next send would fail with them
+        self._hope()
         deadline = time.monotonic() + self._probe.timeout_s
         sent = time.monotonic_ns()
         try:
@@ -225,7 +234,7 @@ class Prober:
             if ready is None:
                 return None
             if not ready:
-                return ProbeResult(number=number, outcome="timeout")
+                return _unanswered(number, deadline - time.monotonic(), self._probe.timeout_s)
             for refusal in read_errors(sock) if ready & select.POLLERR else ():
                 if refusal.offender is not None and self._quotes(refusal, number):
                     return self._turned_back(number, refusal)
@@ -258,6 +267,7 @@ class Prober:
 
     def _connect(self, number: int) -> ProbeResult | None:
         """One connection, reset as soon as it is there; None when closed meanwhile."""
+        self._hope()
         deadline = time.monotonic() + self._probe.timeout_s
         try:
             with self._inside():
@@ -273,7 +283,7 @@ class Prober:
             if ready is None:
                 return None
             if not ready:
-                return ProbeResult(number=number, outcome="timeout")
+                return _unanswered(number, deadline - time.monotonic(), self._probe.timeout_s)
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code == 0:
                 return _replied(number, sent)
@@ -288,13 +298,19 @@ class Prober:
     # --- all ----------------------------------------------------------------------------------
 
     def _wait(self, sock: socket.socket, events: int, deadline: float) -> int | None:
-        """The socket's poll(2) events, 0 when the time is over, None when closed."""
+        """The socket's poll(2) events, 0 when the time is over or given up, None when closed."""
         poller = select.poll()
         poller.register(sock, events)
         poller.register(self._wake, select.POLLIN)
+        poller.register(self._enough, select.POLLIN)
         left_ms = math.ceil(max(0.0, deadline - time.monotonic()) * 1000)
         ready = dict(poller.poll(left_ms))
         return None if self._wake in ready else ready.get(sock.fileno(), 0)
+
+    def _hope(self) -> None:
+        """Forget that a probe before was given up."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._enough)
 
     def _turned_back(self, number: int, refusal: QueuedError) -> ProbeResult:
         """An ICMP error. Port unreachable from the target itself means that it arrived there."""
@@ -314,6 +330,11 @@ class Prober:
 def _replied(number: int, sent_ns: int) -> ProbeResult:
     rtt_us = (time.monotonic_ns() - sent_ns) / 1000
     return ProbeResult(number=number, outcome="replied", rtt_us=rtt_us)
+
+
+def _unanswered(number: int, left_s: float, timeout_s: float) -> ProbeResult:
+    given_up_s = timeout_s - left_s if left_s > _TICK_S else None
+    return ProbeResult(number=number, outcome="timeout", given_up_s=given_up_s)
 
 
 def _error(number: int, code: int, *, mtu: int = 0) -> ProbeResult:

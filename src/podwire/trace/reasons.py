@@ -150,6 +150,11 @@ _NO_LISTENER = Reason("nothing listens there", (Cause.REFUSED, Cause.NOT_IN_USE)
 _NO_TUNNEL = Reason("no VXLAN device takes it", (Cause.LINK_DOWN, Cause.LINK_MISSING))
 
 
+def is_final(reason: str, location: str) -> bool:
+    """Whether the reason says that it was more than a copy that a bridge had sent to everybody."""
+    return reason != "OTHERHOST" and bool(reason_of(reason, location).causes)
+
+
 def reason_of(reason: str, location: str, *, encapsulated: bool = False) -> Reason:
     """What the kernel means. `encapsulated`: the packet that it dropped was in a tunnel still."""
     if reason == "NO_SOCKET":

@@ -7,11 +7,13 @@ agent (`dial`), its failures (`watcher`), what the sightings mean (`build`), wor
     prepare   ────────────────┤                    whom it will be from: what is watched for
     observe   ────────────────┴─────────────────   answered when every tap is open
     fire      ───────────────                      answered when the last probe has ended
+   (give up   ───────────────                      it was dropped, and no answer came soon after)
     stop      ────────────────┬─────────────────   all that was seen has come
     ask       ────────────────┴─────────────────   what the kernels decide for what was seen
 
 A probe that has been answered was seen everywhere before that; one that was not has been waited
-for. So nothing is waited for after it has ended.
+for, if not for long once a kernel has told that it dropped it. So nothing is waited for after it
+has ended.
 
 Only the source's agent is needed. Another that is away, or goes away, makes the trace poorer: that
 becomes a fact of its node.
@@ -19,6 +21,7 @@ becomes a fact of its node.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_network
@@ -33,12 +36,16 @@ from podwire.trace.build import build
 from podwire.trace.evidence import Answer, Evidence, Facts, NodeFacts, moved
 from podwire.trace.model import Endpoint, Place, Trace
 from podwire.trace.questions import questions
+from podwire.trace.reasons import is_final
+from podwire.trace.user_tunnel import TunnelCount
 from podwire.trace.watcher import Dial, Watcher, together
 from podwire.trace.wire import (
     Ask,
     Drop,
+    Drops,
     Fire,
     Frame,
+    GiveUp,
     NftStep,
     Observe,
     Prepare,
@@ -52,6 +59,8 @@ At = TypeVar("At", Frame, Drop, NftStep, Question)
 
 #: The agents of one machine tell of one drop with times that differ by no more than this.
 _SAME_DROP_NS = 1_000_000
+#: Where a copy of a probe was dropped, its answer comes in less than this.
+_COPY_S = 0.08
 
 
 class Traced(NamedTuple):
@@ -86,7 +95,7 @@ async def run(
     source = msgspec.structs.replace(source, ip=prepared.source or source.ip)
     match = _match(probe, prepared, source, facts, watchers)
     await together(*(_observe(one, match) for one in watchers))
-    results = await _fire(sender, probe, prepared)
+    results = await _fire(sender, watchers, probe, prepared)
     await together(*(_stop(one) for one in watchers))
     evidence = Evidence(
         started=started,
@@ -187,18 +196,43 @@ async def _observe(watcher: Watcher, match: ProbeMatch) -> None:
     watcher.observing = await watcher.ask(lambda agent: agent.call(request))
 
 
-async def _fire(sender: Watcher, probe: Probe, prepared: Prepared) -> tuple[ProbeResult, ...]:
+async def _fire(
+    sender: Watcher, watchers: Sequence[Watcher], probe: Probe, prepared: Prepared
+) -> tuple[ProbeResult, ...]:
     if prepared.refused is not None:
         return (prepared.refused,)
-    fired = await sender.ask(
-        lambda agent: agent.call(Fire(id=0)), beyond_s=probe.count * probe.timeout_s
-    )
+    hopeless = asyncio.create_task(_hopeless(sender, watchers)) if probe.count == 1 else None
+    try:
+        fired = await sender.ask(
+            lambda agent: agent.call(Fire(id=0)), beyond_s=probe.count * probe.timeout_s
+        )
+    finally:
+        if hopeless is not None:
+            hopeless.cancel()
+            await asyncio.wait([hopeless])
     return fired.results if fired is not None else ()
+
+
+async def _hopeless(sender: Watcher, watchers: Sequence[Watcher]) -> None:
+    """Have the sender give up, some time after a kernel dropped the probe or its answer for good:
+    what it dropped may have been a copy."""
+    dropped = asyncio.Event()
+
+    def note(drops: Drops) -> None:
+        if any(is_final(one.reason, one.location) for one in drops.drops):
+            dropped.set()
+
+    for one in watchers:
+        one.on_drops(note)
+    await dropped.wait()
+    await asyncio.sleep(_COPY_S)
+    await sender.ask(lambda agent: agent.call(GiveUp(id=0)))
 
 
 async def _stop(watcher: Watcher) -> None:
     if watcher.observing is not None:
-        await watcher.ask(lambda agent: agent.call(Stop(id=0)))
+        stopped = await watcher.ask(lambda agent: agent.call(Stop(id=0)))
+        watcher.tunnel = stopped.tunnel if stopped is not None else None
     watcher.collect()
 
 
@@ -237,6 +271,7 @@ class _Seen(TypedDict):
     steps: tuple[NftStep, ...]
     lost: dict[str, int]
     encrypted: bool
+    tunnels: dict[str, TunnelCount]
     notes: tuple[str, ...]
 
 
@@ -270,6 +305,7 @@ def _seen(watchers: Sequence[Watcher], said: Sequence[str]) -> _Seen:
         steps=tuple(steps),
         lost={one.node: one.lost for one in watchers if one.lost},
         encrypted=any(one.welcome is not None and one.welcome.encrypted for one in watchers),
+        tunnels={one.node: one.tunnel for one in watchers if one.tunnel is not None},
         notes=tuple(notes),
     )
 

@@ -86,7 +86,7 @@ def _replied(case: Case) -> bool:
         return False
     if case.result is None:
         return True
-    waited_us = case.evidence.probe.timeout_s * 1e6 - _JUST_US
+    waited_us = case.waited_s * 1e6 - _JUST_US
     rtt_us = round_trip_us(case)
     return case.result.outcome == "timeout" and rtt_us is not None and rtt_us >= waited_us
 
@@ -161,7 +161,7 @@ def _unanswered(case: Case) -> Verdict:
         case,
         case.request,
         Cause.NO_ANSWER,
-        f"it arrived, and no answer was seen to leave within {probe.timeout_s:g} s:"
+        f"it arrived, and no answer was seen to leave within {case.waited_s:.2g} s:"
         f" {end.name or end.ip} {hint}",
         where=seen.where_seen(case, last) if last is not None else str(end),
         remedy=f"look there: {command}",

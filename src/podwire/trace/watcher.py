@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from podwire.errors import AgentAwayError, PodwireError
 from podwire.trace.connection import Connection
+from podwire.trace.user_tunnel import TunnelCount
 from podwire.trace.wire import Drop, Drops, Frame, Frames, NftStep, NftSteps, Observing, Welcome
 
 T = TypeVar("T")
@@ -38,6 +39,7 @@ class Watcher:
         self.drops: list[Drop] = []
         self.steps: list[NftStep] = []
         self.lost = 0
+        self.tunnel: TunnelCount | None = None
         self.steps_lost = False
         self._needed = needed
         self._connection: Connection | None = None
@@ -65,6 +67,11 @@ class Watcher:
         except PodwireError as error:
             self._note(error)
         return None
+
+    def on_drops(self, call: Callable[[Drops], None]) -> None:
+        """Have `call` called with what the agent sees dropped, at once."""
+        if self._connection is not None:
+            self._connection.on_drops = call
 
     def collect(self) -> None:
         """Take over what has come until now."""

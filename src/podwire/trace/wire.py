@@ -23,6 +23,7 @@ from podwire.model.probe import IPText, Probe, ProbeMatch
 from podwire.model.state import Why
 from podwire.trace.model import Decision, Packet, Place
 from podwire.trace.status import NodeStatus
+from podwire.trace.user_tunnel import TunnelCount
 
 VERSION = 1
 #: A frame longer than this is not ours; whoever sent it is cut off.
@@ -48,6 +49,13 @@ class Prepare(_Tagged, frozen=True, kw_only=True):
 
 class Fire(_Tagged, frozen=True, kw_only=True):
     """Send what was prepared, `probe.count` times. Answer, when the last has ended: `Fired`."""
+
+    id: int
+
+
+class GiveUp(_Tagged, frozen=True, kw_only=True):
+    """Wait no longer for the answer to the probe under way: it ends as `timeout`. Answer: `Done`,
+    also where none is."""
 
     id: int
 
@@ -150,7 +158,7 @@ class Status(_Tagged, frozen=True, kw_only=True):
     id: int
 
 
-Request = Prepare | Fire | Observe | Capture | Stop | Ask | Explain | Check | Hold | Status
+Request = Prepare | Fire | GiveUp | Observe | Capture | Stop | Ask | Explain | Check | Hold | Status
 
 
 # --- from the agent ---------------------------------------------------------------------------
@@ -187,13 +195,15 @@ class Welcome(_Tagged, frozen=True, kw_only=True):
 
 class ProbeResult(msgspec.Struct, frozen=True, kw_only=True):
     """How one probe ended for its sender: `replied`, `refused`, `timeout`, or `error` with the
-    errno that its stack gave (EHOSTUNREACH, EMSGSIZE, …) and `text`."""
+    errno that its stack gave (EHOSTUNREACH, EMSGSIZE, …) and `text`. `given_up_s` is how long it
+    waited where that was less than its time (see `GiveUp`)."""
 
     number: int
     outcome: Literal["replied", "refused", "timeout", "error"]
     errno: int = 0
     text: str = ""
     rtt_us: float | None = None
+    given_up_s: float | None = None
 
 
 class Prepared(_Tagged, frozen=True, kw_only=True):
@@ -292,9 +302,11 @@ class NftSteps(_Tagged, frozen=True, kw_only=True):
 
 
 class Stopped(_Tagged, frozen=True, kw_only=True):
-    """All that was seen has been sent before this."""
+    """All that was seen has been sent before this. `tunnel` is what the UDP tunnel has
+    counted since `Observe`, None where the node has none."""
 
     to: int
+    tunnel: TunnelCount | None = None
 
 
 class Answers(_Tagged, frozen=True, kw_only=True):

@@ -14,18 +14,18 @@ from ipaddress import ip_address
 
 from podwire.kernel.observe.interfaces import InterfaceState
 from podwire.model.state import IPAddress, Tun, Why
-from podwire.model.tunnel import DROPS, OVERHEAD_ENCRYPTED, OVERHEAD_V4, OVERHEAD_V6
+from podwire.model.tunnel import OVERHEAD_ENCRYPTED, OVERHEAD_V4, OVERHEAD_V6
 from podwire.trace.decisions.devices import device_problem
 from podwire.trace.decisions.flow import NOWHERE, Flow
 from podwire.trace.decisions.routing import routed
 from podwire.trace.decisions.vantage import Vantage
 from podwire.trace.decisions.ways import unleased_problem
 from podwire.trace.model import Cause, Decision, Problem
-from podwire.trace.user_tunnel import UserTunnel
+from podwire.trace.user_tunnel import UserTunnel, meaning
 
 _OVERHEAD = {4: OVERHEAD_V4, 6: OVERHEAD_V6}
-#: Reasons of `DROPS` that a probe's own packet can have, on its way out and in. Others are for what
-#: pods send all the time, such as multicast.
+#: Reasons of the tunnel that a probe's own packet can have, on its way out and in. Others are for
+#: what pods send all the time, such as multicast.
 _SENDING = (
     "no_lease",
     "ttl_expired",
@@ -33,6 +33,9 @@ _SENDING = (
     "send_overrun",
     "send_failed",
     "no_public_key",
+    "no_key",
+    "waiting_full",
+    "unreachable",
     "tun_malformed",
 )
 _RECEIVING = (
@@ -201,7 +204,7 @@ def _dropped(v: Vantage, tunnel: UserTunnel, dev: str, reasons: tuple[str, ...])
         if tunnel.dropped.get(reason):
             return v.problem(
                 _CAUSES.get(reason, Cause.TUNNEL),
-                f"the tunnel of {v.name} dropped it: {DROPS.get(reason, reason)} ({reason})",
+                f"the tunnel of {v.name} dropped it: {meaning(reason)} ({reason})",
                 interface=dev,
                 remedy=f"podwire doctor --node {v.place.node}",
                 why=v.why_of_link(dev),
