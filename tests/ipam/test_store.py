@@ -225,7 +225,7 @@ def test_a_damaged_database_is_refused_and_kept(
     before = path.read_bytes()
     with pytest.raises(IpamError, match="is damaged") as caught:
         open_store()
-    assert "drain this node" in (caught.value.remedy or "")
+    assert "move the file aside" in (caught.value.remedy or "")
     assert path.read_bytes() == before
 
 

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import TypeAlias
 
 from podwire.agent import metrics
 from podwire.agent.config import AgentConfig
 from podwire.agent.worker import KernelWorker
 from podwire.cni import install
+from podwire.cni.attachments import Annotations
 from podwire.cni.server import CniServer
 from podwire.cni.service import CniService
 from podwire.ipam.allocator import Allocator
-from podwire.ipam.record import PodIdentity
 from podwire.ipam.store import Store
 from podwire.model.cluster import Attachment, NetworkConfig
 from podwire.plan.node import cause_of_attachment
 from podwire.plan.wiring import plan_attachment
-
-#: Of a pod of this node. It raises PodwireError where they can't be found out.
-Annotations: TypeAlias = Callable[[PodIdentity], Awaitable[Mapping[str, str]]]
 
 
 class Pods:
@@ -31,7 +26,7 @@ class Pods:
     def __init__(
         self, config: AgentConfig, worker: KernelWorker, annotations: Annotations | None = None
     ) -> None:
-        """`annotations(pod)` are those of a pod; None where pods have none."""
+        """`annotations(pod)` are those of a pod of this node; None where nobody knows any."""
         self._config = config
         self._worker = worker
         self._annotations = annotations
@@ -40,10 +35,9 @@ class Pods:
         async with contextlib.AsyncExitStack() as stack:
             store = self.store = Store(self._config.state_dir / "ipam.db")
             stack.callback(store.close)
-            asked = {"annotations": self._annotations} if self._annotations is not None else {}
             self._service = CniService(
                 store,
-                **asked,
+                annotations=self._annotations,
                 observe=self._observe,
                 attached=lambda one: self._note(one, attached=True),
                 detached=lambda one: self._note(one, attached=False),
@@ -74,7 +68,7 @@ class Pods:
 
     def hand_out_by(self, allocator: Allocator | None) -> None:
         """Who hands out addresses from the next `use` on; None for the node's own subnet."""
-        self._service.allocator = allocator
+        self._service.hand_out_by(allocator)
 
     def use(self, network: NetworkConfig) -> list[Attachment]:
         """Wire pods into `network` from now on; the pods that are there already."""

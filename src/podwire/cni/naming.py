@@ -11,6 +11,7 @@ import hashlib
 
 from podwire.ipam.record import Key, PodIdentity
 from podwire.model.fabric import Fabric
+from podwire.plan.profiles import PROFILES
 
 _LENGTH = 15  # IFNAMSIZ less the terminating zero (linux/if.h)
 _CALICO_PREFIX, _CALICO_DIGITS = "cali", 11
@@ -25,3 +26,8 @@ def host_ifname(fabric: Fabric, key: Key, pod: PodIdentity) -> str:
         return prefix + digest.hexdigest()[:_CALICO_DIGITS]
     digest = hashlib.sha256("/".join(key).encode())
     return prefix + digest.hexdigest()[: min(_CALICO_DIGITS, _LENGTH - len(prefix))]
+
+
+def host_ifnames(key: Key, pod: PodIdentity) -> frozenset[str]:
+    """What the host end may be called, whichever fabric it was made for."""
+    return frozenset(host_ifname(fabric, key, pod) for fabric in PROFILES.values())

@@ -23,11 +23,24 @@ class State(enum.StrEnum):
     DELETING = "deleting"
 
 
+#: Is in no container's id (CNI specification, section 2).
+UNKNOWN = "@"
+
+
 class Key(NamedTuple):
-    """What the CNI specification identifies an attachment of a network by."""
+    """What the CNI specification identifies an attachment of a network by.
+
+    Of an attachment that was found in the kernel, the container's id may not be known: then
+    `container_id` is one that no runtime has.
+    """
 
     container_id: str
     ifname: str
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether the container's id is not known."""
+        return UNKNOWN in self.container_id
 
 
 class PodIdentity(msgspec.Struct, frozen=True):

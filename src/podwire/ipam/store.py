@@ -19,8 +19,8 @@ Every row is also in memory: reads never touch the disk. A write goes to the dis
 and takes every network namespace with it. The database is locked exclusively, so a second agent on
 it is refused rather than handing out the same addresses.
 
-A damaged database is refused, never replaced by an empty one: running pods keep their addresses,
-and an empty database would hand them out again. A person decides (the error says how).
+A damaged database is refused, never replaced by an empty one: what it knows and the kernel does not
+would be lost. A person decides (the error says how).
 """
 
 from __future__ import annotations
@@ -116,6 +116,10 @@ class Store:
     # Reading: from memory.
 
     @property
+    def path(self) -> Path:
+        return self._path
+
+    @property
     def records(self) -> Mapping[Key, Record]:
         """Every attachment, whatever its state."""
         return self._records
@@ -174,13 +178,14 @@ class Store:
         last: Mapping[IPNetwork, IPAddress],
         network: str,
         pod: PodIdentity,
+        state: State = State.PENDING,
     ) -> Record:
-        """Write an attachment whose addresses have been chosen as `pending`.
+        """Write an attachment whose addresses have been chosen, or that stands already (`ready`).
 
         `last` are those that the search of each subnet goes on after. Raises IpamError, also where
         an address is held already; then nothing has changed.
         """
-        record = Record(attachment, network, pod, State.PENDING, self._clock())
+        record = Record(attachment, network, pod, state, self._clock())
         if record.key in self._records:
             raise IpamError(f"container {record.key.container_id} has {record.key.ifname} already")
         with self._transaction():
@@ -386,6 +391,6 @@ class Store:
         except sqlite3.DatabaseError as error:
             raise IpamError(
                 f"{self._path} is damaged: {error}",
-                remedy="drain this node, move the file aside and start the agent again: running"
-                " pods hold addresses that a new database does not know",
+                remedy="move the file aside and start the agent again: it writes down anew what"
+                " running pods have",
             ) from error
