@@ -126,14 +126,14 @@ def test_cross_subnet_encapsulates_behind_a_router_only() -> None:
 
 def test_auto_takes_what_works() -> None:
     of = config("flannel-vxlan", transport="auto")
-    probed = ["10.244.2.0 lladdr 02:00:00:00:04:02 dev flannel.1"]
+    vtep = "10.244.2.0 lladdr 02:00:00:00:04:02 dev flannel.1"
     near, far, blocked = reach(of), reach(of, routed=True), reach(of, routed=True, blocked=True)
     assert near[-1] == "10.244.2.0/24 via 172.18.0.12 dev eth0"
     assert far[-1] == "10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink"
-    assert blocked[-1] == "10.244.2.0/24 dev flannel0 src 10.244.1.1"
-    for lines_ in (near, far, blocked):
-        assert lines_[:1] == probed
-        assert "10.244.2.0/32 dev flannel.1 src 10.244.1.0" in lines_
+    assert blocked[-1] == "10.244.2.0/24 dev flannel0 src 10.244.1.0"
+    for neighbor, fdb, _ in (near, far, blocked):
+        assert neighbor == vtep
+        assert fdb.startswith("02:00:00:00:04:02 dst ")
     (way,) = paths(of, behind_a_router(of), blocked=True)
     assert (way.kind, way.reason) == ("udp", "VXLAN does not get through to node2")
 
@@ -237,11 +237,13 @@ def test_tunnel_packets_come_from_nodes() -> None:
         "inet podwire peers6 { fd00:172:18::2 }",
         "inet podwire peers4 { 192.0.2.9 }",
     ]
-    inbound, outbound = guard.plan_chains(of)
-    assert [rule.text for rule in inbound.rules] == [
+    inbound, guarding, outbound = guard.plan_chains(of)
+    assert [rule.text for rule in inbound.rules] == ['iifname "eth0" udp dport 8472 notrack']
+    # Not where packets are forwarded: between pods that port is theirs.
+    assert guarding.hook is not None and guarding.hook.hook == "input"
+    assert [rule.text for rule in guarding.rules] == [
         'udp dport 8472 ip saddr != @peers4 counter name "vxlan_stranger" drop',
         'udp dport 8472 ip6 saddr != @peers6 counter name "vxlan_stranger" drop',
-        'iifname "eth0" udp dport 8472 notrack',
     ]
     assert [rule.text for rule in outbound.rules] == ["udp dport 8472 notrack"]
     assert guard.plan_chains(config("flannel-host-gw")) == ()

@@ -50,11 +50,12 @@ def network(transport: str, wiring: str) -> NetworkConfig:
         # Nobody but pods has an address of its subnets there.
         ("direct", "routed", NEAR, False, "direct", "eth0", 0, None),
         ("l2-vxlan", "bridge", NEAR, False, "l2-vxlan", "vxlan-6784", 6784, "10.244.2.1"),
-        # The VTEP's address is not asked where the way leads elsewhere: it is VXLAN's alone.
-        ("auto", "bridge", NEAR, False, "direct", "eth0", 0, "10.244.2.1"),
+        # The tunnels' own address goes by whatever way is used.
+        ("auto", "bridge", NEAR, False, "direct", "eth0", 0, "10.244.2.0"),
+        ("auto", "routed", NEAR, False, "direct", "eth0", 0, "10.244.2.0"),
         ("auto", "bridge", ROUTED, False, "vxlan", "flannel.1", 8472, "10.244.2.0"),
-        ("auto", "bridge", ROUTED, True, "udp", "flannel0", 8285, "10.244.2.1"),
-        ("auto", "routed", ROUTED, True, "udp", "flannel0", 8285, None),
+        ("auto", "bridge", ROUTED, True, "udp", "flannel0", 8285, "10.244.2.0"),
+        ("auto", "routed", ROUTED, True, "udp", "flannel0", 8285, "10.244.2.0"),
     ],
 )
 def test_the_end_of_the_way(

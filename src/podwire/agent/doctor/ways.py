@@ -85,19 +85,17 @@ def _way(network: NetworkConfig, peer: Node, path: Path) -> Way:
 
 def _far(network: NetworkConfig, subnets: tuple[IPNetwork, ...], path: Path) -> IPAddress | None:
     fabric = network.fabric
-    # With `auto` the VTEP's own address is reached by VXLAN alone, for the probes of that.
-    has_base = fabric.uses_vxlan or fabric.uses_udp
-    if has_base and not fabric.is_one_segment and path.kind == _based(network):
+    # With `auto` a node has both tunnels, and an address of theirs, however it is reached.
+    has_base = fabric.transport == "auto" or (
+        path.kind in ("vxlan", "udp") and not fabric.is_one_segment
+    )
+    if has_base:
         return carrier.base(subnets, path.version)
     if fabric.wiring != "bridge":
         return None
     whole = (one for one in subnets if one.version == path.version)
     first = next((one for one in whole if one.prefixlen < one.max_prefixlen), None)
     return bridge.gateway(first) if first is not None else None
-
-
-def _based(network: NetworkConfig) -> Kind:
-    return "udp" if network.fabric.transport == "udp" else "vxlan"
 
 
 def devices(network: NetworkConfig) -> tuple[str, ...]:

@@ -17,10 +17,10 @@ from typing import NoReturn
 import msgspec
 
 from podwire.agent.files import write_atomically
-from podwire.agent.paths.echo import Echo
 from podwire.agent.paths.judge import Judge
 from podwire.agent.paths.targets import Key, Target
 from podwire.errors import PodwireError
+from podwire.kernel.solicit import Solicitor
 from podwire.log import fields
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ class Prober:
         self._file = file
         self._on_change = on_change
         self._targets: dict[Key, Target] = {}
-        self._by_ip: dict[tuple[str, str], Key] = {}
-        self._sockets: dict[tuple[int, str], Echo] = {}
+        self._by_ip: dict[tuple[str, bytes], Key] = {}
+        self._sockets: dict[tuple[int, str], Solicitor] = {}
         self._has_news = asyncio.Event()
         self._blocked = self._remembered()
 
@@ -62,10 +62,10 @@ class Prober:
 
     def set_targets(self, targets: Mapping[Key, Target]) -> None:
         """Ask these from now on, and no others."""
-        if dict(targets) == self._targets:
+        if dict(targets) == self._targets and self._blocked <= self._targets_names():
             return
         self._targets = dict(targets)
-        self._by_ip = {(one.dev, one.ip): key for key, one in targets.items()}
+        self._by_ip = {(one.dev, one.question.ip): key for key, one in targets.items()}
         was_blocked = [key for key in targets if key[0] in self._blocked]
         self._judge.set_paths(targets, _clock(), blocked=was_blocked)
         self._note_blocked()
@@ -104,23 +104,25 @@ class Prober:
 
     def _tick(self) -> None:
         # First what has come: whatever kept us from reading it is not the peers' fault.
-        for (_, dev), sock in self._sockets.items():
+        for (version, dev), sock in list(self._sockets.items()):
             for answer in sock.answers():
-                key = self._by_ip.get((dev, answer.source))
+                key = self._by_ip.get((dev, answer.ip))
                 if key is not None:
                     self._judge.answered(key, answer.number, _clock(), answer.rtt_s)
+            if not sock.is_current:
+                self._sockets.pop((version, dev)).close()
         for key, number in self._judge.due(_clock()):
             target = self._targets[key]
-            place = (target.version, target.dev)
-            asked_with = self._socket(place)
-            if asked_with is not None and not asked_with.ask(target.ip, number):
-                self._sockets.pop(place).close()
+            asked_with = self._socket(target.version, target.dev)
+            if asked_with is not None:
+                asked_with.ask(target.question, number)
         self._note_blocked()
 
-    def _socket(self, place: tuple[int, str]) -> Echo | None:
+    def _socket(self, version: int, dev: str) -> Solicitor | None:
+        place = (version, dev)
         if place not in self._sockets:
             try:
-                self._sockets[place] = Echo(*place)
+                self._sockets[place] = Solicitor(version, dev)
             except OSError:
                 return None  # The device will come, or the agent says why not.
         return self._sockets[place]
@@ -133,11 +135,18 @@ class Prober:
         self._blocked = blocked
         for name in sorted(changed & self._targets_names()):
             self._log(name)
+        self._remember()
+        self._on_change(changed)
+
+    def _remember(self) -> None:
+        if not self._blocked:
+            self._file.unlink(missing_ok=True)
+            return
+        names = msgspec.json.encode(sorted(self._blocked)).decode()
         try:
-            write_atomically(self._file, msgspec.json.encode(sorted(blocked)).decode() + "\n")
+            write_atomically(self._file, f"{names}\n")
         except PodwireError as error:
             log.warning("blocked paths not remembered", extra=fields(error=error))
-        self._on_change(changed)
 
     def _targets_names(self) -> frozenset[str]:
         return frozenset(name for name, _ in self._targets)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from podwire.model.cluster import NetworkConfig, Node
+from podwire.kernel.solicit import Question
+from podwire.model.cluster import Endpoint, Lease, NetworkConfig, Node
+from podwire.model.state import IPAddress
 from podwire.plan import carrier
 from podwire.plan.claims import Claims
 from podwire.plan.node import objections
@@ -15,11 +17,11 @@ Key: TypeAlias = tuple[str, int]
 
 
 class Target(NamedTuple):
-    """The address that a peer's VXLAN device has, and the device of ours that it is behind."""
+    """What a peer is asked, on which VXLAN device of ours."""
 
     version: int
-    ip: str
     dev: str
+    question: Question
 
 
 def targets(config: NetworkConfig, peer: Node, claims: Claims) -> dict[Key, Target]:
@@ -32,11 +34,26 @@ def targets(config: NetworkConfig, peer: Node, claims: Claims) -> dict[Key, Targ
         return {}
     found: dict[Key, Target] = {}
     for version in carrier.versions(lease.subnets):
-        base = carrier.base(lease.subnets, version)
         endpoint = carrier.carrier(config, lease, version)
-        if base is None or endpoint is None:
+        own_ip = carrier.base(config.lease.subnets, version)
+        if endpoint is None or endpoint.vtep_mac is None or own_ip is None:
+            continue
+        own, ip = config.lease.endpoint(endpoint.ip.version), _of_peer(lease, endpoint, version)
+        if own is None or own.vtep_mac is None or ip is None:
             continue
         if auto.kind(config, peer, version, blocked=False) == "vxlan":
+            question = Question(ip.packed, endpoint.vtep_mac, own_ip.packed, own.vtep_mac)
             dev = config.fabric.vxlan_dev_over(endpoint.ip.version)
-            found[peer.name, version] = Target(version, str(base), dev)
+            found[peer.name, version] = Target(version, dev, question)
     return found
+
+
+def _of_peer(lease: Lease, endpoint: Endpoint, version: int) -> IPAddress | None:
+    """An address that the peer itself has, and answers for on its VXLAN device.
+
+    Where all that it has are borrowed ones, which are its pods', its node's address does: ARP is
+    answered for any that the machine has.
+    """
+    return carrier.own_base(lease.subnets, version) or (
+        endpoint.ip if endpoint.ip.version == version == 4 else None
+    )

@@ -4,14 +4,15 @@
     vxlan   it is not, and VXLAN gets through (or nobody has seen yet that it does not)
     udp     VXLAN is seen not to get through
 
-All devices are there all the time and so are the entries of the peer's VTEP, with a host route to
-its address, over which the agent probes whether VXLAN gets through. A change of the way replaces
-one route a subnet, and what is on its way still arrives. Pure: values in, entries out.
+All devices are there all the time and so are the entries of the peer's VTEP. The agent asks there
+whether VXLAN gets through, by ARP and NDP, which follow no route. So a change of the way replaces
+one route a subnet, which takes the VTEP's own address along: a node's own packets have that for a
+source, and are answered by the way that is used. What is on its way still arrives.
+Pure: values in, entries out.
 """
 
 from __future__ import annotations
 
-from ipaddress import ip_network
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -20,17 +21,14 @@ from podwire.model.cluster import NetworkConfig, Node
 from podwire.model.state import (
     Address,
     Entry,
-    IPAddress,
     IPNetwork,
     Link,
-    Neighbor,
     Route,
     Sysctl,
     Why,
 )
 from podwire.plan import carrier
 from podwire.plan.transport import direct, udp, vxlan
-from podwire.plan.wiring import bridge
 
 BACKEND = "auto"
 #: A peer with one of these can be reached, if not in every way.
@@ -87,20 +85,8 @@ def plan_peer(config: NetworkConfig, peer: Node, *, blocked: bool = False) -> tu
     lease = peer.lease
     if lease is None:
         return ()
-    vtep = vxlan.plan_vtep(config, peer)
-    probed = tuple(
-        Route(
-            dst=ip_network(one.ip),
-            dev=one.dev,
-            src=carrier.own_base(config.lease.subnets, one.ip.version),
-            why=one.why,
-        )
-        for one in vtep
-        # A borrowed address that stands for the VTEP is a pod's, which has a route already.
-        if isinstance(one, Neighbor) and ip_network(one.ip) not in lease.subnets
-    )
     routes = [_route(config, peer, subnet, blocked=blocked) for subnet in lease.subnets]
-    return (*vtep, *probed, *(one for one in routes if one is not None))
+    return (*vxlan.plan_vtep(config, peer), *(one for one in routes if one is not None))
 
 
 def _route(config: NetworkConfig, peer: Node, subnet: IPNetwork, *, blocked: bool) -> Route | None:
@@ -111,21 +97,9 @@ def _route(config: NetworkConfig, peer: Node, subnet: IPNetwork, *, blocked: boo
             return Route(
                 dst=subnet,
                 dev=config.fabric.udp_dev,
-                src=_source(config, subnet.version),
+                src=carrier.own_base(config.lease.subnets, subnet.version),
                 protocol=config.fabric.route_protocol,
                 why=carrier.leases(peer.name, subnet),
             )
         case _:
             return vxlan.route(config, peer, subnet)
-
-
-def _source(config: NetworkConfig, version: int) -> IPAddress | None:
-    """What this node's own packets to pods behind the UDP tunnel have for a source.
-
-    Answers to the VTEP's address would go to where VXLAN does not get through; those to the
-    bridge's take the same way back. Routed pods leave no other address of the subnets.
-    """
-    if config.fabric.wiring == "bridge":
-        found = (one.ip for one in bridge.gateways(config) if one.version == version)
-        return next(found, None)
-    return carrier.own_base(config.lease.subnets, version)
