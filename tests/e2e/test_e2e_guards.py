@@ -20,6 +20,7 @@ from subprocess import Popen
 import pytest
 
 from podwire.lab import Lab, LabNode, LabPod
+from podwire.plan.macs import link_local
 
 from ..tunnel.packets import Packet
 from .commands import Command
@@ -27,9 +28,14 @@ from .waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
-PORT, TUNNEL_PORT = 4242, 8285
+PORT, TUNNEL_PORT, VXLAN_PORT = 4242, 8285, 8472
 UDP = 17
-REASONS = ("spoofed_ip", "spoofed_arp", "not_a_peer", "foreign_source", "vxlan_stranger")
+#: RFC 4861, sections 4.2, 4.4 and 4.5.
+ROUTER_ADVERT, NEIGHBOR_ADVERT, REDIRECT = 134, 136, 137
+REASONS = (
+    *("spoofed_ip", "spoofed_arp", "spoofed_nd", "spoofed_ra"),
+    *("not_a_peer", "foreign_source", "vxlan_stranger"),
+)
 #: Prints what comes, a line each.
 LISTEN = """
 import socket, sys
@@ -88,6 +94,14 @@ def arp_reply(mac: bytes, ip: str, to: str) -> bytes:
     return b"\xff" * 6 + mac + b"\x08\x06" + body
 
 
+def discovery(mac: bytes, kind: int, target: bytes) -> bytes:
+    """A frame for all nodes with a message of neighbour discovery; its checksum is left out."""
+    message = struct.pack("!BBHI", kind, 0, 0, 0) + target
+    head = struct.pack("!IHBB", 6 << 28, len(message), 58, 255)
+    ips = link_local(mac).packed + ip_address("ff02::1").packed
+    return bytes.fromhex("333300000001") + mac + b"\x86\xdd" + head + ips + message
+
+
 def vxlan(frame_to: bytes, inner: bytes) -> bytes:
     """RFC 7348, of VNI 1."""
     return bytes.fromhex("0800000000000100") + frame_to + bytes.fromhex("02aabbccddee0800") + inner
@@ -132,8 +146,8 @@ def mac_of(place: LabPod | LabNode, dev: str) -> bytes:
 
 
 @contextmanager
-def listening(pod: LabPod) -> Iterator[Popen[str]]:
-    with pod.popen([sys.executable, "-c", LISTEN, str(PORT)]) as process:
+def listening(pod: LabPod, port: int = PORT) -> Iterator[Popen[str]]:
+    with pod.popen([sys.executable, "-c", LISTEN, str(port)]) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "listening\n"
@@ -174,6 +188,15 @@ def test_what_is_forged_is_dropped_and_counted(scene: Scene) -> None:
     )
     claim = arp_reply(mac_of(pod, "eth0"), scene.free.ip, "10.244.1.1")
     only_the_genuine_arrives("node1", "spoofed_arp", lambda: send(pod, SEND_FRAME, claim.hex()))
+    # A pod that says it is another one, or a router: a node and pods would believe it.
+    mac = mac_of(pod, "eth0")
+    for kind, target, reason in (
+        (NEIGHBOR_ADVERT, link_local(mac_of(scene.free, "eth0")).packed, "spoofed_nd"),
+        (ROUTER_ADVERT, b"", "spoofed_ra"),
+        (REDIRECT, bytes(32), "spoofed_ra"),
+    ):
+        frame = discovery(mac, kind, target).hex()
+        only_the_genuine_arrives("node1", reason, lambda frame=frame: send(pod, SEND_FRAME, frame))  # type: ignore[misc]
     # A bare packet for the UDP tunnel: from no node, and from a node that has no such pods.
     bare = packet(pod.ip, there.ip, "forged")
     only_the_genuine_arrives("node2", "not_a_peer", lambda: scene.stranger(bare, TUNNEL_PORT))
@@ -185,10 +208,15 @@ def test_what_is_forged_is_dropped_and_counted(scene: Scene) -> None:
     )
     # VXLAN that is right in all but who sends it.
     wrapped = vxlan(mac_of(node2, "flannel.1"), bare)
-    only_the_genuine_arrives("node2", "vxlan_stranger", lambda: scene.stranger(wrapped, 8472))
+    only_the_genuine_arrives("node2", "vxlan_stranger", lambda: scene.stranger(wrapped, VXLAN_PORT))
     # The same bytes from a node pass, so it was not for anything else about them.
-    send(node1, SEND_DATAGRAM, wrapped.hex(), node2.ip, "8472")
+    send(node1, SEND_DATAGRAM, wrapped.hex(), node2.ip, str(VXLAN_PORT))
     assert scene.arrived() == "forged"
+    # Between pods that port is theirs.
+    with listening(there, VXLAN_PORT) as listener:
+        send(pod, SEND_DATAGRAM, b"of a pod".hex(), there.ip, str(VXLAN_PORT))
+        assert listener.stdout is not None
+        assert listener.stdout.readline() == "of a pod\n"
     # Nobody looks at a pod whose annotation says so.
     allowed = packet(spoofed, there.ip, "allowed")
     send(scene.free, SEND_PACKET, allowed.hex(), there.ip)

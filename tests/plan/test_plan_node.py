@@ -104,10 +104,8 @@ def test_own_entries_are_flannels() -> None:
     ]
     assert isinstance(table, NftTable)
     assert {chain.name: [rule.text for rule in chain.rules] for chain in table.chains} == {
-        "tunnel_in": [
-            'udp dport 8472 ip saddr != @peers4 counter name "vxlan_stranger" drop',
-            'iifname "eth0" udp dport 8472 notrack',
-        ],
+        "tunnel_in": ['iifname "eth0" udp dport 8472 notrack'],
+        "tunnel_guard": ['udp dport 8472 ip saddr != @peers4 counter name "vxlan_stranger" drop'],
         "tunnel_out": ["udp dport 8472 notrack"],
         "postrouting": [
             "ip saddr @cluster4 ip daddr != @cluster4 ip daddr != 224.0.0.0/4"
@@ -118,7 +116,7 @@ def test_own_entries_are_flannels() -> None:
 
 def test_without_masquerade_nothing_is_translated() -> None:
     table, _ = plan_tables(msgspec.structs.replace(CONFIG, masquerade=False))
-    assert [chain.name for chain in table.chains] == ["tunnel_in", "tunnel_out"]
+    assert [chain.name for chain in table.chains] == ["tunnel_in", "tunnel_guard", "tunnel_out"]
     assert table.sets == ()
 
 

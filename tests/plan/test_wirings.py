@@ -127,6 +127,8 @@ def test_a_routed_pod_is_bound_to_its_addresses() -> None:
     assert [rule.text for rule in chain.rules] == [
         "iifgroup != 7077 accept",
         "iifname . ip saddr @bindings4 accept",
+        "iifname @guarded icmpv6 type { nd-router-advert, nd-redirect }"
+        ' counter name "spoofed_ra" drop',
         "iifname . ip6 saddr @bindings6 accept",
         'iifname @guarded counter name "spoofed_ip" drop',
     ]
@@ -147,6 +149,13 @@ def test_pods_apart_from_their_node() -> None:
         "isolate_input": 'iifname "cni0" counter name "isolated" drop',
         "isolate_output": 'oifname "cni0" counter name "isolated" drop',
     }
+    # Whatever a pod may send, it is a pod.
+    for anti_spoofing in (True, False):
+        of = config("calico", isolate_host=True, anti_spoofing=anti_spoofing)
+        assert {chain.name: chain.rules[-1].text for chain in isolation.plan_chains(of)} == {
+            "isolate_input": 'iifgroup 7077 iifname "cali*" counter name "isolated" drop',
+            "isolate_output": 'oifgroup 7077 oifname "cali*" counter name "isolated" drop',
+        }
 
 
 def test_a_link_local_address_is_made_of_the_mac() -> None:

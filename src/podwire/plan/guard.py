@@ -1,7 +1,8 @@
 """The tunnels' door: encapsulated packets come from the cluster's nodes, or are dropped.
 
 Whoever reaches a node's VXLAN port could otherwise put any packet into the pod network. What is
-dropped is counted. The peers'
+dropped is counted. Only packets to the node itself are looked at: what pods send to each other at
+that port is theirs. The peers'
 addresses are elements of two sets, each kept under the peer that it belongs to, so that a change of
 one costs the same however many there are. The UDP tunnel's process checks by itself, and more.
 Pure: values in, nft objects out.
@@ -56,31 +57,39 @@ def plan_chains(config: NetworkConfig) -> tuple[NftChain, ...]:
     ports += [fabric.udp_port] if fabric.uses_udp else []
     if not ports:
         return ()
-    rules = []
-    if fabric.uses_vxlan:
-        why = Why(name, "takes tunnel packets from nodes only")
-        for ip in config.underlay.ips:
-            family = "ip" if ip.version == 4 else "ip6"
-            match = f"udp dport {fabric.vxlan_port} {family} saddr != @{PEERS[ip.version]}"
-            rules.append(NftRule(text=f'{match} counter name "{STRANGER.name}" drop', why=why))
     received = Why(name, "receives tunnel packets, which need no conntrack")
     sent = Why(name, "sends tunnel packets, which need no conntrack")
-    rules += [
+    untracked = [
         NftRule(text=f'iifname "{config.underlay.dev}" udp dport {port} notrack', why=received)
         for port in ports
     ]
+    guards = [_chain("tunnel_guard", "input", _guards(config))] if fabric.uses_vxlan else []
     return (
-        NftChain(
-            name="tunnel_in",
-            hook=NftHook(type="filter", hook="prerouting", priority=_RAW),
-            rules=tuple(rules),
-        ),
-        NftChain(
-            name="tunnel_out",
-            hook=NftHook(type="filter", hook="output", priority=_RAW),
-            rules=tuple(NftRule(text=f"udp dport {port} notrack", why=sent) for port in ports),
+        _chain("tunnel_in", "prerouting", untracked),
+        *guards,
+        _chain(
+            "tunnel_out",
+            "output",
+            [NftRule(text=f"udp dport {port} notrack", why=sent) for port in ports],
         ),
     )
+
+
+def _chain(name: str, hook: str, rules: list[NftRule]) -> NftChain:
+    return NftChain(
+        name=name, hook=NftHook(type="filter", hook=hook, priority=_RAW), rules=tuple(rules)
+    )
+
+
+def _guards(config: NetworkConfig) -> list[NftRule]:
+    """One a family of the underlay."""
+    why = Why(f"Node/{config.node}", "takes tunnel packets from nodes only")
+    found = []
+    for ip in config.underlay.ips:
+        family = "ip" if ip.version == 4 else "ip6"
+        match = f"udp dport {config.fabric.vxlan_port} {family} saddr != @{PEERS[ip.version]}"
+        found.append(NftRule(text=f'{match} counter name "{STRANGER.name}" drop', why=why))
+    return found
 
 
 def plan_peer(config: NetworkConfig, peer: Node) -> tuple[Entry, ...]:

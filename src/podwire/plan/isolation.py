@@ -7,8 +7,7 @@ Everything else between the two is dropped, both ways, and counted. Pure.
 from __future__ import annotations
 
 from podwire.model.cluster import NetworkConfig
-from podwire.model.state import NftChain, NftCounter, NftHook, NftRule, Why
-from podwire.plan import spoofing
+from podwire.model.state import LINK_GROUP, NftChain, NftCounter, NftHook, NftRule, Why
 
 _FILTER = 0
 
@@ -29,7 +28,7 @@ def plan_chains(config: NetworkConfig) -> tuple[NftChain, ...]:
             name=f"isolate_{hook}",
             hook=NftHook(type="filter", hook=hook, priority=_FILTER),
             rules=tuple(
-                NftRule(text=f"{_pods(config, device)} {text}", why=why)
+                NftRule(text=f"{_pods(config, side)} {text}", why=why)
                 for text in (
                     "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit,"
                     " packet-too-big, destination-unreachable, time-exceeded,"
@@ -40,13 +39,13 @@ def plan_chains(config: NetworkConfig) -> tuple[NftChain, ...]:
                 )
             ),
         )
-        for hook, device in (("input", "iifname"), ("output", "oifname"))
+        for hook, side in (("input", "iif"), ("output", "oif"))
     )
 
 
-def _pods(config: NetworkConfig, device: str) -> str:
+def _pods(config: NetworkConfig, side: str) -> str:
+    """What matches pods' links, by `side` of the packet; those of pods that may spoof, too."""
     if config.fabric.wiring == "bridge":
-        return f'{device} "{config.bridge}"'
-    if config.fabric.anti_spoofing:
-        return f"{device} @{spoofing.GUARDED}"
-    return f'{device} "{config.fabric.port_prefix}*"'
+        return f'{side}name "{config.bridge}"'
+    # The group leaves out links that others have named so.
+    return f'{side}group {LINK_GROUP} {side}name "{config.fabric.port_prefix}*"'

@@ -7,7 +7,9 @@
 
 Whose port it is and what may come out of it are elements of sets, kept under the pod's attachment.
 A pod with `may_spoof` is not in them, and nothing of it is looked at. What is dropped is counted by
-kind. Frames that are neither ARP nor IP are dropped too: a VLAN tag would hide an address.
+kind. Frames that are neither ARP nor IP are dropped too: a VLAN tag would hide an address. And no
+pod is a router: a node without IPv6 of its own, and other pods on the bridge, would believe one
+that says so, and send it all that they have for outside.
 
 Every packet of a pod pays for this, so what is usual is asked first, in one look-up: whether the
 address is the port's. What comes from the underlay is passed by the group of its link.
@@ -46,7 +48,14 @@ SPOOFED_ARP = NftCounter(name="spoofed_arp", meaning="ARP from a pod about an ad
 SPOOFED_ND = NftCounter(
     name="spoofed_nd", meaning="neighbour advertisements from a pod for an address not its own"
 )
+SPOOFED_RA = NftCounter(
+    name="spoofed_ra", meaning="router advertisements and redirects from a pod, which is no router"
+)
 OTHER_FRAMES = NftCounter(name="other_frames", meaning="frames from a pod, neither ARP nor IP")
+
+_AS_ROUTER = (
+    f'icmpv6 type {{ nd-router-advert, nd-redirect }} counter name "{SPOOFED_RA.name}" drop'
+)
 
 # Who asks whether an address is free sends from none (RFC 5227 and 4862).
 _NOBODY4, _NOBODY6 = IPv4Address(0), IPv6Address(0)
@@ -67,6 +76,7 @@ def plan_bridge_table(config: NetworkConfig) -> tuple[NftTable, ...]:
         f"{own} . arp saddr ip @{BINDINGS[4]} iifname . arp saddr ether . arp saddr ip"
         f" @{BINDINGS[4]} accept",
         f'ether type arp counter name "{SPOOFED_ARP.name}" drop',
+        _AS_ROUTER,
         f"icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @{TARGETS}"
         f' counter name "{SPOOFED_ND.name}" drop',
         f"{own} . ip6 saddr @{BINDINGS[6]} accept",
@@ -87,7 +97,7 @@ def plan_bridge_table(config: NetworkConfig) -> tuple[NftTable, ...]:
             NftOpenSet(name=BINDINGS[6], type="ifname . ether_addr . ipv6_addr", why=why),
             NftOpenSet(name=TARGETS, type="ifname . @th,64,128", why=why),
         ),
-        counters=(SPOOFED_IP, SPOOFED_ARP, SPOOFED_ND, OTHER_FRAMES),
+        counters=(SPOOFED_IP, SPOOFED_ARP, SPOOFED_ND, SPOOFED_RA, OTHER_FRAMES),
         chains=(chain,),
         why=why,
     )
@@ -108,7 +118,7 @@ def open_sets(config: NetworkConfig) -> tuple[NftOpenSet, ...]:
 
 def counters(config: NetworkConfig) -> tuple[NftCounter, ...]:
     """Of the inet table."""
-    return (SPOOFED_IP,) if _at_ip(config) else ()
+    return (SPOOFED_IP, SPOOFED_RA) if _at_ip(config) else ()
 
 
 def plan_chains(config: NetworkConfig) -> tuple[NftChain, ...]:
@@ -119,6 +129,7 @@ def plan_chains(config: NetworkConfig) -> tuple[NftChain, ...]:
     texts = (
         f"iifgroup != {LINK_GROUP} accept",
         f"iifname . ip saddr @{BINDINGS[4]} accept",
+        f"iifname @{GUARDED} {_AS_ROUTER}",
         f"iifname . ip6 saddr @{BINDINGS[6]} accept",
         f'iifname @{GUARDED} counter name "{SPOOFED_IP.name}" drop',
     )

@@ -24,6 +24,8 @@ _REMEDIES = {
     ' podwire.io/anti-spoofing: "off"',
     "spoofed_arp": "look which pod answers for another's address: podwire capture",
     "spoofed_nd": "look which pod answers for another's address: podwire capture",
+    "spoofed_ra": "is that pod meant to be a router? Then: annotation"
+    ' podwire.io/anti-spoofing: "off"',
     "vxlan_stranger": "who sends that? podwire capture; is it a node whose lease is not used?",
     "not_a_peer": "who sends that? podwire capture; is it a node whose lease is not used?",
     "not_encrypted": "start all nodes' agents with --encrypt, or none",

@@ -34,6 +34,10 @@ _GUARDS = {
         "neighbour advertisements of a pod for an address that is not its own are dropped",
         "a pod could take over the traffic of another, or of the gateway",
     ),
+    spoofing.SPOOFED_RA.name: (
+        "router advertisements and redirects of pods are dropped",
+        "a pod could have all that its node or other pods send outside over IPv6",
+    ),
     spoofing.OTHER_FRAMES.name: (
         "frames of pods that are neither ARP nor IP are dropped",
         "a pod could hide an address that is not its own behind a tag",
