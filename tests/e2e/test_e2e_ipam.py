@@ -211,22 +211,40 @@ def test_who_finds_none_free_waits_for_one(calico: Lab) -> None:
 
 
 def test_an_agent_that_is_killed_in_the_middle_loses_no_address(calico: Lab) -> None:
-    record = calico.info.record()
-    assert record is not None
     for round_ in range(2):
         apply(calico, "node1", *(f"r{round_}-{number}" for number in range(7)))
         until(lambda: any(one["spec"].get("used") for one in listed(calico, IPAM_BLOCKS)), "one")
-        found = {name: one for one, name in processes.marked(record.id).items()}
-        os.kill(found["node1/agent"].pid, signal.SIGKILL)
+        kill_agent(calico, "node1")
     ips = ips_when_ready(calico)
     assert len(set(ips.values())) == 14
+    until(lambda: held(calico) == Counter(ips.values()), "the blocks say what pods have")
 
-    def written() -> bool:
-        blocks = [one["spec"] for one in listed(calico, IPAM_BLOCKS)]
-        held = Counter(one["ip"] for block in blocks for one in block.get("allocations") or ())
-        return held == Counter(ips.values())
 
-    until(written, "the blocks say what pods have")
+def test_a_node_that_lost_its_database_hands_nothing_out_twice(calico: Lab) -> None:
+    apply(calico, "node1", "old1", "old2", "old3")
+    before = ips_when_ready(calico)
+    assert calico.node("node1").exec(["sh", "-c", "rm /var/lib/podwire/ipam.db*"]).returncode == 0
+    kill_agent(calico, "node1")
+    apply(calico, "node1", "new1", "new2", "new3")
+    ips = ips_when_ready(calico)
+    assert len(set(ips.values())) == 6
+    assert {name: ips[name] for name in before} == before
+    until(lambda: held(calico) == Counter(ips.values()), "the blocks say what pods have")
+    assert calico.pod("old1").ping(calico.pod("new1")).lost == 0
+
+
+def kill_agent(lab: Lab, node: str) -> None:
+    """The lab starts it anew."""
+    record = lab.info.record()
+    assert record is not None
+    found = {name: one for one, name in processes.marked(record.id).items()}
+    os.kill(found[f"{node}/agent"].pid, signal.SIGKILL)
+
+
+def held(lab: Lab) -> Counter[str]:
+    """How often each address is held, as blocks say."""
+    blocks = [one["spec"] for one in listed(lab, IPAM_BLOCKS)]
+    return Counter(one["ip"] for block in blocks for one in block.get("allocations") or ())
 
 
 def test_a_node_asks_another_one_for_a_part_of_its_range(weave: Lab) -> None:
