@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from podwire.lab import Lab, LabPod
+from podwire.lab import Lab, LabPod, agents
 
 from .commands import Command
 from .steady_ping import SteadyPing
@@ -54,6 +54,7 @@ def test_the_store_is_away(lab: Lab, pods: list[LabPod], command: Command) -> No
             True,
         )
         command.ok("lab", "heal", "etcd")
+        assert all(agents.is_connected(lab.info, node.name) for node in lab.nodes)
         late.delete(grace_s=0)
     assert ping.lost == []
     added = lab.add_node()

@@ -49,6 +49,7 @@ def partition(
         protocol="udp" if udp is not None else "tcp" if tcp is not None else None,
         port=udp or tcp or 0,
         api=api,
+        progress=TerminalProgress(),
     )
     _print_faults()
 
@@ -70,7 +71,7 @@ def kill(names: tuple[str, ...]) -> None:
     """
     from podwire.lab import disruption
 
-    disruption.kill(resolve(), names)
+    disruption.kill(resolve(), names, progress=TerminalProgress())
     _print_faults()
 
 
@@ -95,7 +96,8 @@ Examples:
 def heal(names: tuple[str, ...], addresses: tuple[str, ...]) -> None:
     """Undo partitions and deaths of nodes (or `api`, `etcd`), or all there are.
 
-    Waits until what was dead is ready again: nodes boot as machines do, with their disk.
+    Waits until what was dead is ready again (nodes boot as machines do, with their disk) and agents
+    follow their store.
     """
     from podwire.lab import disruption
 

@@ -14,7 +14,14 @@ from podwire.errors import InputError
 from podwire.lab import checks
 from podwire.lab.addressing import readdressed
 from podwire.lab.faults import API, ETCD, Protocol, check_names
-from podwire.lab.readiness import Progress, Silent, existing, wait_ready
+from podwire.lab.readiness import (
+    Progress,
+    Silent,
+    existing,
+    wait_at_work,
+    wait_ready,
+    wait_until_away,
+)
 from podwire.lab.registry import LabInfo, LabRecord, NodeRecord
 from podwire.lab.rollout import apply, locked
 
@@ -27,6 +34,7 @@ def partition(
     protocol: Protocol | None = None,
     port: int = 0,
     api: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """Have no packet pass between a node and others, none named for all other nodes.
 
@@ -35,8 +43,9 @@ def partition(
 
     Raises InputError, LabError.
     """
+    progress = progress or Silent()
     checks.check_root()
-    with locked(lab, Silent()):
+    with locked(lab, progress):
         record = existing(lab)
         check_names([node, *others], [one.name for one in record.nodes])
         if node in others:
@@ -52,15 +61,18 @@ def partition(
         else:
             faults = record.faults.cut(node, others, protocol, port)
         apply(lab, msgspec.structs.replace(record, faults=faults))
+        if api and record.shape.store == "kube" and API not in faults.dead:
+            wait_until_away(lab, node, progress)
 
 
-def kill(lab: LabInfo, names: Sequence[str]) -> None:
+def kill(lab: LabInfo, names: Sequence[str], *, progress: Progress | None = None) -> None:
     """Have nodes, or the processes `api` and `etcd`, die at once and stay dead.
 
     Raises InputError, LabError.
     """
+    progress = progress or Silent()
     checks.check_root()
-    with locked(lab, Silent()):
+    with locked(lab, progress):
         record = existing(lab)
         check_names(names, _mortals(record))
         apply(lab, msgspec.structs.replace(record, faults=record.faults.killed(names)))
@@ -74,10 +86,10 @@ def heal(
     progress: Progress | None = None,
 ) -> None:
     """Undo what is wrong with nodes, `api` or `etcd`, none named for everything, and wait until
-    what was dead is ready.
+    what was dead is ready, and what was away has come back: agents follow their store again.
 
     A dead node may come back with other `addresses` on the underlay, at most one a family. Raises
-    InputError, LabError.
+    InputError, LabError, and NotReadyError where it is healed but waiting was in vain.
     """
     progress = progress or Silent()
     checks.check_root()
@@ -89,6 +101,7 @@ def heal(
         healed = record.faults.healed(names or _mortals(record))
         apply(lab, msgspec.structs.replace(record, faults=healed))
         wait_ready(lab, progress, only_news=True)
+        wait_at_work(lab, progress)
 
 
 def _mortals(record: LabRecord) -> list[str]:

@@ -25,6 +25,7 @@ import msgspec
 
 from podwire.errors import InputError, LabError
 from podwire.lab import checks, etcd_forget, programs, rollout
+from podwire.lab.asking import ask
 from podwire.lab.faults import ETCD
 from podwire.lab.readiness import NotReadyError, Progress, Silent, existing, wait_ready
 from podwire.lab.registry import (
@@ -245,14 +246,11 @@ def _kubeconfig(lab: LabInfo, port: int, token: str) -> str:
 
 
 def _delete_node_object(lab: LabInfo, node: str) -> None:
-    import asyncio
-
-    from podwire.cluster.kube import NODES, ClientConfig, KubeClient
+    from podwire.cluster.kube import NODES, KubeClient
     from podwire.errors import NotFoundError
 
-    async def delete() -> None:
-        async with KubeClient(ClientConfig(server=f"unix://{lab.api_socket}")) as client:
-            with suppress(NotFoundError):
-                await client.delete(NODES, node)
+    async def delete(client: KubeClient) -> None:
+        with suppress(NotFoundError):
+            await client.delete(NODES, node)
 
-    asyncio.run(delete())
+    ask(lab, delete)

@@ -5,16 +5,22 @@ What lives here: what counts as ready, and who is told. What does not: making an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Collection, Iterator, Mapping
 from typing import Protocol
 
-from podwire.errors import LabError
+from podwire.errors import LabError, PodwireError
+from podwire.lab import agents
+from podwire.lab.asking import ask
 from podwire.lab.control import Control, Snapshot
-from podwire.lab.faults import API
+from podwire.lab.faults import API, ETCD
 from podwire.lab.registry import LabInfo, LabRecord
 
 #: So many failed starts in a row of one process, and nobody waits for it any longer.
 _HOPELESS_RESTARTS = 5
+#: Clients that could not connect for a while wait 10 s at most before they try again.
+_AT_WORK_S = 60.0
+_LOOK_AGAIN_S = 0.05
 
 
 class Progress(Protocol):
@@ -84,6 +90,74 @@ def wait_ready(
                 progress.waiting(enumerated(waiting))
     except TimeoutError:
         raise _not_ready(lab, snapshot, f"after {timeout_s:.0f} s") from None
+
+
+def wait_at_work(lab: LabInfo, progress: Progress) -> None:
+    """Wait until the agent of each node that can follows its store, and the Node is Ready.
+
+    Kubelets say that they are ready once and for all: this is for when the API, or a node, was
+    away. Raises NotReadyError, naming who is not at work and why.
+    """
+    record = existing(lab)
+    dead = record.faults.dead
+    store = ETCD if record.shape.store == "etcd" else API
+    if {API, store} & {*dead}:
+        return
+    within_reach = [one.name for one in record.living if one.name not in record.faults.no_api]
+    waiting: Mapping[str, str] = dict.fromkeys(within_reach, "")
+    deadline = time.monotonic() + _AT_WORK_S
+    waited = False
+    while waiting := _not_at_work(lab, waiting):
+        if time.monotonic() > deadline:
+            first = min(waiting)
+            raise NotReadyError(
+                f"not at work again after {_AT_WORK_S:g} s: "
+                + "; ".join(f"{name}: {why}" for name, why in sorted(waiting.items())),
+                remedy=f"see `podwire --lab {lab.name} lab logs {first}/agent` and"
+                f" `podwire --lab {lab.name} describe node {first}`",
+            )
+        waited = True
+        why = ", ".join(sorted(set(waiting.values())))
+        progress.waiting(f"{enumerated(waiting)}: {why}")
+        # Nothing tells when an agent has connected again.
+        time.sleep(_LOOK_AGAIN_S)
+    if waited:
+        progress.done("agents follow their store, and nodes are Ready")
+
+
+def wait_until_away(lab: LabInfo, node: str, progress: Progress) -> None:
+    """Wait until a node's agent has lost the API, or is not there at all. Raises NotReadyError."""
+    deadline = time.monotonic() + _AT_WORK_S
+    while agents.is_connected(lab, node):
+        if time.monotonic() > deadline:
+            raise NotReadyError(
+                f"the agent of {node} is still connected to the API after {_AT_WORK_S:g} s",
+                remedy=f"see `podwire --lab {lab.name} lab logs api`",
+            )
+        progress.waiting(f"{node}: its agent is still connected to the API")
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _not_at_work(lab: LabInfo, nodes: Collection[str]) -> Mapping[str, str]:
+    """Those of the nodes that are not, and why."""
+    found = {name: agents.not_following(lab, name) for name in nodes}
+    problems = {name: f"its agent: {why}" for name, why in found.items() if why is not None}
+    ready = _ready_nodes(lab) if nodes else set()
+    return {name: "its Node is not Ready" for name in nodes if name not in ready} | problems
+
+
+def _ready_nodes(lab: LabInfo) -> set[str]:
+    from podwire.cluster.kube import NODES, KubeClient
+    from podwire.lab.places import is_ready
+
+    async def names(client: KubeClient) -> set[str]:
+        nodes = (await client.list(NODES)).items
+        return {node["metadata"]["name"] for node in nodes if is_ready(node)}
+
+    try:
+        return ask(lab, names)
+    except PodwireError:
+        return set()
 
 
 def _news(snapshot: Snapshot) -> Iterator[str]:

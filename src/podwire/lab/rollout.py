@@ -10,15 +10,12 @@ the next `podwire lab up`: it finds the processes that run with other options th
 
 from __future__ import annotations
 
-import http.client
-import socket
 import time
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import msgspec
 
-from podwire.lab import consequences, lock, running
+from podwire.lab import agents, consequences, lock, running
 from podwire.lab.control import Control
 from podwire.lab.readiness import NotReadyError, Progress, enumerated, existing, wait_ready
 from podwire.lab.registry import LabInfo, LabRecord
@@ -117,9 +114,8 @@ def _wait_for(lab: LabInfo, name: str) -> None:
 
 def _wait_for_agent(lab: LabInfo, node: str) -> None:
     """Wait until a node's agent says that pods can be wired."""
-    path = lab.node_dir(node) / "run/podwire/agent.sock"
     deadline = time.monotonic() + _READY_S
-    while (problem := _not_ready(path)) is not None:
+    while (problem := agents.not_ready(lab, node)) is not None:
         if time.monotonic() > deadline:
             raise _late(lab, f"{node}/agent", problem)
         # Nothing tells when a socket begins to answer.
@@ -132,29 +128,3 @@ def _late(lab: LabInfo, process: str, why: str) -> NotReadyError:
         remedy=f"see `podwire --lab {lab.name} lab logs {process}`; "
         f"`podwire lab up --name {lab.name}` goes on from here",
     )
-
-
-def _not_ready(path: Path) -> str | None:
-    connection = _Connection(path)
-    try:
-        connection.request("GET", "/readyz")
-        answer = connection.getresponse()
-        text = answer.read().decode(errors="replace").strip()
-    except (OSError, http.client.HTTPException) as error:
-        return f"it does not answer ({error})"
-    finally:
-        connection.close()
-    return None if answer.status == 200 else text
-
-
-class _Connection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=5.0)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))

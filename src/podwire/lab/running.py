@@ -7,18 +7,17 @@ does not: the change (`rollout`), and making pods anew, which kubelets do.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import aclosing
 from ipaddress import ip_address
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from podwire.cluster.kube import PODS, ClientConfig, KubeClient, WatchEvent
+from podwire.cluster.kube import PODS, KubeClient, WatchEvent
+from podwire.lab.asking import ask
 from podwire.lab.places import Json, is_ready
 from podwire.lab.readiness import NotReadyError
 from podwire.lab.registry import LabInfo
 from podwire.model.state import IPNetwork
-
-T = TypeVar("T")
 
 
 class Running(NamedTuple):
@@ -35,14 +34,14 @@ def pods(lab: LabInfo) -> list[Running]:
     Raises ApiError.
     """
 
-    async def ask(client: KubeClient) -> list[Running]:
+    async def living(client: KubeClient) -> list[Running]:
         return [
             Running(_key(pod), pod["spec"]["nodeName"], is_ready(pod))
             for pod in (await client.list(PODS)).items
             if _lives(pod)
         ]
 
-    return _call(lab, ask)
+    return ask(lab, living)
 
 
 def wait_until_back(
@@ -84,20 +83,12 @@ def wait_until_back(
             await wait(client)
 
     try:
-        _call(lab, wait_long_enough)
+        ask(lab, wait_long_enough)
     except TimeoutError:
         raise NotReadyError(
             f"not ready in the new network after {timeout_s:g} s: {', '.join(sorted(awaited))}",
             remedy=f"`podwire --lab {lab.name} describe pod` tells what each waits for",
         ) from None
-
-
-def _call(lab: LabInfo, work: Callable[[KubeClient], Coroutine[Any, Any, T]]) -> T:
-    async def connected() -> T:
-        async with KubeClient(ClientConfig(server=f"unix://{lab.api_socket}")) as client:
-            return await work(client)
-
-    return asyncio.run(connected())
 
 
 def _key(pod: Json) -> str:
