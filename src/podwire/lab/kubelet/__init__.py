@@ -7,6 +7,7 @@
     network      is the pod network ready; CNI for a pod
     pods         which pods should be here, each with its worker
     worker       one pod's life, as a level-triggered loop
+    containers   the containers of a pod: what a start takes, signals, back-off
     container    one container's life within it
     records      what is kept on disk, so that a restarted kubelet adopts what runs
     spec         the part of a Pod that matters here, typed

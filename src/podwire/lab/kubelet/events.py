@@ -14,11 +14,27 @@ from typing import Any, Literal
 from podwire.cluster.kube import EVENTS, KubeClient
 from podwire.errors import PodwireError
 from podwire.lab.kubelet.records import now
+from podwire.lab.kubelet.spec import Container, Pod
 
 _MAX_WAITING = 1000
 _log = logging.getLogger(__name__)
 
 Reference = dict[str, str]
+
+
+def reference(pod: Pod, container: Container | None = None) -> Reference:
+    """An ObjectReference to a pod, or to one of its containers."""
+    metadata = pod.metadata
+    found = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "name": metadata.name,
+        "namespace": metadata.namespace,
+        "uid": metadata.uid,
+    }
+    if container is not None:
+        found["fieldPath"] = f"spec.containers{{{container.name}}}"
+    return found
 
 
 class EventRecorder:

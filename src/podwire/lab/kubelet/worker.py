@@ -1,7 +1,7 @@
 """One pod's life on this node, from the first sandbox to the last trace.
 
-What lives here: the order of things for one pod. What does not: how each is done (`network`,
-`container`, `podwire.lab.sandbox`), and which pods there are (`pods`).
+What lives here: the order of things for one pod, and its sandbox. What does not: how each is done
+(`network`, `containers`, `podwire.lab.sandbox`), and which pods there are (`pods`).
 
 How it works: level-triggered. Whatever happens (the Pod changed, a process ended, the network
 became ready, a back-off is over) only wakes the worker, which then looks at what is and does the
@@ -24,19 +24,18 @@ import signal
 import time
 from typing import Any, Literal
 
-from podwire.cluster.kube import CONFIGMAPS
-from podwire.errors import NotFoundError, PodwireError
+from podwire.errors import PodwireError
 from podwire.lab import sandbox as sandboxes
-from podwire.lab.kubelet import decide, environment, files
-from podwire.lab.kubelet.container import ContainerRun, back_off_s
+from podwire.lab.kubelet import decide, files
+from podwire.lab.kubelet.containers import Containers
+from podwire.lab.kubelet.events import reference
 from podwire.lab.kubelet.node import Node
 from podwire.lab.kubelet.pod_status import PodStatus
 from podwire.lab.kubelet.process_end import ProcessEnd
 from podwire.lab.kubelet.records import PodRecord, now
-from podwire.lab.kubelet.spec import Container, Pod, ignored, parse
+from podwire.lab.kubelet.spec import Pod, ignored, parse
 from podwire.lab.sandbox import POD_FILES, Sandbox, SandboxEndedError
 
-_CONFIG_RETRY_S = 5.0
 _SANDBOX_BACKOFF_S = 0.2
 _MAX_SANDBOX_BACKOFF_S = 5.0
 _KILL_WAIT_S = 2.0
@@ -52,9 +51,9 @@ class PodWorker:
         self.record = record
         self.pod: Pod = parse(record.pod)
         self._status = PodStatus(node, record.uid)
-        self._runs: dict[str, ContainerRun] = {}
-        self._pause: ProcessEnd | None = None
         self._wake = asyncio.Event()
+        self._containers = Containers(node, record, self.wake)
+        self._pause: ProcessEnd | None = None
         self._removed = False
         self._sandbox_ending = False
         self._sandbox_retry_at = 0.0
@@ -80,7 +79,7 @@ class PodWorker:
 
     def ended(self, container: str) -> asyncio.Event:
         """Set when the container's present run has ended."""
-        return self._run(container).ended
+        return self._containers.run(container).ended
 
     def working_directory(self, container: str) -> str:
         declared = (*self.pod.spec.init_containers, *self.pod.spec.containers)
@@ -105,8 +104,7 @@ class PodWorker:
             await self._leave()
         finally:
             reporter.cancel()
-            for run in self._runs.values():
-                run.close()
+            self._containers.close()
             if self._pause is not None:
                 self._pause.close()
 
@@ -114,13 +112,7 @@ class PodWorker:
         sandbox = self.record.sandbox
         if sandbox is not None and sandbox.alive:
             self._pause = ProcessEnd(sandbox.pause, lambda _code: self.wake())
-            for name in self.record.containers:
-                self._run(name).adopt()
-
-    def _run(self, name: str) -> ContainerRun:
-        if name not in self._runs:
-            self._runs[name] = ContainerRun(self.record.container(name), self.wake)
-        return self._runs[name]
+            self._containers.adopt()
 
     def _save(self) -> None:
         self._node.records.save(self.record)
@@ -150,11 +142,19 @@ class PodWorker:
         if self.record.finished:
             await self._stop()
         elif self.record.sandbox is not None or await self._make_sandbox():
-            for container in decide.startable(self.pod, self.record):
-                await self._start(container)
+            await self._start_containers()
             self.record.phase = decide.phase(self.pod, self.record)
             if self.record.finished:
                 await self._stop()
+
+    async def _start_containers(self) -> None:
+        for container in decide.startable(self.pod, self.record):
+            try:
+                await self._containers.start(self.pod, container)
+            except SandboxEndedError:
+                # Its processes' ends are noticed before its own.
+                self._sandbox_ending = True
+                self.wake()
 
     # -- sandbox ------------------------------------------------------------------------------
 
@@ -266,8 +266,7 @@ class PodWorker:
 
     async def _end_sandbox(self, sandbox: Sandbox) -> None:
         """End every process of the sandbox, detach it, and forget it; tries until DEL succeeds."""
-        for run in self._runs.values():
-            run.signal(signal.SIGKILL)
+        self._containers.signal(signal.SIGKILL)
         await self._all_ended(_KILL_WAIT_S)
         failures = 0
         while not self.pod.spec.host_network:
@@ -283,11 +282,7 @@ class PodWorker:
         sandboxes.destroy(sandbox)
         self._pause = None  # goes on until it has reaped the pause process
         self._sandbox_ending = False
-        for run in self._runs.values():
-            run.lost()
-        for known in self.record.containers.values():
-            if known.state == "running":
-                self._run(known.name).lost()
+        self._containers.lost()
         self.record.sandbox, self.record.attached = None, False
         self._save()
 
@@ -296,84 +291,15 @@ class PodWorker:
         if self.record.sandbox is not None:
             await self._end_sandbox(self.record.sandbox)
 
-    # -- containers ---------------------------------------------------------------------------
-
-    async def _start(self, container: Container) -> None:
-        known = self.record.container(container.name)
-        run = self._run(container.name)
-        wait_s = known.retry_at - time.time()
-        if wait_s > 0:
-            if known.state == "terminated":
-                self._back_off(container, known.retry_at)
-            return
-        sandbox = self.record.sandbox
-        if sandbox is None:
-            return
-        try:
-            env = await self._environment(container)
-            argv = environment.command_line(container, env)
-        except PodwireError as error:
-            run.wait_with("CreateContainerConfigError", str(error), _CONFIG_RETRY_S)
-            self._event("Warning", "Failed", f"Error: {error}", container)
-            return
-        self._event("Normal", "Created", f"Created container {container.name}", container)
-        run_number = known.restarts + 1 if known.ran else 0
-        log = self._node.records.log(self.record.uid, container.name, run_number)
-        try:
-            started = run.start(sandbox, argv, env, container.working_dir, log)
-        except SandboxEndedError:
-            # Its processes' ends are noticed before its own.
-            self._sandbox_ending = True
-            self.wake()
-            return
-        if started:
-            self._event("Normal", "Started", f"Started container {container.name}", container)
-        else:
-            message = known.ended.message if known.ended else ""
-            self._event("Warning", "Failed", f"Error: {message}", container)
-            self.wake()
-        self._save()
-
-    def _back_off(self, container: Container, until: float) -> None:
-        known = self.record.container(container.name)
-        known.last, known.ended = known.ended, None
-        message = (
-            f"back-off {back_off_s(known.failures):.0f}s restarting failed "
-            f"container={container.name} pod={self.pod.metadata.name}_"
-            f"{self.pod.metadata.namespace}({self.record.uid})"
-        )
-        known.state, known.reason, known.message = "waiting", "CrashLoopBackOff", message
-        known.retry_at = until
-        self._event("Warning", "BackOff", message, container)
-
-    async def _environment(self, container: Container) -> dict[str, str]:
-        maps: dict[str, dict[str, str]] = {}
-        for name in environment.config_maps(container):
-            try:
-                found = await self._node.client.get(CONFIGMAPS, name, self.pod.metadata.namespace)
-            except NotFoundError:
-                continue
-            maps[name] = found.get("data") or {}
-        node = {
-            "spec.nodeName": self._node.name,
-            "status.hostIP": self._node.ips[0],
-            "status.hostIPs": ",".join(self._node.ips),
-        }
-        return environment.environment(
-            self.pod, container, ips=self.record.ips, node=node, maps=maps
-        )
-
     # -- leaving ------------------------------------------------------------------------------
 
     async def _leave(self) -> None:
         """End the pod, gracefully, and take away every trace of it."""
-        running = [run for run in self._runs.values() if run.record.state == "running"]
-        for run in running:
-            name = run.record.name
+        for name in self._containers.running:
             self._event("Normal", "Killing", f"Stopping container {name}")
-            run.signal(signal.SIGTERM)
+        self._containers.signal(signal.SIGTERM)
         deadline = time.time() + self._grace_s()
-        while any(run.record.state == "running" for run in running) and time.time() < deadline:
+        while self._containers.running and time.time() < deadline:
             self._wake.clear()
             # A second, more impatient deletion shortens the wait.
             deadline = min(deadline, time.time() + self._grace_s())
@@ -391,7 +317,7 @@ class PodWorker:
 
     async def _all_ended(self, timeout_s: float) -> None:
         deadline = time.time() + timeout_s
-        while any(run.record.state == "running" for run in self._runs.values()):
+        while self._containers.running:
             if time.time() >= deadline:
                 break
             self._wake.clear()
@@ -399,24 +325,8 @@ class PodWorker:
         # What else may have woken the worker meanwhile is still to be looked at.
         self._wake.set()
 
-    def _event(
-        self,
-        kind: Literal["Normal", "Warning"],
-        reason: str,
-        message: str,
-        container: Container | None = None,
-    ) -> None:
-        metadata = self.pod.metadata
-        about = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "name": metadata.name,
-            "namespace": metadata.namespace,
-            "uid": metadata.uid,
-        }
-        if container is not None:
-            about["fieldPath"] = f"spec.containers{{{container.name}}}"
-        self._node.events.record(about, kind, reason, message)
+    def _event(self, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+        self._node.events.record(reference(self.pod), kind, reason, message)
 
 
 def new_record(obj: dict[str, Any]) -> PodRecord:
