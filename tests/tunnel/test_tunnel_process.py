@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from msgspec import structs
@@ -24,6 +25,8 @@ from podwire.model.tunnel import (
     Stop,
     TunnelPeer,
 )
+from podwire.tunnel import loop
+from podwire.tunnel.endpoint import clear
 from tests.conftest import Namespace
 from tests.tunnel.network import (
     PATIENCE_S,
@@ -311,6 +314,29 @@ def test_killed_and_started_again_it_resumes(net: Network) -> None:
     assert "ttl=60" in ping(net.one.pod, POD[4])
 
 
+def test_what_a_killed_one_left_is_cleared_away_and_nothing_of_one_that_runs(net: Network) -> None:
+    assert net.one.process is not None
+    lock = net.one.path.with_name(f"{net.one.path.name}.lock")
+    assert net.one.path.exists() and lock.exists()
+    assert not clear(net.one.path)
+    assert net.one.path.exists() and lock.exists()
+    net.one.process.send_signal(signal.SIGKILL)
+    net.one.process.wait()
+    assert clear(net.one.path)
+    assert not net.one.path.exists() and not lock.exists()
+    net.one.start()
+    net.configure(net.one)
+    assert "ttl=60" in ping(net.one.pod, POD[4])
+
+
+def test_one_that_nobody_configures_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_FORLORN_S", 0.1)
+    tunnel = loop.Tunnel(tmp_path / "tunnel.sock")
+    tunnel.run()
+    tunnel.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_second_one_at_the_same_path_ends(net: Network) -> None:
     refused = net.one.node.run(
         f"{sys.executable} -m podwire.tunnel --socket {net.one.path} 2>&1; echo code $?"
@@ -323,6 +349,7 @@ def test_told_to_stop_it_ends_and_the_device_stays(net: Network) -> None:
     net.one.tell(Stop())
     assert net.one.process is not None and net.one.process.wait(PATIENCE_S) == 0
     assert not net.one.path.exists()
+    assert not net.one.path.with_name(f"{net.one.path.name}.lock").exists()
     assert "flannel0" in net.one.node.run("ip link show flannel0")
     net.one.start()
     net.configure(net.one)

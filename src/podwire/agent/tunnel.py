@@ -33,6 +33,7 @@ from podwire.plan.node import objections
 from podwire.plan.transport import transport_of
 from podwire.trace.status import TunnelStatus
 from podwire.tunnel.client import TunnelAwayError, TunnelClient, command
+from podwire.tunnel.endpoint import clear
 
 log = logging.getLogger(__name__)
 
@@ -159,8 +160,7 @@ class Tunnel:
         while True:
             await asyncio.sleep(pause_s)
             if self._config is None:
-                await stop_tunnel(self._path)
-                self._reap()
+                await self._clear()
                 self._restarts = None
                 await self._wait_for_news()
                 pause_s = 0.0
@@ -174,6 +174,15 @@ class Tunnel:
             self._reap()
             good = time.monotonic() - began > _GOOD_S
             pause_s = 0.0 if good else min(max(pause_s * 2, _AGAIN_S), _AGAIN_MAX_S)
+
+    async def _clear(self) -> None:
+        """Have none, and nothing of one; also of one that is just being started, or was killed."""
+        while self._config is None:
+            await stop_tunnel(self._path)
+            self._reap()
+            if clear(self._path):
+                return
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     async def _serve(self) -> None:
         """Have it forward, and tell it what changes, until it is gone or not wanted."""

@@ -5,7 +5,8 @@ What lives here: listening, the lock, and the bytes of the connection. What does
 The tunnel goes on forwarding when its controller goes away, and an agent that starts looks for a
 tunnel that runs, at this socket. Next to it is a lock file (flock(2)), held for as long as the
 process lives: so there is one tunnel at a path, and a socket that nobody listens at is replaced.
-Only its owner may connect (mode 0600).
+Both go with the process; what one left that was killed goes with `clear`. Only its owner may
+connect (mode 0600).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Endpoint:
     ) -> None:
         """Raises PodwireError where another tunnel has this path."""
         self._path, self._epoll, self._handle = path, epoll, handle
-        self._lock = _locked(path.with_name(path.name + ".lock"))
+        self._lock = _locked(_lock_file(path))
         self._listener = _listen(path)
         self._connection: socket.socket | None = None
         self._frames: Frames[Request] = Frames(Request)
@@ -54,7 +55,14 @@ class Endpoint:
         self._hang_up()
         self._listener.close()
         self._path.unlink(missing_ok=True)
+        # While it is held: who opened it before has to look whether it is still the file.
+        _lock_file(self._path).unlink(missing_ok=True)
         os.close(self._lock)
+
+    @property
+    def is_controlled(self) -> bool:
+        """Whether anybody is connected."""
+        return self._connection is not None
 
     def ready(self, fd: int) -> bool:
         """Do what is to do at a descriptor that epoll has reported; whether it was one of ours."""
@@ -117,18 +125,53 @@ class Endpoint:
             self._unsent.clear()
 
 
-def _locked(path: Path) -> int:
-    """The lock file, open and locked. Raises PodwireError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def clear(path: Path) -> bool:
+    """Remove what a tunnel that was killed left at a path; False where one runs, or is about to
+    listen. Raises PodwireError."""
+    lock = _lock_file(path)
+    if not (path.exists() or lock.exists()):
+        return True
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise PodwireError(
-            f"{path}: another tunnel runs here", remedy="connect to it at its socket, or end it"
-        ) from None
-    return fd
+        fd = _locked(lock)
+    except TunnelRunsError:
+        return False
+    path.unlink(missing_ok=True)
+    lock.unlink(missing_ok=True)
+    os.close(fd)
+    return True
+
+
+class TunnelRunsError(PodwireError):
+    """There is a tunnel at this path already."""
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def _locked(path: Path) -> int:
+    """The lock file, open and locked. Raises TunnelRunsError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise TunnelRunsError(
+                f"{path}: another tunnel runs here", remedy="connect to it at its socket, or end it"
+            ) from None
+        if _is_at(path, fd):
+            return fd
+        os.close(fd)  # Its last holder has removed it meanwhile.
+
+
+def _is_at(path: Path, fd: int) -> bool:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    return (found.st_dev, found.st_ino) == (os.fstat(fd).st_dev, os.fstat(fd).st_ino)
 
 
 def _listen(path: Path) -> socket.socket:

@@ -54,6 +54,9 @@ _LINGER_S = 200e-6
 _PATIENCE = 4
 #: Descriptors that are heard of at once; there are hardly more.
 _EVENTS = 8
+#: Without a configuration, and with nobody connected, it ends after so long: whoever started it has
+#: died, and nobody else may look for it.
+_FORLORN_S = 60.0
 #: X25519's (RFC 7748).
 _KEY_BYTES = 32
 
@@ -75,6 +78,7 @@ class Tunnel:
         #: How often more to linger in vain.
         self._patience = 0
         self._running = True
+        self._forlorn_at = time.monotonic() + _FORLORN_S
         # A signal's handler alone does not end a wait (PEP 475).
         self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._woken, select.EPOLLIN)
@@ -95,7 +99,7 @@ class Tunnel:
 
     def run(self) -> None:
         """Forward, until `stop` or a request to. Raises PodwireError where the device is gone."""
-        while self._running:
+        while self._running and not self._is_forlorn():
             for fd, events in self._wait():
                 pump = self._pumps.get(fd)
                 if pump is None:
@@ -129,8 +133,17 @@ class Tunnel:
             self._patience = _PATIENCE
         return ready
 
+    def _is_forlorn(self) -> bool:
+        """Whether nobody has told it what to do, nor seems about to."""
+        if self._path is not None or self._endpoint.is_controlled:
+            return False
+        return time.monotonic() >= self._forlorn_at
+
     def _timeout(self) -> float:
-        secure = self._path.secure if self._path is not None else None
+        if self._path is None:
+            left_s = max(0.0, self._forlorn_at - time.monotonic())
+            return -1.0 if self._endpoint.is_controlled else left_s
+        secure = self._path.secure
         if secure is None or secure.deadline == math.inf:
             return -1.0
         return max(0.0, secure.deadline - time.monotonic())
