@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from podwire.lab.cni_network import Attachment, load_network
+from podwire.lab.cni_network import Attachment, CniError, load_network
 from podwire.lab.runtime_cni import CniRuntime
 
 from ..agent.conftest import AgentProcess
@@ -70,14 +70,15 @@ class Hosts:
             agent.wait_ready()
         self.containers = [self.run(agent) for agent in self.agents]
 
-    def run(self, host: AgentProcess) -> Container:
-        """A container, attached as libcni does it for an engine."""
+    def run(self, host: AgentProcess, **asked: Any) -> Container:
+        """A container, attached as libcni does it for an engine, with what that asks for."""
         self._count += 1
         network = load_network(host.conflist.parent)
         assert network is not None
         namespace = self._make_namespace()
         name = f"c{self._count}"
-        result = asyncio.run(self._engine(host).add(network, Attachment(name, namespace.path)))
+        attachment = Attachment(name, namespace.path, **asked)
+        result = asyncio.run(self._engine(host).add(network, attachment))
         (ip,) = result["ips"]
         return Container(host, namespace, name, ip["address"].partition("/")[0])
 
@@ -212,6 +213,34 @@ def test_a_container_that_goes_leaves_its_address_and_no_link(hosts: Hosts) -> N
     for _ in range(2):
         hosts.remove(container)
     assert agent.namespace.run("ip -br link") == links
+
+
+def test_a_container_has_the_address_that_is_asked_for_or_none(hosts: Hosts) -> None:
+    """As `podman run --ip` and `nerdctl run --ip` do, and by CNI's capability."""
+    agent, peer = hosts.agents[0], hosts.containers[1]
+    by_args, by_capability = (str(hosts.subnet(agent)[number]) for number in (77, 78))
+    args = (("IgnoreUnknown", "1"), ("K8S_POD_NAME", "web"), ("IP", by_args))
+    containers = [hosts.run(agent, args=args)]
+    containers.append(hosts.run(agent, capabilities={"ips": [f"{by_capability}/24"]}))
+    assert [one.ip for one in containers] == [by_args, by_capability]
+    for one in containers:
+        peer.reaches(one)
+    taken = hosts.subnet(peer.host)[2]
+    for ip, said in (
+        (by_args, "is held by pod web"),
+        (hosts.subnet(agent)[1], "is the gateway"),
+        (taken, "is outside of this node's subnet"),
+        ("fd00::9", "is outside of this node's subnet"),
+        ("10.5.0.300", "CNI_ARGS IP: '10.5.0.300' is not an IP address"),
+    ):
+        with pytest.raises(CniError, match=said):
+            hosts.run(agent, args=(("IgnoreUnknown", "1"), ("IP", str(ip))))
+    # A kubelet's pods: what their annotations ask for, nobody here can know.
+    pod = (("K8S_POD_NAMESPACE", "default"), ("K8S_POD_NAME", "web"))
+    containers += [hosts.run(agent, args=pod) for _ in range(2)]
+    assert agent.log.count("annotations of pods are not read") == 1
+    for one in containers:
+        hosts.remove(one)
 
 
 def test_the_leader_dies(hosts: Hosts) -> None:
