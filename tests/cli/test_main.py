@@ -46,11 +46,12 @@ def test_help_is_quick() -> None:
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
-def test_every_command_has_help(name: str) -> None:
-    done = subprocess.run([PODWIRE, name, "-h"], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"Usage: podwire {name} ")
-    if "Commands:" not in done.stdout:
-        assert f"podwire {name}" in done.stdout.partition("Examples:")[2]
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "-h"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"Usage: podwire {name} ")
+    if "Commands:" not in said:
+        assert f"podwire {name}" in said.partition("Examples:")[2]
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,6 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
 
 
 @pytest.fixture
-def own_api(tmp_path: Path) -> Iterator[ApiProcess]:
-    """A server that the test may stop."""
-    with ApiProcess(tmp_path) as process:
-        yield process
-
-
-@pytest.fixture
 async def client(api: ApiProcess) -> AsyncIterator[KubeClient]:
     """A client of `api`."""
     async with KubeClient(api.config) as connected:
@@ -34,9 +27,9 @@ async def client(api: ApiProcess) -> AsyncIterator[KubeClient]:
 
 
 @pytest.fixture
-async def wire(own_api: ApiProcess, tmp_path: Path) -> AsyncIterator[Wire]:
-    """A proxy in front of `own_api`."""
-    proxy = Wire(tmp_path / "wire.sock", own_api.socket)
+async def wire(api: ApiProcess, tmp_path: Path) -> AsyncIterator[Wire]:
+    """A proxy in front of `api`."""
+    proxy = Wire(tmp_path / "wire.sock", api.socket)
     await proxy.open()
     yield proxy
     await proxy.close()

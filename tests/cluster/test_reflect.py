@@ -79,10 +79,12 @@ async def mirrored(client: KubeClient) -> AsyncIterator[Mirror]:
 
 
 @pytest.fixture
-async def direct(own_api: ApiProcess) -> AsyncIterator[KubeClient]:
-    """A client past the wire, to change things with."""
-    async with KubeClient(own_api.config) as client:
+async def direct(api: ApiProcess) -> AsyncIterator[KubeClient]:
+    """A client past the wire, to change things with. What is there in the end goes."""
+    async with KubeClient(api.config) as client:
         yield client
+        for left in (await client.list(CONFIGMAPS, "default")).items:
+            await client.delete(CONFIGMAPS, left["metadata"]["name"], "default")
 
 
 @pytest.fixture
@@ -115,13 +117,15 @@ async def test_a_cut_connection_is_resumed_without_a_list(
 
 
 async def test_a_restarted_server_is_resumed(
-    own_api: ApiProcess, wired: KubeClient, direct: KubeClient
+    api: ApiProcess, wired: KubeClient, direct: KubeClient
 ) -> None:
     async with mirrored(wired) as mirror:
         await mirror.until(lambda: mirror.told == ["up"])
-        await asyncio.to_thread(own_api.stop)
-        await mirror.until(lambda: mirror.told == ["up", "down"])
-        await asyncio.to_thread(own_api.start)
+        try:
+            await asyncio.to_thread(api.stop)
+            await mirror.until(lambda: mirror.told == ["up", "down"])
+        finally:
+            await asyncio.to_thread(api.start)
         await direct.create(CONFIGMAPS, config_map("b"), "default")
         await mirror.until(lambda: "b" in mirror.names and mirror.told == ["up", "down", "up"])
 
