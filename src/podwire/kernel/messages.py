@@ -55,6 +55,8 @@ RTPROT_KERNEL = 2
 RTNH_F_ONLINK = 4
 #: The metric that the kernel gives IPv6 routes that name none (IP6_RT_PRIO_USER).
 IPV6_DEFAULT_METRIC = 1024
+#: The metric of the IPv6 routes that it makes itself with addresses (IP6_RT_PRIO_ADDRCONF).
+IPV6_CONNECTED_METRIC = 256
 
 NDA_DST, NDA_LLADDR, NDA_VLAN, NDA_IFINDEX, NDA_MASTER = 1, 2, 5, 8, 9
 NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
@@ -205,8 +207,10 @@ def parse_route(payload: bytes) -> tuple[RouteKey, RouteValue, int, int]:
 
 
 def add_route(key: RouteKey, value: RouteValue, *, replace: bool) -> bytes:
-    """Without `replace`, a route that is there already, whosever it is, is left and refused."""
-    flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL)
+    """Without `replace`, a route that is there already, whosever it is, is left and refused; but
+    one that the kernel makes with an address comes beside those of other links, as it makes it."""
+    other = NLM_F_APPEND if value.protocol == RTPROT_KERNEL else NLM_F_EXCL
+    flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else other)
     return message(RTM_NEWROUTE, flags, _route(key, value))
 
 

@@ -13,7 +13,14 @@ from typing import Any
 import msgspec
 
 from podwire.kernel import messages, nft_elements
-from podwire.kernel.messages import ANY_MAC, FdbKey, NeighborKey, PortFdbKey
+from podwire.kernel.messages import (
+    ANY_MAC,
+    RTPROT_KERNEL,
+    FdbKey,
+    NeighborKey,
+    PortFdbKey,
+    RouteKey,
+)
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.nft_elements import ElementKey
 from podwire.kernel.tables import ADDRESSES, ELEMENTS, FDB, NEIGHBORS, PORT_FDB, ROUTES, SetName
@@ -26,7 +33,8 @@ class Mine(msgspec.Struct, frozen=True):
     pods' and of the VXLAN devices (`ports`: those in a bridge); routes' protocols; open sets with
     the types of their parts.
 
-    `kept` are the addresses that are ours on links where others are not.
+    `kept` are the addresses that are ours on links where others are not; `connected` the routes,
+    each with its link's index, that the kernel makes with ours.
     """
 
     links: frozenset[int]
@@ -36,6 +44,7 @@ class Mine(msgspec.Struct, frozen=True):
     protocols: frozenset[int]
     sets: Mapping[SetName, tuple[str, ...]]
     kept: frozenset[Any]
+    connected: frozenset[tuple[RouteKey, int]]
 
 
 class Sockets(msgspec.Struct, frozen=True):
@@ -103,12 +112,15 @@ def port_fdb_key(one: messages.NeighborState) -> PortFdbKey | None:
 
 def _routes(socks: Sockets, mine: Mine) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
-    for protocol in sorted(mine.protocols):
+    by_kernel = {RTPROT_KERNEL} if mine.connected else set()
+    for protocol in sorted(mine.protocols | by_kernel):
         for family in _FAMILIES:
             question = messages.get_routes(family, protocol)
             for body in socks.route.dump(messages.RTM_GETROUTE, question):
                 key, value, actual, table = messages.parse_route(body)
-                if actual == protocol and table == messages.RT_TABLE_MAIN:
+                if actual != protocol or table != messages.RT_TABLE_MAIN:
+                    continue
+                if protocol in mine.protocols or (key, value.ifindex) in mine.connected:
                     found[key] = value
     return found
 

@@ -97,10 +97,15 @@ class Reconciler:
             line = f"nft -f - <<'END'\n{found.text}END"
             changes.append(Change("nft", "change", line, found.why))
             made |= found.sets
+        # What the kernel makes by itself, once these are up and have their addresses.
+        coming = {holdings.scope.get(op.name, 0) for op in link_diff.ops}
         for table in TABLES:
             for op in self._diff(table, mine):
+                if table is ADDRESSES:
+                    coming.add(op.ifindex)
                 # A set that is made has its elements from the beginning.
-                if table is not ELEMENTS or op.key[:3] not in made:
+                follows = op.is_connected and op.ifindex in coming
+                if not follows and (table is not ELEMENTS or op.key[:3] not in made):
                     changes.append(Change(table.kind, op.action, op.line(names), op.why))
         for one in self._judge.wrong_sysctls():
             changes.append(Change("sysctl", "change", sysctl.line(one.key, one.value), one.why))

@@ -19,8 +19,10 @@ import msgspec
 from podwire.kernel import messages, nft_elements
 from podwire.kernel.messages import (
     ANY_MAC,
+    IPV6_CONNECTED_METRIC,
     IPV6_DEFAULT_METRIC,
     RTN_BLACKHOLE,
+    RTPROT_KERNEL,
     AddressKey,
     FdbKey,
     NeighborKey,
@@ -123,6 +125,11 @@ class Op(msgspec.Struct, frozen=True):
         index: int = self.value.ifindex if self.table is ROUTES else self.key.ifindex
         return index
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether it is about a route that the kernel makes with an address."""
+        return self.table is ROUTES and self.value.protocol == RTPROT_KERNEL
+
 
 def diff(table: Table, wanted: Mapping[Any, Wanted], actual: Mapping[Any, Any]) -> list[Op]:
     """The operations that turn `actual` into `wanted`; deletions first, to be out of the way."""
@@ -215,8 +222,26 @@ def _route_wire(entry: Route | Blackhole, scope: Scope) -> Pair:
     return key, value
 
 
+def connected_route(entry: Address, scope: Scope) -> Pair | None:
+    """The route to an address's network, which the kernel makes with the address and takes away
+    with it, but does not make anew for one who deletes it. None for a network of one address,
+    which nothing needs a route to.
+    """
+    network = entry.ip.network
+    if network.prefixlen == network.max_prefixlen:
+        return None
+    is_ipv4 = network.version == 4
+    metric = 0 if is_ipv4 else IPV6_CONNECTED_METRIC
+    dst = network.network_address.packed
+    key = RouteKey(_FAMILY[network.version], dst, network.prefixlen, metric)
+    src = entry.ip.ip.packed if is_ipv4 else b""
+    return key, RouteValue(scope[entry.dev], src=src, protocol=RTPROT_KERNEL)
+
+
 def _route_line(action: str, key: RouteKey, value: RouteValue, names: Names) -> str:
     verb = {"add": "add", "change": "replace", "delete": "del"}[action]
+    if value.protocol == RTPROT_KERNEL and action == "add":
+        verb = "append"
     parts = [f"ip route {verb}"]
     if value.kind == RTN_BLACKHOLE:
         parts.append("blackhole")
@@ -229,6 +254,8 @@ def _route_line(action: str, key: RouteKey, value: RouteValue, names: Names) -> 
         parts.append(f"src {ip_address(value.src)}")
     if value.onlink and action != "delete":
         parts.append("onlink")
+    if key.metric == IPV6_CONNECTED_METRIC:
+        parts.append(f"metric {key.metric}")
     parts.append(f"proto {value.protocol}")
     return " ".join(parts)
 
