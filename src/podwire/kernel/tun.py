@@ -78,6 +78,11 @@ class Tun:
     ) -> None:
         self.close()
 
+    @property
+    def descriptors(self) -> list[int]:
+        """All that are read."""
+        return [self.fd]
+
     def close(self) -> None:
         """Detach. A persistent device stays, without a carrier."""
         os.close(self.fd)

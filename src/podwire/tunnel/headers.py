@@ -12,8 +12,14 @@ from podwire.tunnel.checksum import check_of, sum_of
 
 IPV4 = struct.Struct("!BBHHHBBH4s4s")
 IPV6 = struct.Struct("!IHBB16s16s")
+#: What a packet's way depends on: the first byte, total length, TTL, protocol, checksum, source and
+#: destination.
+IPV4_START = struct.Struct("!BxHxxxxBBH4s4s")
+#: The first byte of a header without options.
+PLAIN_IPV4 = 0x45
+#: From the eighth byte of IPv4's on.
+TTL_CHECK = struct.Struct("!BBH")
 _NATIVE16 = struct.Struct("=H")
-_TTL_CHECK = struct.Struct("!BBH")
 
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
 #: Of IPv4's third word of 16 bits: don't fragment, more fragments follow, and the offset.
@@ -51,11 +57,24 @@ def decrement_ttl(buffer: Buffer, at: int) -> None:
     if buffer[at] >> 4 == 6:
         buffer[at + 7] -= 1
         return
-    ttl, protocol, check = _TTL_CHECK.unpack_from(buffer, at + 8)
+    ttl, protocol, check = TTL_CHECK.unpack_from(buffer, at + 8)
+    TTL_CHECK.pack_into(buffer, at + 8, ttl - 1, protocol, raised(check))
+
+
+def raised(check: int) -> int:
+    """IPv4's checksum for a TTL that is one less."""
     check += 0x100
-    if check >= 0xFFFF:
-        check = (check + 1) & 0xFFFF
-    _TTL_CHECK.pack_into(buffer, at + 8, ttl - 1, protocol, check)
+    return check if check < 0xFFFF else (check + 1) & 0xFFFF
+
+
+def packet_size(buffer: Buffer, at: int) -> int:
+    """What the IP packet at `at` says of its size; 0 where there is none."""
+    version = buffer[at] >> 4
+    if version == 4:
+        return int.from_bytes(buffer[at + 2 : at + 4])
+    if version == 6:
+        return 40 + int.from_bytes(buffer[at + 4 : at + 6])
+    return 0
 
 
 def may_fragment(buffer: bytes | Buffer, at: int) -> bool:

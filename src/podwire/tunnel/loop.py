@@ -43,6 +43,7 @@ from podwire.tunnel.inbound import Inbound
 from podwire.tunnel.outbound import Outbound
 from podwire.tunnel.path import Path
 from podwire.tunnel.plugs import Plugs
+from podwire.tunnel.readers import Readers
 from podwire.tunnel.secure import SecurePeers
 from podwire.tunnel.table import Peer, Table, parse_networks
 
@@ -52,6 +53,8 @@ log = logging.getLogger(__name__)
 #: often in vain until it is no longer tried. KVM's halt_poll_ns, for the same reason, is as long.
 _LINGER_S = 200e-6
 _PATIENCE = 4
+#: As long as no more than that come without a break, each is moved at once and by itself.
+_CALM = 3
 #: Descriptors that are heard of at once; there are hardly more.
 _EVENTS = 8
 #: Without a configuration, and with nobody connected, it ends after so long: whoever started it has
@@ -68,13 +71,13 @@ class Tunnel:
         """Raises PodwireError where another tunnel has this path."""
         self._epoll = select.epoll()
         self._endpoint = Endpoint(socket_path, self._epoll, self.handle)
-        self._plugs = Plugs(self._epoll, offloads=offloads)
+        self._readers = Readers(self._epoll)
+        self._plugs = Plugs(self._readers, offloads=offloads)
         self._config: TunnelConfig | None = None
         self._table = Table()
         self._drops = dict.fromkeys(DROPS, 0)
         self._path: Path | None = None
-        #: By the descriptor that they read.
-        self._pumps: dict[int, Outbound | Inbound] = {}
+        self._inbounds: list[Inbound] = []
         #: How often more to linger in vain.
         self._patience = 0
         self._running = True
@@ -99,38 +102,47 @@ class Tunnel:
 
     def run(self) -> None:
         """Forward, until `stop` or a request to. Raises PodwireError where the device is gone."""
-        while self._running and not self._is_forlorn():
-            for fd, events in self._wait():
-                pump = self._pumps.get(fd)
+        poll, pumps = self._epoll.poll, self._readers.pumps
+        # How often in a row something was ready when it was looked.
+        streak = 0
+        while self._running:
+            ready = poll(0, _EVENTS)
+            if ready:
+                streak += 1
+            else:
+                streak = 0
+                ready = self._wait()
+            for fd, events in ready:
+                pump = pumps.get(fd)
                 if pump is None:
                     self._endpoint.ready(fd)
                     continue
-                pump.pump()
+                pump(streak > _CALM)
                 if events & select.EPOLLERR:
                     self._plugs.check(fd)
-            self._seal_what_is_due()
+            path = self._path
+            if path is not None and path.secure is not None:
+                if time.monotonic() >= path.secure.deadline:
+                    path.secure.poll()
+                path.flush_outbox()
 
     def _wait(self) -> list[tuple[int, int]]:
         """What is ready, once there is anything."""
-        poll = self._epoll.poll
-        ready = poll(0, _EVENTS)
-        if ready:
-            return ready
-        clock = time.perf_counter
+        poll, clock = self._epoll.poll, time.perf_counter
         started = clock()
         if self._patience:
-            until = started + _LINGER_S
-            while clock() < until:
+            while clock() - started < _LINGER_S:
                 os.sched_yield()
                 ready = poll(0, _EVENTS)
                 if ready:
                     self._patience = _PATIENCE
                     return ready
             self._patience -= 1
-            return poll(self._timeout(), _EVENTS)
         ready = poll(self._timeout(), _EVENTS)
         if clock() - started < _LINGER_S:
             self._patience = _PATIENCE
+        if self._is_forlorn():
+            self.stop()
         return ready
 
     def _is_forlorn(self) -> bool:
@@ -147,13 +159,6 @@ class Tunnel:
         if secure is None or secure.deadline == math.inf:
             return -1.0
         return max(0.0, secure.deadline - time.monotonic())
-
-    def _seal_what_is_due(self) -> None:
-        path = self._path
-        if path is not None and path.secure is not None:
-            if time.monotonic() >= path.secure.deadline:
-                path.secure.poll()
-            path.flush_outbox()
 
     # Requests.
 
@@ -200,9 +205,10 @@ class Tunnel:
                 self._drops,
                 require_encryption=config.require_encryption,
             )
-            self._pumps = {self._path.tun.fd: Outbound(self._path)}
-            for one in self._path.underlays.values():
-                self._pumps[one.fd] = Inbound(self._path, one)
+            self._readers.set(self._path.tun.fd, Outbound(self._path).pump)
+            self._inbounds = [
+                Inbound(self._path, one, self._readers) for one in self._path.underlays.values()
+            ]
             self._config = config
             log.info("configured", extra=fields(dev=config.dev, port=config.port))
         self._set_peers(self._path, peers)
@@ -233,16 +239,23 @@ class Tunnel:
         for peer in peers:
             _agree(path, peer)
         self._table.replace(peers)
+        self._prune()
 
     def _set_peer(self, path: Path, value: TunnelPeer) -> None:
         peer = Peer(value)
         _agree(path, peer)
         self._table.set_peer(peer)
+        self._prune()
 
     def _remove_peer(self, path: Path, name: str) -> None:
         if path.secure is not None:
             path.secure.remove_peer(name)
         self._table.remove_peer(name)
+        self._prune()
+
+    def _prune(self) -> None:
+        for inbound in self._inbounds:
+            inbound.prune()
 
     def _stats(self, path: Path) -> Stats:
         now = time.monotonic()

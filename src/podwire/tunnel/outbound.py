@@ -11,6 +11,7 @@ those of equal size that follow each other are gathered into one batch.
 
 from __future__ import annotations
 
+from os import readv
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -19,7 +20,15 @@ from podwire.kernel.tun import VNET_HEADER
 from podwire.model.tunnel import BATCH_BYTES
 from podwire.tunnel.checksum import row_checks, row_sums, swap16
 from podwire.tunnel.coalesce import VNET
-from podwire.tunnel.headers import complete_checksum, decrement_ttl, parse
+from podwire.tunnel.headers import (
+    IPV4_START,
+    PLAIN_IPV4,
+    TTL_CHECK,
+    complete_checksum,
+    decrement_ttl,
+    parse,
+    raised,
+)
 from podwire.tunnel.icmp import Problem, is_multicast, stays_on_link
 from podwire.tunnel.path import Path
 from podwire.tunnel.segment import NEEDS_CSUM, Segmenter
@@ -28,6 +37,7 @@ from podwire.tunnel.table import Peer
 
 #: Where the first packet is read to: an even place with room for the header in front.
 _START: Final = 16
+_FRONT: Final = _START - VNET_HEADER
 _LONGEST = 65536 + VNET_HEADER
 #: Packets that are gathered, and bytes, before they are sent.
 _GATHERED = 64
@@ -48,12 +58,16 @@ class Outbound:
         self._buffer = np.zeros(_START + _GATHERED_BYTES + 3 * _LONGEST, np.uint8)
         self._view = self._buffer.data
         self._address: int = self._buffer.ctypes.data
+        self._places = [self._view[_FRONT : _START + _LONGEST]]
         self._segmenter = Segmenter(self._buffer)
         #: Whether packets came one at a time of late.
         self._calm = True
 
-    def pump(self) -> bool:
-        """Move what waits at the device, up to a bound; whether there was anything."""
+    def pump(self, drain: bool) -> None:
+        """Move what waits at the device, up to a bound, or one packet."""
+        if not drain:
+            self._pump_one()
+            return
         fd, view, start = self._fd, self._view, self._address - VNET_HEADER
         at = first = _START
         count = size = stride = packets = supers = 0
@@ -88,7 +102,51 @@ class Outbound:
         if count:
             self._flush(first, count, size, stride)
         self._calm = packets <= 2
-        return packets > 0
+
+    def _pump_one(self) -> None:
+        """Move one packet.
+
+        For an IPv4 packet to a known address this is what `_route` and `_one` do, in one piece:
+        where packets come one at a time, all that is done to each adds to their latency.
+        """
+        try:
+            length = readv(self._fd, self._places) - VNET_HEADER
+        except OSError:
+            return
+        view, path = self._view, self._path
+        if view[_FRONT + 1]:
+            self._super(_START, length)
+            return
+        first, total, ttl, protocol, check, _, target = IPV4_START.unpack_from(view, _START)
+        peer = path.table.routes.get(target)
+        if (
+            peer is None
+            or length < IPV4_START.size
+            or first != PLAIN_IPV4
+            or total != length
+            or ttl <= 1
+            or (path.require_encryption and not peer.encrypted)
+        ):
+            if length > 0:
+                self._one(_START, length)
+            return
+        TTL_CHECK.pack_into(view, _START + 8, ttl - 1, protocol, raised(check))
+        if view[_FRONT] & NEEDS_CSUM and not self._complete(_START, length):
+            return
+        packet = view[_START : _START + length]
+        underlay = path.underlays.get(peer.version)
+        line = underlay.lines.get(peer.place) if underlay is not None else None
+        if line is None or peer.encrypted:
+            path.send_one(peer, packet)
+            return
+        try:
+            line.send(packet)
+        except OSError:
+            # Once more, by the way that sees to what may be wrong.
+            path.send_one(peer, packet)
+        else:
+            peer.sent_packets += 1
+            peer.sent_bytes += length
 
     def _route(self, at: int, length: int) -> Peer | None:
         """The peer that a packet goes to, having decremented its TTL; None where it goes no
@@ -124,13 +182,18 @@ class Outbound:
         peer = self._route(at, length)
         if peer is None:
             return
-        view = self._view
-        if view[at - VNET_HEADER] & NEEDS_CSUM:
-            *_, start, offset = VNET.unpack_from(view, at - VNET_HEADER)
-            if not complete_checksum(view, at, length, start, offset):
-                self._path.drops["tun_malformed"] += 1
-                return
-        self._path.send_one(peer, view[at : at + length])
+        if self._view[at - VNET_HEADER] & NEEDS_CSUM and not self._complete(at, length):
+            return
+        self._path.send_one(peer, self._view[at : at + length])
+
+    def _complete(self, at: int, length: int) -> bool:
+        """Fill in the checksum that the kernel left out; False where it is in no place for one,
+        which is then counted."""
+        *_, start, offset = VNET.unpack_from(self._view, at - VNET_HEADER)
+        if complete_checksum(self._view, at, length, start, offset):
+            return True
+        self._path.drops["tun_malformed"] += 1
+        return False
 
     def _super(self, at: int, length: int) -> None:
         peer = self._route(at, length)

@@ -6,11 +6,10 @@ packets lost, or taken by somebody else.
 
 from __future__ import annotations
 
-import select
-
 from podwire.errors import KernelError
 from podwire.kernel.tun import Tun, attach_tun
 from podwire.model.tunnel import TunnelConfig
+from podwire.tunnel.readers import Readers
 from podwire.tunnel.sockets import IcmpSocket, Underlay
 from podwire.tunnel.table import parse_address
 
@@ -18,10 +17,10 @@ _DEVICE_GONE = "its TUN device was deleted under it; it is started anew when the
 
 
 class Plugs:
-    """The descriptors of the data path, all of them in the caller's epoll."""
+    """The descriptors of the data path; `readers` forgets those that are given up."""
 
-    def __init__(self, epoll: select.epoll, *, offloads: bool = True) -> None:
-        self._epoll, self._offloads = epoll, offloads
+    def __init__(self, readers: Readers, *, offloads: bool = True) -> None:
+        self._readers, self._offloads = readers, offloads
         self._dev = ""
         self.tun: Tun | None = None
         #: By local address and port.
@@ -55,10 +54,9 @@ class Plugs:
         if self.tun is not None:
             before.add(self.tun)
         for plug in before - after:
-            self._epoll.unregister(plug.fd)
+            for fd in plug.descriptors:
+                self._readers.drop(fd)
             plug.close()
-        for plug in after - before:
-            self._epoll.register(plug.fd, select.EPOLLIN)
         self._dev, self.tun, self.underlays = dev, tun, underlays
 
     def check(self, fd: int) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import os
 import socket
 import struct
 import sys
@@ -36,6 +35,7 @@ _UDP_SEGMENT, _UDP_GRO = 103, 104
 _IP_MTU_DISCOVER, _IP_MTU, _IPV6_MTU_DISCOVER, _IPV6_MTU = 10, 14, 23, 24
 _PMTUDISC_DONT, _PMTUDISC_DO = 0, 2
 _SO_ATTACH_FILTER, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 26, 32, 33
+_SO_ATTACH_REUSEPORT_CBPF = 51
 
 _SEGMENT = struct.Struct("=H")
 #: Room for one control message of four bytes.
@@ -46,25 +46,42 @@ MAX_SEGMENTS = 64
 #: Bytes that wait in the kernel either way: about 10 ms at 5 Gbit/s. What comes beyond is lost.
 _BUFFER_BYTES = 8 << 20
 
+#: What a connected socket was told of a datagram sent before, once, in place of sending the next.
+_OF_BEFORE = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EPROTO})
+
 #: Where a datagram is received in its buffer: in front there is room for a `virtio_net_hdr`.
 START = 64
 #: A batch, and as much again for its last datagram to be made as long as the others.
 _RECEIVE_BYTES = START + 2 * 65536 + 64
 
 
+class Line:
+    """A socket that is connected to one place. What the datagrams of a batch that `receive_into`
+    gives are long is not told."""
+
+    __slots__ = ("fd", "place", "receive_into", "received", "send", "socket")
+
+    def __init__(self, sock: socket.socket, place: Place) -> None:
+        self.socket, self.place = sock, place
+        self.fd = sock.fileno()
+        self.send, self.receive_into = sock.send, sock.recv_into
+        #: For `lines.Lines`: packets that came from there when it was last looked.
+        self.received = 0
+
+
 class Underlay:
-    """A UDP socket of one address family, bound to this node's address and the tunnel's port."""
+    """A UDP socket of one address family, bound to this node's address and the tunnel's port, and
+    those that are connected from there (`lines`)."""
 
     def __init__(self, local: str, port: int, *, offloads: bool = True) -> None:
         """Raises KernelError."""
         self.version = 6 if ":" in local else 4
-        self._socket = socket.socket(
-            socket.AF_INET6 if self.version == 6 else socket.AF_INET,
-            socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
-        )
+        self._local = (local, port)
+        self._socket = self._make()
         try:
-            self._set_options()
-            self._socket.bind((local, port))
+            # Those that are yet to be connected get nothing: all goes to the group's first.
+            _filtered(self._socket, _SO_ATTACH_REUSEPORT_CBPF)
+            self._socket.bind(self._local)
         except OSError as error:
             self._socket.close()
             raise KernelError(
@@ -75,38 +92,80 @@ class Underlay:
                 else None,
             ) from error
         self.fd = self._socket.fileno()
+        self.lines: dict[Place, Line] = {}
         self.gso = offloads and self._takes(_UDP_SEGMENT, 0)
         self.gro = offloads and self._takes(_UDP_GRO, 1)
         #: What was received, from `START` on.
         self.buffer = np.zeros(_RECEIVE_BYTES, np.uint8)
         self.view = self.buffer.data
         self.address: int = self.buffer.ctypes.data
-        self._into = [self.view[START : START + 65536]]
+        self.place = self.view[START : START + 65536]
+        self._places = [self.place]
         #: The sender of what was received (see `Peer.place`).
         self.source: Place = ("", 0)
         #: The size of each datagram received but the last, which may be smaller.
         self.segment = 0
 
+    @property
+    def descriptors(self) -> list[int]:
+        """All that are read."""
+        return [self.fd, *(line.fd for line in self.lines.values())]
+
     def close(self) -> None:
+        for line in self.lines.values():
+            line.socket.close()
         self._socket.close()
 
     def clear_error(self) -> None:
         """Read the error that is pending at the socket, which is over with that."""
         self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
-    def _set_options(self) -> None:
-        for option in (_SO_RCVBUFFORCE, _SO_SNDBUFFORCE):
-            self._socket.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
-        if self.version == 6:
-            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        self._discover(_PMTUDISC_DO)
+    def connect(self, place: Place) -> Line:
+        """Make a line. Raises KernelError."""
+        made = self._make()
+        try:
+            if self.gro:
+                made.setsockopt(socket.SOL_UDP, _UDP_GRO, 1)
+            made.bind(self._local)
+            made.connect(place)
+        except OSError as error:
+            made.close()
+            raise KernelError(
+                f"a socket connected to {place[0]}: {error.strerror}", errno=error.errno or 0
+            ) from error
+        line = self.lines[place] = Line(made, place)
+        return line
 
-    def _discover(self, how: int) -> None:
+    def disconnect(self, line: Line) -> None:
+        """Give up a line."""
+        del self.lines[line.place]
+        line.socket.close()
+
+    def _make(self) -> socket.socket:
+        made = socket.socket(
+            socket.AF_INET6 if self.version == 6 else socket.AF_INET,
+            socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
+        )
+        try:
+            for option in (_SO_RCVBUFFORCE, _SO_SNDBUFFORCE):
+                made.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if self.version == 6:
+                made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            self._discover(made, _PMTUDISC_DO)
+        except OSError as error:
+            made.close()
+            raise KernelError(
+                f"make a UDP socket: {error.strerror}", errno=error.errno or 0
+            ) from error
+        return made
+
+    def _discover(self, sock: socket.socket, how: int) -> None:
         """Whether datagrams carry DF, so that paths tell their MTU, or are cut up as needed."""
         if self.version == 6:
-            self._socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, how)
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, how)
         else:
-            self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, how)
+            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, how)
 
     def _takes(self, option: int, value: int) -> bool:
         with contextlib.suppress(OSError):
@@ -116,13 +175,14 @@ class Underlay:
 
     # Receiving.
 
-    def receive(self) -> int:
+    def receive(self, line: Line | None = None) -> int:
         """Receive one batch into `buffer`; its bytes, or -1 where nothing waits.
 
         Sets `source` and `segment`.
         """
+        sock = self._socket if line is None else line.socket
         try:
-            size, control, _, source = self._socket.recvmsg_into(self._into, _CONTROL)
+            size, control, _, source = sock.recvmsg_into(self._places, _CONTROL)
         except OSError:
             return -1
         self.source = source[:2]
@@ -133,9 +193,15 @@ class Underlay:
 
     def send(self, peer: Peer, datagram: memoryview) -> int:
         """Send one datagram."""
+        line = self.lines.get(peer.place)
         try:
-            self._socket.sendto(datagram, peer.place)
+            if line is None:
+                self._socket.sendto(datagram, peer.place)
+            else:
+                line.send(datagram)
         except OSError as error:
+            if line is not None and error.errno in _OF_BEFORE:
+                return self._send_aside(datagram, peer.place)
             return error.errno or errno.EIO
         return 0
 
@@ -143,20 +209,36 @@ class Underlay:
         """Send datagrams, one or more, of `segment` bytes each, the last maybe shorter."""
         if len(datagrams) <= segment:
             return self.send(peer, datagrams)
+        line = self.lines.get(peer.place)
         control = (socket.SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(segment))
         try:
-            self._socket.sendmsg((datagrams,), (control,), 0, peer.place)
+            if line is None:
+                self._socket.sendmsg((datagrams,), (control,), 0, peer.place)
+            else:
+                line.socket.sendmsg((datagrams,), (control,))
         except OSError as error:
+            if line is not None and error.errno in _OF_BEFORE:
+                return self._send_aside(datagrams, peer.place, control)
             return error.errno or errno.EIO
         return 0
 
     def send_fragmented(self, peer: Peer, datagram: memoryview) -> int:
         """Send one datagram without DF, so that it may be larger than the path's MTU."""
-        self._discover(_PMTUDISC_DONT)
+        self._discover(self._socket, _PMTUDISC_DONT)
         try:
-            return self.send(peer, datagram)
+            return self._send_aside(datagram, peer.place)
         finally:
-            self._discover(_PMTUDISC_DO)
+            self._discover(self._socket, _PMTUDISC_DO)
+
+    def _send_aside(
+        self, datagrams: memoryview, place: Place, *control: tuple[int, int, bytes]
+    ) -> int:
+        """Send without a line."""
+        try:
+            self._socket.sendmsg((datagrams,), control, 0, place)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
 
     def path_mtu(self, peer: Peer) -> int:
         """The largest UDP payload that the path to a peer is known to take in one packet.
@@ -182,10 +264,8 @@ class IcmpSocket:
         }
         for one in self._sockets.values():
             # Only for sending: of what arrives, of which each raw socket gets a copy, nothing is
-            # let in (a classic BPF program: return 0).
-            program = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0))
-            filtered = struct.pack("@HP", 1, ctypes.addressof(program))
-            one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filtered)
+            # let in.
+            _filtered(one, _SO_ATTACH_FILTER)
 
     def close(self) -> None:
         for one in self._sockets.values():
@@ -199,10 +279,7 @@ class IcmpSocket:
             self._sockets[version].sendto(message, (socket.inet_ntop(family, target), 0))
 
 
-def write(fd: int, data: memoryview) -> bool:
-    """Whether the kernel took a packet."""
-    try:
-        os.write(fd, data)
-    except OSError:
-        return False
-    return True
+def _filtered(sock: socket.socket, option: int) -> None:
+    """Attach a classic BPF program that returns 0 for each packet."""
+    program = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0))
+    sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@HP", 1, ctypes.addressof(program)))

@@ -89,8 +89,9 @@ class Table:
 
     def __init__(self) -> None:
         self._own: tuple[IPNetwork, ...] = ()
-        self._local: dict[bytes, bool] = {}
-        self._routes: dict[bytes, Peer | None] = {}
+        #: What was asked before, and its answers.
+        self.local: dict[bytes, bool] = {}
+        self.routes: dict[bytes, Peer | None] = {}
         #: By length of the prefix, longest first, for each length of an address.
         self._prefixes: dict[int, dict[int, dict[int, Peer]]] = {4: {}, 16: {}}
         self._peers: dict[str, Peer] = {}
@@ -104,25 +105,25 @@ class Table:
     def set_own(self, subnets: Iterable[IPNetwork]) -> None:
         """These are this node's own subnets."""
         self._own = tuple(subnets)
-        self._local.clear()
+        self.local.clear()
 
     def route(self, target: bytes) -> Peer | None:
         """The peer whose lease has the longest prefix of an address."""
         try:
-            return self._routes[target]
+            return self.routes[target]
         except KeyError:
-            if len(self._routes) >= _REMEMBERED:
-                self._routes.clear()
-            found = self._routes[target] = self._search(target)
+            if len(self.routes) >= _REMEMBERED:
+                self.routes.clear()
+            found = self.routes[target] = self._search(target)
             return found
 
     def is_local(self, address: bytes) -> bool:
         """Whether an address is inside of this node's own subnets."""
-        known = self._local.get(address)
+        known = self.local.get(address)
         if known is None:
-            if len(self._local) >= _REMEMBERED:
-                self._local.clear()
-            known = self._local[address] = _contains(self._own, address)
+            if len(self.local) >= _REMEMBERED:
+                self.local.clear()
+            known = self.local[address] = _contains(self._own, address)
         return known
 
     def set_peer(self, peer: Peer) -> None:
@@ -131,7 +132,7 @@ class Table:
         self._peers[peer.name] = peer
         if old is None:
             self._insert(peer)
-            self._routes.clear()
+            self.routes.clear()
         else:
             peer.adopt(old)
             self._rebuild()
@@ -151,7 +152,7 @@ class Table:
         self._rebuild()
 
     def _rebuild(self) -> None:
-        self._routes.clear()
+        self.routes.clear()
         self.by_source = {}
         self._prefixes = {4: {}, 16: {}}
         for peer in self._peers.values():
