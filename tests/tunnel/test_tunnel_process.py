@@ -27,6 +27,7 @@ from podwire.model.tunnel import (
 )
 from podwire.tunnel import loop
 from podwire.tunnel.endpoint import clear
+from podwire.tunnel.lines import EARNED
 from tests.conftest import Namespace
 from tests.tunnel.network import (
     PATIENCE_S,
@@ -44,6 +45,7 @@ from tests.tunnel.packets import Packet, is_valid
 pytestmark = pytest.mark.root
 
 POD = {4: "10.244.2.2", 6: "fd00:244:2::2"}
+POD_OF_ONE = "10.244.1.2"
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -233,6 +235,40 @@ def test_a_flood_of_garbage_is_survived(net: Network) -> None:
     assert "ttl=60" in ping(net.one.pod, POD[4])
 
 
+def sockets_to(net: Network, address: str) -> str:
+    """Those of node1's tunnel that are connected there."""
+    return net.one.node.run(f"ss -Hnu dst {address}:8285")
+
+
+def test_a_peer_that_talks_much_has_a_socket_of_its_own(net: Network) -> None:
+    data = Packet(
+        protocol=17, source=bytes([10, 244, 3, 2]), target=bytes([10, 244, 1, 2]), payload=b"x"
+    ).data()
+    assert not sockets_to(net, "192.0.2.3")
+    for _ in range(EARNED):
+        forge(net.two.node, data, "192.0.2.3")
+    until(lambda: "192.0.2.1:8285" in sockets_to(net, "192.0.2.3"), "no socket of its own")
+    with inside(net.one.pod), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as pod:
+        pod.bind(("10.244.1.2", 5201))
+        pod.settimeout(PATIENCE_S)
+        forge(net.two.node, data, "192.0.2.3")
+        assert pod.recvfrom(100) == (b"x", ("10.244.3.2", 40000))
+    # Nobody else's datagrams come by it.
+    before = net.one.stats()
+    forge(net.two.node, data, "192.0.2.3", 8286)
+    forge(net.two.node, data, "192.0.2.2")
+    until(
+        lambda: all(
+            net.one.stats().drops[name] == before.drops[name] + 1
+            for name in ("not_a_peer", "foreign_source")
+        ),
+        "not counted",
+    )
+    net.one.tell(RemovePeer("node3"))
+    assert not sockets_to(net, "192.0.2.3")
+    net.configure(net.one)
+
+
 def set_mtu(net: Network, mtu: int) -> None:
     """Of the underlay, at both ends of the link."""
     for end in (net.one, net.two):
@@ -309,9 +345,13 @@ def test_killed_and_started_again_it_resumes(net: Network) -> None:
     net.one.process.send_signal(signal.SIGKILL)
     net.one.process.wait()
     assert "flannel0" in net.one.node.run("ip link show flannel0")
+    # That nobody was there is told to the other end's next datagram, which is not lost by it.
+    assert "100% packet loss" in net.two.pod.run(
+        f"ping -n -c 3 -i 0.01 -W 0.1 {POD_OF_ONE}", check=False
+    )
     net.one.start()
     net.configure(net.one)
-    assert "ttl=60" in ping(net.one.pod, POD[4])
+    assert "ttl=60" in ping(net.two.pod, POD_OF_ONE)
 
 
 def test_what_a_killed_one_left_is_cleared_away_and_nothing_of_one_that_runs(net: Network) -> None:

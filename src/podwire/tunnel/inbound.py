@@ -116,9 +116,7 @@ class Inbound:
             or not peer.owned.get(source)
             or not path.table.local.get(target)
         ):
-            # There may be more than one, of a size that the first one tells.
-            segment = packet_size(view, START)
-            self._receive_from(peer, size, segment if 0 < segment < size else size)
+            self._receive_from(peer, size, _segment_of(view, size))
             return
         TTL_CHECK.pack_into(view, START + 8, ttl - 1, protocol, raised(check))
         peer.heard = monotonic()
@@ -269,6 +267,16 @@ class Inbound:
         iovecs[0] = address - VNET_HEADER, VNET_HEADER + stride
         places = self._iovecs[address, stride, head] = iovecs, iovecs.ctypes.data
         return places
+
+
+def _segment_of(view: memoryview, size: int) -> int:
+    """How long each datagram is of what was received, bare: as long as the packet in the first,
+    where one of that length or the rest follows, and all of it otherwise."""
+    segment = packet_size(view, START)
+    rest = size - segment
+    if 0 < segment < size and packet_size(view, START + segment) == min(segment, rest):
+        return segment
+    return size
 
 
 _NO_OFFLOAD = bytes(VNET_HEADER)
