@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from podwire.cluster.kube import PODS
-from podwire.cluster.kube.resources import IPAM_BLOCKS, IPAM_RANGES
+from podwire.cluster.kube import NODES, PODS
+from podwire.cluster.kube.resources import IP_POOLS, IPAM_BLOCKS, IPAM_RANGES
 from podwire.lab import Lab, processes
 
 from ..conftest import needs_kubectl
@@ -182,6 +182,24 @@ def test_a_pod_asks_for_its_address(calico: Lab) -> None:
     calico.pod("static").delete(grace_s=0)
     # What it waited for is free now.
     assert ips_when_ready(calico) == {"second": ip}
+
+
+def test_a_pool_is_for_the_nodes_that_its_selector_names(calico: Lab) -> None:
+    def patch(kind: Any, name: str, change: dict[str, Any]) -> None:
+        calico.call(lambda client: client.merge_patch(kind, name, change))
+
+    (pool,) = listed(calico, IP_POOLS)
+    name = pool["metadata"]["name"]
+    patch(IP_POOLS, name, {"spec": {"nodeSelector": "zone == 'a' && has(gpu)"}})
+    try:
+        patch(NODES, "node2", {"metadata": {"labels": {"zone": "a"}}})
+        apply(calico, "node2", "late")
+        said = f"no IPv4 pool is for this node: {name} (zone == 'a' && has(gpu))"
+        until(lambda: warned(calico, "late", said), "it is told why")
+        patch(NODES, "node2", {"metadata": {"labels": {"gpu": "h"}}})
+        assert ips_when_ready(calico)["late"].startswith("172.31.0.")
+    finally:
+        patch(IP_POOLS, name, {"spec": {"nodeSelector": None}})
 
 
 @needs_kubectl

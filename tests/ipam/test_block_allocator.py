@@ -378,6 +378,38 @@ async def test_pools_that_are_asked_for(documents: Documents, make: Make) -> Non
         await add(one, "x", "172.31.0.70", pools=("east",))
 
 
+async def test_pools_for_some_nodes(documents: Documents, make: Make) -> None:
+    for name, cidr, selector in (
+        ("gpus", "172.31.0.0/26", "has(gpu) && zone == 'a'"),
+        ("rest", "172.31.0.64/26", "!has(gpu)"),
+    ):
+        pool = Pool(name, ip_network(cidr), 28, node_selector=selector)
+        await documents.create("ippools", name, encode_pool(pool))
+    one = make()
+    one.labels_are({"gpu": "h"})
+    await one.start()
+    assert one.subnets == ()
+    with pytest.raises(ExhaustedError, match=r"no IPv4 pool is for this node: gpus \(has"):
+        await add(one, "a")
+    # Who names one has it everywhere.
+    assert ips_of(await add(one, "b", pools=("rest",)))[0].startswith("172.31.0.")
+    assert ips_of(await add(one, "c", "172.31.0.9")) == ["172.31.0.9"]
+    for labels, cidr in (({"gpu": "h", "zone": "a"}, "172.31.0.0/26"), ({}, "172.31.0.64/26")):
+        one.labels_are(labels)
+        (ip,) = ips_of(await add(one, f"in-{cidr}"))
+        assert ip_address(ip) in ip_network(cidr)
+
+
+async def test_without_labels_no_pool_is_for_some_nodes(documents: Documents, make: Make) -> None:
+    pool = Pool("east", NETWORK[0], 28, node_selector="has(east)")
+    await documents.create("ippools", "east", encode_pool(pool))
+    one = make()
+    await one.start()
+    assert list(await documents.list("ippools")) == ["east"]
+    with pytest.raises(ExhaustedError, match=r"east: spec\.nodeSelector: .* nodes have no labels"):
+        await add(one, "a")
+
+
 async def test_what_only_the_document_knows_is_released_at_start(
     documents: Documents, make: Make
 ) -> None:

@@ -66,6 +66,8 @@ class Allocation:
         if allocator is None:
             self._pods.hand_out_by(None)
             return None
+        if (own := self._source.own) is not None:
+            allocator.labels_are(own.labels)
         if self._running is None:
             await allocator.start()
             allocator.nodes_are(self._names)

@@ -153,6 +153,7 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("CIDR", _text("spec.cidr")),
         Column("BLOCK-SIZE", _text("spec.blockSize")),
         Column("DISABLED", lambda pool: str(bool(field(pool, "spec.disabled"))).lower()),
+        Column("NODE-SELECTOR", _text("spec.nodeSelector", "all()"), wide=True),
         _AGE,
     ),
     "IPAMBlock": (

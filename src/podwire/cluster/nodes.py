@@ -66,6 +66,7 @@ class _Metadata(msgspec.Struct, gc=False):
     name: str
     creationTimestamp: str | None = None  # noqa: N815  the API's own spelling
     annotations: dict[str, str] | None = None
+    labels: dict[str, str] | None = None
 
 
 class _Spec(msgspec.Struct, gc=False):

@@ -54,11 +54,12 @@ class Own(msgspec.Struct, frozen=True):
     `node.internal_ips` are where to look for the underlay, none for wherever the default route is.
     `node.lease` is what it published last, perhaps before it was started: its MACs are known to
     peers and kept. `public_ips` are addresses that an administrator set for peers to use in place
-    of the underlay's own, at most one a family.
+    of the underlay's own, at most one a family. `labels` are None where nodes have none.
     """
 
     node: Node
     public_ips: tuple[IPAddress, ...] = ()
+    labels: Mapping[str, str] | None = None
 
 
 class Synced(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ What lives here: the `Allocator` protocol, `Wish`, and the IPAM that needs nobod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NoReturn, Protocol, TypeAlias
 
 import msgspec
@@ -84,6 +84,11 @@ class SharedAllocator(Allocator, Protocol):
 
     async def stop(self) -> None:
         """Let writes end that are under way. What is not written is written at the next start."""
+        ...
+
+    def labels_are(self, labels: Mapping[str, str] | None) -> None:
+        """This node's labels, None where the store has none: before `start`, and again whenever
+        they are others."""
         ...
 
     def nodes_are(self, names: Collection[str]) -> None:

@@ -56,12 +56,16 @@ class Block(msgspec.Struct, frozen=True, gc=False):
 
 
 class Pool(msgspec.Struct, frozen=True):
-    """A part of the pod network that blocks are claimed of; none are of one that is disabled."""
+    """A part of the pod network that blocks are claimed of; none are of one that is disabled.
+
+    `node_selector` says for which nodes (`podwire.ipam.selector`); it has not been checked.
+    """
 
     name: str
     cidr: IPNetwork
     block_len: int
     disabled: bool = False
+    node_selector: str = ""
 
     @property
     def blocks(self) -> int:
@@ -106,6 +110,7 @@ class _PoolSpec(msgspec.Struct, rename="camel", omit_defaults=True):
     cidr: str
     block_size: int | None = None
     disabled: bool = False
+    node_selector: str = ""
 
 
 _decode_block = msgspec.json.Decoder(_BlockSpec).decode
@@ -160,7 +165,9 @@ def decode_block(document: Document) -> Block:
 
 def encode_pool(pool: Pool) -> bytes:
     """The pool as a document's value."""
-    return msgspec.json.encode(_PoolSpec(str(pool.cidr), pool.block_len, pool.disabled))
+    return msgspec.json.encode(
+        _PoolSpec(str(pool.cidr), pool.block_len, pool.disabled, pool.node_selector)
+    )
 
 
 def decode_pool(document: Document) -> Pool:
@@ -180,4 +187,4 @@ def decode_pool(document: Document) -> Pool:
             remedy=f"choose {max(cidr.prefixlen, cidr.max_prefixlen - _MAX_BLOCK_BITS)} to"
             f" {cidr.max_prefixlen - 2}",
         )
-    return Pool(document.name, cidr, length, spec.disabled)
+    return Pool(document.name, cidr, length, spec.disabled, spec.node_selector)

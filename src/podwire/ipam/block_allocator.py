@@ -38,7 +38,7 @@ from podwire.ipam.block import (
 )
 from podwire.ipam.block_set import SCARCE_S, BlockSet, Found
 from podwire.ipam.ledger import Ledger
-from podwire.ipam.node_subnet import ContendedError, RequestedAddressError
+from podwire.ipam.node_subnet import ContendedError, ExhaustedError, RequestedAddressError
 from podwire.ipam.pools import Pools
 from podwire.ipam.reclaim import GRACE_S, Reclaimer
 from podwire.ipam.record import Key, PodIdentity, Record, State
@@ -106,6 +106,7 @@ class BlockAllocator:
         self._announced: tuple[IPNetwork, ...] = ()
         self._starts = 0
         self._reserving: set[Key] = set()
+        self._without_pool: dict[int, str] = {}
         self._wake = asyncio.Event()
         self._reclaimer = Reclaimer(
             documents, "ipamblocks", node=node, strip=_strip, is_gone=is_gone, grace_s=grace_s
@@ -121,7 +122,8 @@ class BlockAllocator:
     # Life.
 
     async def start(self) -> None:
-        """Bring the documents in line with the database, and see that there is a block a family.
+        """Bring the documents in line with the database, and see that there is a block a family,
+        where there is a pool for it.
 
         Raises what the store of the documents raises; call it again then.
         """
@@ -145,7 +147,7 @@ class BlockAllocator:
     async def run(self) -> NoReturn:
         """Write what nobody waits for, give up empty blocks, and keep up with the pools."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._documents.watch("ippools", self.pools.use))
+            group.create_task(self._documents.watch("ippools", self._use_pools))
             group.create_task(self._keep())
         raise AssertionError("neither of them ends")
 
@@ -153,6 +155,11 @@ class BlockAllocator:
         self._starts += 1
         await self._reclaimer.stop()
         await self._blocks.stop()
+
+    def labels_are(self, labels: Mapping[str, str] | None) -> None:
+        if labels != self.pools.labels:
+            self.pools.labels = labels
+            self._wake.set()
 
     def nodes_are(self, names: Collection[str]) -> None:
         self._reclaimer.nodes_are(names)
@@ -162,12 +169,26 @@ class BlockAllocator:
         self._wake.set()
 
     async def _write(self) -> None:
-        """Have the documents say what is true, and see that there is a block a family."""
+        """Have the documents say what is true, and see that there is a block a family, where there
+        is a pool for it."""
         self._forget_deleted()
         await self._blocks.flush()
         for version in self.pools.versions:
-            if not self._blocks.of_version(version):
-                await self._blocks.extend(self.pools.of(version, Wish()), ())
+            if self._blocks.of_version(version):
+                continue
+            try:
+                pools = self.pools.of(version, Wish())
+            except ExhaustedError as error:
+                # Pods may name one; the others are told the same.
+                if self._without_pool.get(version) != error.message:
+                    self._without_pool[version] = error.message
+                    log.warning("no block", extra=fields(reason=error))
+            else:
+                await self._blocks.extend(pools, ())
+
+    def _use_pools(self, found: Mapping[str, Document]) -> None:
+        self.pools.use(found)
+        self._wake.set()
 
     async def _keep(self) -> NoReturn:
         while True:

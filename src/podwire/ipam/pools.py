@@ -1,9 +1,12 @@
 """The pools that blocks are claimed of, as this node knows them.
 
 What lives here: which pools there are, and which ones a pod's addresses come from. What does not:
-blocks. A pool that can't be used (wrong, outside of the pod network, overlapping another one) is
-left out and logged once. Where a family has no pool at all, the whole pod network becomes one, with
-the name that Calico's has.
+blocks, and the language of node selectors (`selector`). A pool that can't be used (wrong, outside
+of the pod network, overlapping another one) is left out and logged once. Where a family has no pool
+at all, the whole pod network becomes one, with the name that Calico's has.
+
+A pool with a node selector is for pods on these nodes. As with Calico that is about what a pod gets
+unasked: one that names a pool, or asks for an address of it, gets that on every node.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from podwire.errors import InputError
 from podwire.ipam.allocator import Wish
 from podwire.ipam.block import DEFAULT_BLOCK_LEN, Pool, decode_pool, encode_pool
 from podwire.ipam.node_subnet import ExhaustedError, RequestedAddressError
+from podwire.ipam.selector import is_all, parse_selector
 from podwire.log import fields
 from podwire.model.documents import Document, DocumentConflictError, Documents
 from podwire.model.state import IPAddress, IPNetwork
@@ -42,7 +46,10 @@ class Pools:
         self._networks = tuple(networks)
         self._block_len = block_len
         self._pools: tuple[Pool, ...] = ()
-        self._refused: frozenset[str] = frozenset()
+        self._withheld: tuple[Pool, ...] = ()
+        self._refused: dict[str, str] = {}
+        #: This node's; None where nodes have none. Set before pools are loaded.
+        self.labels: Mapping[str, str] | None = None
 
     @property
     def versions(self) -> tuple[int, ...]:
@@ -53,7 +60,8 @@ class Pools:
         """Read the pools, and make what is missing. Raises as the documents do."""
         found = await self._documents.list("ippools")
         self.use(found)
-        missing = [network for network in self._networks if not self._any(network.version)]
+        taken = {pool.cidr.version for pool in (*self._pools, *self._withheld)}
+        missing = [network for network in self._networks if network.version not in taken]
         for network in missing:
             name = default_name(network.version)
             length = max(self._block_len[network.version], network.prefixlen)
@@ -66,6 +74,7 @@ class Pools:
     def use(self, documents: Mapping[str, Document]) -> None:
         """These are all pools from now on."""
         good: list[Pool] = []
+        withheld: list[Pool] = []
         refused: dict[str, str] = {}
         for name, document in sorted(documents.items()):
             try:
@@ -75,19 +84,22 @@ class Pools:
                 continue
             if problem := self._problem(pool, good):
                 refused[name] = problem
+            elif problem := self._selector_problem(pool):
+                refused[name] = problem
+                withheld.append(pool)
             else:
                 good.append(pool)
         for name in refused.keys() - self._refused:
             log.error("pool is not used", extra=fields(pool=name, reason=refused[name]))
-        self._refused = frozenset(refused)
-        self._pools = tuple(good)
+        self._refused = refused
+        self._pools, self._withheld = tuple(good), tuple(withheld)
 
     def of(self, version: int, wish: Wish) -> tuple[Pool, ...]:
         """The pools that an address of a pod is to come from.
 
-        Those that the pod names, where one of them is of that family, else all that are enabled.
-        Raises RequestedAddressError for a name that no usable pool has, and ExhaustedError where
-        there is no pool.
+        Those that the pod names, where one of them is of that family, else all that are enabled and
+        for this node. Raises RequestedAddressError for a name that no usable pool has, and
+        ExhaustedError where there is no pool.
         """
         named = []
         for name in wish.pools:
@@ -102,12 +114,21 @@ class Pools:
             named.append(pool)
         chosen = [pool for pool in named if pool.cidr.version == version]
         if not chosen:
-            chosen = [
+            enabled = [
                 pool for pool in self._pools if pool.cidr.version == version and not pool.disabled
             ]
+            chosen = [pool for pool in enabled if self._is_for_us(pool)]
+            if enabled and not chosen:
+                names = ", ".join(f"{one.name} ({one.node_selector})" for one in enabled)
+                raise ExhaustedError(
+                    f"no IPv{version} pool is for this node: {names}",
+                    remedy="label the node, name a pool in the pod's annotation, or make an IPPool",
+                )
         if not chosen:
+            unused = "; ".join(f"{name}: {why}" for name, why in self._refused.items())
             raise ExhaustedError(
-                f"there is no IPv{version} pool to take an address from",
+                f"there is no IPv{version} pool to take an address from"
+                + (f"; not used: {unused}" if unused else ""),
                 remedy="make an IPPool, or enable one",
             )
         return tuple(chosen)
@@ -132,8 +153,20 @@ class Pools:
             )
         return pool
 
-    def _any(self, version: int) -> bool:
-        return any(pool.cidr.version == version for pool in self._pools)
+    def _is_for_us(self, pool: Pool) -> bool:
+        return self.labels is None or parse_selector(pool.node_selector)(self.labels)
+
+    def _selector_problem(self, pool: Pool) -> str | None:
+        try:
+            parse_selector(pool.node_selector)
+        except ValueError as error:
+            return f"spec.nodeSelector: {error}"
+        if self.labels is None and not is_all(pool.node_selector):
+            return (
+                f"spec.nodeSelector: {pool.node_selector!r} can't be told to hold or not: in this"
+                " store nodes have no labels; remove it, or use --store kube"
+            )
+        return None
 
     def _problem(self, pool: Pool, others: Sequence[Pool]) -> str | None:
         if not any(_inside(pool.cidr, network) for network in self._networks):

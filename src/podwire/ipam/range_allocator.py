@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import NoReturn
 
 from podwire.errors import InputError
@@ -110,6 +110,9 @@ class RangeAllocator:
         self._stopped = True
         await self._reclaimer.stop()
         await self._ring.stop()
+
+    def labels_are(self, labels: Mapping[str, str] | None) -> None:
+        """There is one network, for all nodes."""
 
     def nodes_are(self, names: Collection[str]) -> None:
         self._reclaimer.nodes_are(names)

@@ -32,6 +32,7 @@ def thing(plural: str, name: str, **spec: Any) -> dict[str, Any]:
         ("ippools", "p", {"cidr": "10.0.0.0/28"}, "spec.blockSize", INVALID),
         ("ippools", "p", {"cidr": "fd00::/48", "blockSize": 26}, "spec.blockSize", INVALID),
         ("ippools", "p", {"cidr": "10.0.0.0/8", "disabled": "no"}, "spec.disabled", TYPE),
+        ("ippools", "p", {"cidr": "10.0.0.0/8", "nodeSelector": "a"}, "spec.nodeSelector", INVALID),
         ("ipamblocks", "b", {"cidr": "10.0.0.0/26"}, "metadata.name", INVALID),
         ("ipamblocks", "10-0-0-0-26", {"cidr": "10.0.0.1/26"}, "spec.cidr", INVALID),
         (
@@ -86,7 +87,12 @@ async def test_a_pool_s_network_is_not_changed(api: Api) -> None:
 
 async def test_how_they_are_shown(api: Api) -> None:
     for plural, name, spec, shown in (
-        ("ippools", "east", {"cidr": "10.0.0.0/16"}, ["10.0.0.0/16", 26, False]),
+        (
+            "ippools",
+            "east",
+            {"cidr": "10.0.0.0/16", "nodeSelector": "has(east)"},
+            ["10.0.0.0/16", 26, False, "has(east)"],
+        ),
         (
             "ipamblocks",
             "10-0-0-0-26",

@@ -267,7 +267,12 @@ FULL_EVENT = {
 }
 FULL_POOL = {
     "metadata": {"name": "a"},
-    "spec": {"cidr": "10.0.0.0/16", "blockSize": 26, "disabled": True},
+    "spec": {
+        "cidr": "10.0.0.0/16",
+        "blockSize": 26,
+        "disabled": True,
+        "nodeSelector": "zone == 'a' && has(b)",
+    },
 }
 FULL_BLOCK = {
     "metadata": {"name": "10-0-0-0-26"},

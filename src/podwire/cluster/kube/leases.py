@@ -89,7 +89,7 @@ class KubeLeases:
             overwrites = public_ip_overwrites(self._own)
         except InputError:
             overwrites = ()  # `acquire` tells
-        return Own(node, overwrites)
+        return Own(node, overwrites, self._own.metadata.labels or {})
 
     async def __aenter__(self) -> KubeLeases:
         self.client.open()
@@ -220,6 +220,8 @@ class KubeLeases:
 _OWN_KEYS = (*LEASE_KEYS, PUBLIC_IP_OVERWRITE, PUBLIC_IPV6_OVERWRITE)
 
 
-def _notes(obj: NodeObject | None) -> list[str | None]:
-    """What a lease depends on of the annotations of this node."""
-    return [obj.annotation(key) for key in _OWN_KEYS] if obj is not None else []
+def _notes(obj: NodeObject | None) -> list[object]:
+    """What a lease depends on of the annotations of this node, and its labels, which pools do."""
+    if obj is None:
+        return []
+    return [*(obj.annotation(key) for key in _OWN_KEYS), obj.metadata.labels or {}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from podwire.ipam.selector import ALL, parse_selector
 from podwire.lab.api.kinds.addresses import network
 from podwire.lab.api.kinds.meta import AGE, NAME, at, metadata_schema
 from podwire.lab.api.names import cidr, dns_subdomain
@@ -34,6 +35,15 @@ def _spec_rules(spec: dict[str, Json], path: str, causes: Causes) -> None:
         causes.invalid(f"{path}.blockSize", size, f"must be {low} to {high} in IPv{pool.version}")
     elif size < pool.prefixlen:
         causes.invalid(f"{path}.blockSize", size, f"a block is larger than the pool {pool}")
+
+
+def _selector(text: str) -> str | None:
+    """What is wrong with a node selector."""
+    try:
+        parse_selector(text)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _prepare(pool: Object) -> None:
@@ -70,6 +80,7 @@ IP_POOL = ResourceKind(
                         "cidr": required(Text(cidr)),
                         "blockSize": optional(Integer(0, 128)),
                         "disabled": optional(Boolean(), default=False),
+                        "nodeSelector": optional(Text(_selector)),
                     },
                     also=_spec_rules,
                 )
@@ -81,6 +92,7 @@ IP_POOL = ResourceKind(
         Column("CIDR", at("spec", "cidr")),
         Column("Block-Size", at("spec", "blockSize"), type="integer"),
         Column("Disabled", lambda pool: bool(pool["spec"].get("disabled")), type="boolean"),
+        Column("Node-Selector", at("spec", "nodeSelector", otherwise=ALL), wide=True),
         AGE,
     ),
 )
