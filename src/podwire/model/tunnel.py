@@ -36,7 +36,7 @@ DROPS: Mapping[str, str] = {
     "too_big": "larger than the path to the peer takes, and must not be fragmented; answered",
     "multicast": "for a group or for all, of which no lease can be",
     "send_overrun": "the underlay's send buffer was full",
-    "send_failed": "the underlay refused it (no route to the peer, link down)",
+    "send_failed": "the underlay refused it (no route to the peer, link down, a packet filter)",
     "no_public_key": "encryption is required, and the peer has published no key",
     # From the underlay, on their way to a pod.
     "not_a_peer": "the datagram came from an address that holds no lease",

@@ -144,6 +144,9 @@ def _by_drop(case: Case, leg: Leg, known: KnownDrop, reason: Reason) -> Finding:
     drop = known.drop
     place = case.evidence.places[drop.place] if drop.place is not None else None
     name = place.name if place is not None else "this machine"
+    remedy = f"podwire doctor --node {place.node if place is not None else 'NODE'}"
+    if reason.likeliest is Cause.LINK_DOWN and place is not None and drop.interface:
+        remedy = f"ip link set {quote(drop.interface)} up  # {seen.inside(case, drop.place)}"
     found = finding(
         case,
         leg,
@@ -151,7 +154,7 @@ def _by_drop(case: Case, leg: Leg, known: KnownDrop, reason: Reason) -> Finding:
         f"the kernel of {name} dropped the {seen.what(leg)} at {drop.interface or 'no interface'}:"
         f" {reason.words}",
         where=seen.where_dropped(case, drop),
-        remedy=f"podwire doctor --node {place.node if place is not None else 'NODE'}",
+        remedy=remedy,
         reason=drop.reason,
     )
     objections = tuple(

@@ -43,13 +43,14 @@ class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 class TunnelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The process of the UDP tunnel: its `pid`, since when the agent has it forward, in seconds of
-    the epoch, how often it has had to be started anew since the agent began, and the kernel's
-    offloads that it uses."""
+    the epoch, how often it has had to be started anew since the agent began and how the last one
+    was `lost`, in words, and the kernel's offloads that it uses."""
 
     pid: int
     since: float
     restarts: int
     features: tuple[str, ...]
+    lost: str = ""
 
 
 class DropCount(msgspec.Struct, frozen=True, kw_only=True):

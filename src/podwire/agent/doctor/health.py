@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 from podwire.agent.doctor.subject import Findings, Subject, named
 from podwire.cluster.kube.leases import KubeLeases
 from podwire.cni import install
 from podwire.cni.types import PLUGIN_TYPE
-from podwire.model.cluster import NetworkConfig
+from podwire.kernel.netlink import NetlinkSocket
+from podwire.kernel.observe.interfaces import read_interfaces
+from podwire.model.cluster import Attachment, NetworkConfig
 from podwire.trace.wire import Checked
 
 _find = Findings("agent")
@@ -46,6 +49,11 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
                 " reaches them",
                 "delete these pods, so that they get new ones",
             )
+    for name, ifname in await asyncio.to_thread(_unplugged, agent.pods.attachments):
+        yield _find.warn(
+            f"{ifname} of pod {name} is down, in the pod itself: nothing reaches it",
+            "bring it up in the pod; its routes have gone with it, so better delete the pod",
+        )
     if agent.held:
         yield _find.warn(
             "held: the agent leaves the kernel as it is",
@@ -79,6 +87,17 @@ def _installed(bin_dir: Path, conf_dir: Path) -> list[Checked]:
         text = f"the CNI configuration {conf} can't be read: {error.strerror}"
         found.append(_find.fail(text, remedy))
     return found
+
+
+def _unplugged(attachments: Iterable[Attachment]) -> list[tuple[str, str]]:
+    """Pods whose end of the cable is down, with its name; the node's end is desired state."""
+    with NetlinkSocket() as sock:
+        states = {one.name: one for one in read_interfaces(sock)}
+    return [
+        (one.pod or one.container_id[:12], one.ifname)
+        for one in attachments
+        if (port := states.get(one.host_ifname)) is not None and port.up and not port.carrier
+    ]
 
 
 def _strays(subject: Subject, network: NetworkConfig) -> list[str]:

@@ -90,7 +90,9 @@ def _too_large_pods(subject: Subject, network: NetworkConfig) -> Checked | None:
     ]
     if not pods:
         return None
+    have = "has" if len(pods) == 1 else "have"
     return _find.warn(
-        f"{named(pods)} have a larger MTU than the tunnel, which carries {network.mtu}",
+        f"{named(pods)} {have} a larger MTU than the way to other nodes, which carries"
+        f" {network.mtu}",
         "delete these pods, so that new ones get the right one",
     )

@@ -41,11 +41,14 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
 def _leases(subject: Subject, network: NetworkConfig) -> Iterator[Checked]:
     """Leases of peers that are not believed."""
     nodes = subject.agent.nodes
+    remedy = "correct spec.podCIDR or the annotations of node {name}, or its agent's options"
+    if not network.underlay.on_link:
+        remedy = f"is {network.underlay.dev} up here, with its address? See `tunnel`"
     for name, node in sorted(nodes.by_name.items()):
         for text in objections(network, node, nodes.claims) if name != network.node else ():
             yield _find.fail(
                 f"{text}: its lease is not used",
-                f"correct spec.podCIDR or the annotations of node {name}, or its agent's options",
+                remedy.format(name=name),
             )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path as FilePath
+from shlex import quote
 
 from podwire.agent.doctor.firewall import TUNNEL_HOOKS, culprit, tunnelled_and_stopped
 from podwire.agent.doctor.measure import Path
@@ -19,6 +20,7 @@ from podwire.agent.doctor.ways import Way
 from podwire.kernel.attach import find_link
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe import lookup
+from podwire.kernel.observe.interfaces import find_interface
 from podwire.kernel.observe.lookup_messages import RouteQuestion
 from podwire.kernel.ruleset import read_ruleset
 from podwire.model.cluster import NetworkConfig
@@ -42,6 +44,9 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
             " pods there can't be reached",
             "is the agent running there? Has it ever been ready?",
         )
+    if cut_off := await asyncio.to_thread(_cut_off, network):
+        yield cut_off
+        return
     ill = False
     async for finding in _own_process(subject, network):
         ill = ill or finding.level == "fail"
@@ -83,6 +88,22 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
             remedy = f"it is not even sent {path.way.words}: see `overlap`, or ask"
             lines = (f"podwire explain ip {path.way.far} --node {network.node}",)
         yield _find.fail(text, remedy, *lines, peer=path.peer.name)
+
+
+def _cut_off(network: NetworkConfig) -> Checked | None:
+    """Why nobody can be reached from this node at all: its interface on the underlay."""
+    dev = network.underlay.dev
+    with NetlinkSocket() as sock:
+        state = find_interface(sock, dev)
+    if state is None:
+        return _find.fail(f"{dev}, this node's interface to the others, does not exist")
+    if not state.up:
+        text = f"{dev}, this node's interface to the others, is down"
+        return _find.fail(text, "bring it up", f"ip link set {quote(dev)} up")
+    if not state.carrier:
+        text = f"{dev}, this node's interface to the others, has no carrier ({state.operstate})"
+        return _find.fail(text, "is its cable plugged in, and the other end up?")
+    return None
 
 
 async def _own_process(subject: Subject, network: NetworkConfig) -> AsyncIterator[Checked]:

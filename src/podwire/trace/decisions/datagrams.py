@@ -56,6 +56,15 @@ _CAUSES = {
 }
 
 
+_REMEDIES = {
+    "send_failed": "can the node itself send there? podwire doctor --check tunnel; ip route; nft"
+    " list ruleset",
+    "too_big": "send less in a packet, or without DF",
+    "not_encrypted": "start all nodes' agents with --encrypt, or none",
+    "no_public_key": "start all nodes' agents with --encrypt, or none",
+}
+
+
 def is_tunnel(v: Vantage, state: InterfaceState) -> bool:
     """Whether an interface is the device of the user-space tunnel."""
     link = v.intent.link(state.name)
@@ -68,11 +77,20 @@ def sent(v: Vantage, device: InterfaceState, flow: Flow, *, ended: bool) -> list
     if tunnel is None:
         return []
     found = tunnel.peer_for(flow.dst)
-    problem = _not_sent(v, tunnel, device, flow) if ended else None
     if found is None:
         text = f"the tunnel's table has nothing for {flow.dst}"
+        problem = _unread(v, tunnel, device) or _unknown(v, device, flow) if ended else None
         return [Decision(kind="tunnel", text=text, command=_COMMAND, problem=problem)]
     peer, subnet = found
+    outer = _outer(tunnel, flow, ip_address(peer.address))
+    more = outer.length - flow.length
+    way = routed(v, outer, ended=ended)
+    problem = _unread(v, tunnel, device) if ended else None
+    if ended and problem is None:
+        stopped = way.problem
+        if stopped is not None and stopped.cause is Cause.TOO_BIG:
+            stopped = _too_big(v, stopped, flow, more)
+        problem = stopped or _dropped(v, tunnel, device.name, _SENDING)
     entry = Decision(
         kind="tunnel",
         text=f"the tunnel's table has {subnet} → {peer.name} {peer.address}",
@@ -80,14 +98,11 @@ def sent(v: Vantage, device: InterfaceState, flow: Flow, *, ended: bool) -> list
         why=Why(f"Node/{peer.name}", f"leases {subnet}"),
         problem=problem,
     )
-    outer = _outer(tunnel, flow, ip_address(peer.address))
-    more = outer.length - flow.length
     said = f"{device.name}'s process sends it in UDP {outer.src} → {outer.dst}:{peer.port}"
     said += f", {more} bytes more"
     if tunnel.encrypts and peer.public_key is not None:
         said = f"{said} (and padding), encrypted: nobody on the underlay can tell it from others"
     wrapped = Decision(kind="tunnel", text=said, why=v.why_of_link(device.name))
-    way = routed(v, outer, ended=ended and problem is None)
     return [entry, wrapped, *way.decisions]
 
 
@@ -95,7 +110,7 @@ _COMMAND = "podwire status"
 
 
 def _outer(tunnel: UserTunnel, flow: Flow, end: IPAddress) -> Flow:
-    """The datagram around `flow`. IPv4 ones carry no DF where what is inside may be fragmented."""
+    """The datagram around `flow`, which is fragmented only where what is inside may be."""
     locals_ = [ip_address(text) for text in tunnel.config.local]
     own = next((one for one in locals_ if one.version == end.version), NOWHERE[end.version])
     added = _OVERHEAD[end.version] + (OVERHEAD_ENCRYPTED if tunnel.encrypts else 0)
@@ -105,24 +120,35 @@ def _outer(tunnel: UserTunnel, flow: Flow, end: IPAddress) -> Flow:
         protocol=socket.IPPROTO_UDP,
         dport=tunnel.config.port,
         length=flow.length + added,
-        dont_fragment=True,
+        dont_fragment=flow.dont_fragment,
     )
 
 
-def _not_sent(v: Vantage, tunnel: UserTunnel, device: InterfaceState, flow: Flow) -> Problem | None:
+def _unread(v: Vantage, tunnel: UserTunnel, device: InterfaceState) -> Problem | None:
+    """Why nobody takes packets out of the device."""
     if (unread := device_problem(v, device.name)) is not None:
         return unread
-    if tunnel.problem is not None:
-        return not_forwarding(v, device.name)
-    if (dropped := _dropped(v, tunnel, device.name, _SENDING)) is not None:
-        return dropped
-    if tunnel.peer_for(flow.dst) is not None:
-        return None
+    return not_forwarding(v, device.name) if tunnel.problem is not None else None
+
+
+def _unknown(v: Vantage, device: InterfaceState, flow: Flow) -> Problem:
+    """No peer is for that address."""
     return unleased_problem(v, flow.dst, None) or v.problem(
         Cause.NO_ROUTE,
         f"no peer of {v.name}'s tunnel leases a subnet with {flow.dst}",
         interface=device.name,
-        remedy="podwire status tells whose leases are not used, and why",
+        remedy="is it of a node whose agent has never been ready, or whose lease is not used?"
+        " podwire status tells",
+    )
+
+
+def _too_big(v: Vantage, problem: Problem, flow: Flow, more: int) -> Problem:
+    """What is too big for the underlay is so because of the tunnel."""
+    return v.problem(
+        Cause.TOO_BIG,
+        f"{problem.text}: {flow.length} and the {more} of the tunnel",
+        interface=problem.interface,
+        remedy=f"give {problem.interface} its MTU of old, or the pods one that is {more} less",
     )
 
 
@@ -206,7 +232,7 @@ def _dropped(v: Vantage, tunnel: UserTunnel, dev: str, reasons: tuple[str, ...])
                 _CAUSES.get(reason, Cause.TUNNEL),
                 f"the tunnel of {v.name} dropped it: {meaning(reason)} ({reason})",
                 interface=dev,
-                remedy=f"podwire doctor --node {v.place.node}",
+                remedy=_REMEDIES.get(reason, f"podwire doctor --node {v.place.node}"),
                 why=v.why_of_link(dev),
             )
     return None

@@ -82,6 +82,9 @@ def unanswered(v: Vantage, out: InterfaceState, ip: IPAddress) -> Problem:
     if (pod := home.pod_at(ip)) is not None:
         who = f"pod {pod.pod} is wired to {pod.host_ifname} and does not answer"
         remedy = v.remedies.by_hand(f"ip address show {pod.ifname}", f"in pod {pod.pod}")
+    elif v.is_pod and ip == routed.gateway(ip.version):
+        who = f"{v.where.partition(' ')[2]}'s node did not hear it, or not in time"
+        remedy = "trace again"
     elif peers := home.fdb_to(ip):
         why = peers[0].why
         who = f"{why.object} is down, or not on this network"
@@ -108,8 +111,10 @@ def _no_proxy(node: Vantage, pod: Attachment, ip: IPAddress) -> Problem | None:
     else:
         key = f"net/ipv4/conf/{dev}/proxy_arp"
         wanted = node.intent.sysctl(key)
-        if wanted is None or lookup.sysctl_value(node.sock, key) == wanted.value:
+        if wanted is None:
             return None
+        if lookup.sysctl_value(node.sock, key) == wanted.value:
+            return _nothing_to_proxy(node, pod, ip)
         text = f"{key.replace('/', '.')} of {node.name} is off"
         line, why = mend.sysctl_line(key, wanted.value), wanted.why
     return node.problem(
@@ -118,6 +123,19 @@ def _no_proxy(node: Vantage, pod: Attachment, ip: IPAddress) -> Problem | None:
         interface=dev,
         line=line,
         why=why,
+    )
+
+
+def _nothing_to_proxy(node: Vantage, pod: Attachment, ip: IPAddress) -> Problem | None:
+    """Proxy ARP answers only for what the node itself has a route to."""
+    if node.sent_by(ip) is not None:
+        return None
+    return node.problem(
+        Cause.NO_NEIGHBOR,
+        f"nobody answers for {ip}, the gateway of pod {pod.pod}: proxy ARP takes a route to it on"
+        f" {node.name}, which has none, and no default route",
+        interface=pod.host_ifname,
+        remedy=node.remedies.by_hand("ip route add default via GATEWAY", node.where),
     )
 
 

@@ -68,15 +68,28 @@ def way_problem(
 def _no_route(
     v: Vantage, dst: IPAddress, wanted: Route | Address, network: IPNetwork, entry: FibEntry | None
 ) -> Problem:
-    text = f"{v.name} has no route to {network}"
+    missing = f"route to {network}" if network.prefixlen else "default route"
+    text = f"{v.name} has no {missing}"
     if entry is not None:
         text += f": {dst} takes `{iproute.route_text(entry, v.dev)}`"
-    line = mend.entry_line(wanted)
+    line = "; ".join(map(mend.entry_line, [*_before(v, wanted), wanted]))
     if isinstance(wanted, Address) and v.has(wanted.ip.ip):
         # The address is there and would not bring its subnet's route again.
         line = f"ip route add {network} dev {wanted.dev} proto kernel scope link"
         line += f" src {wanted.ip.ip}" if network.version == 4 else ""
     return v.problem(Cause.NO_ROUTE, text, interface=wanted.dev, line=line, why=wanted.why)
+
+
+def _before(v: Vantage, wanted: Route | Address) -> list[Route]:
+    """The route to the next hop itself, where that is missing, too: a link that was down has lost
+    all of its routes."""
+    if not isinstance(wanted, Route) or wanted.via is None or wanted.onlink:
+        return []
+    first = v.intent.way(wanted.via)
+    if not isinstance(first, Route) or first is wanted:
+        return []
+    entry = v.sent_by(wanted.via)
+    return [] if entry is not None and v.follows(entry, first) else [first]
 
 
 def _words(wanted: Route | Address) -> str:
