@@ -59,7 +59,7 @@ def test_a_line_is_earned_and_goes_with_its_peer(some: Some) -> None:
     some.hear(one, 1)
     assert some.have_one() == [one]
     some.table.remove_peer(one.name)
-    some.lines.prune()
+    some.lines.look_again()
     assert some.have_one() == []
 
 

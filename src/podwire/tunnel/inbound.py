@@ -36,8 +36,8 @@ from podwire.tunnel.lines import Lines
 from podwire.tunnel.path import Path
 from podwire.tunnel.readers import Readers
 from podwire.tunnel.secure import OVERHEAD, BatchBuffer
-from podwire.tunnel.sockets import START, Line, Underlay, writev
-from podwire.tunnel.table import Peer
+from podwire.tunnel.sockets import START, Underlay, writev
+from podwire.tunnel.table import Line, Peer
 
 #: Where the `virtio_net_hdr` of what was received is: all zeros, but while a run is written.
 _FRONT: Final = START - VNET_HEADER
@@ -74,9 +74,9 @@ class Inbound:
             (6, False): "uso6" in features,
         }
 
-    def prune(self) -> None:
-        """Give up what is kept for peers that are gone."""
-        self._lines.prune()
+    def look_again(self) -> None:
+        """Peers have changed."""
+        self._lines.look_again()
 
     def pump(self, drain: bool) -> None:
         """Move what waits at the socket, up to a bound, or one batch."""
@@ -94,7 +94,7 @@ class Inbound:
         one piece, since where packets come one at a time all that is done to each is latency.
         """
         underlay, path = self._underlay, self._path
-        peer = path.table.by_source.get(line.place)
+        peer = line.peer
         if drain or peer is None or peer.encrypted or path.require_encryption:
             for _ in range(_BATCHES if drain else 1):
                 size = underlay.receive(line)

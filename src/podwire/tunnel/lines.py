@@ -18,8 +18,8 @@ from collections.abc import Callable
 from podwire.errors import KernelError
 from podwire.log import fields
 from podwire.tunnel.readers import Pump, Readers
-from podwire.tunnel.sockets import Line, Underlay
-from podwire.tunnel.table import Place, Table
+from podwire.tunnel.sockets import Underlay
+from podwire.tunnel.table import Line, Place, Table
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +49,14 @@ class Lines:
         if earned == EARNED and self._has_room():
             self._open(place)
 
-    def prune(self) -> None:
-        """Close the lines to where no peer is any more."""
+    def look_again(self) -> None:
+        """Peers have changed: lines go to those that are there now, or are closed."""
         places = self._table.by_source
-        for line in [line for line in self._underlay.lines.values() if line.place not in places]:
-            self._close(line)
+        for line in list(self._underlay.lines.values()):
+            if line.place in places:
+                self._tie(line)
+            else:
+                self._close(line)
         self._earned = {place: count for place, count in self._earned.items() if place in places}
 
     def _open(self, place: Place) -> None:
@@ -63,9 +66,18 @@ class Lines:
             # It goes on without; the next try is when as much has been sent again.
             log.info("no socket of its own", extra=fields(peer=place[0], error=error))
         else:
+            self._tie(line)
             self._readers.set(line.fd, self._pump_of(line))
 
+    def _tie(self, line: Line) -> None:
+        if line.peer is not None:
+            line.peer.line = None
+        peer = self._table.by_source[line.place]
+        line.peer, peer.line = peer, line
+
     def _close(self, line: Line) -> None:
+        if line.peer is not None:
+            line.peer.line = None
         self._readers.drop(line.fd)
         self._underlay.disconnect(line)
 

@@ -102,7 +102,7 @@ class Tunnel:
 
     def run(self) -> None:
         """Forward, until `stop` or a request to. Raises PodwireError where the device is gone."""
-        poll, pumps = self._epoll.poll, self._readers.pumps
+        poll, pumps, error = self._epoll.poll, self._readers.pumps, select.EPOLLERR
         # How often in a row something was ready when it was looked.
         streak = 0
         while self._running:
@@ -118,7 +118,7 @@ class Tunnel:
                     self._endpoint.ready(fd)
                     continue
                 pump(streak > _CALM)
-                if events & select.EPOLLERR:
+                if events & error:
                     self._plugs.check(fd)
             path = self._path
             if path is not None and path.secure is not None:
@@ -239,23 +239,23 @@ class Tunnel:
         for peer in peers:
             _agree(path, peer)
         self._table.replace(peers)
-        self._prune()
+        self._look_again()
 
     def _set_peer(self, path: Path, value: TunnelPeer) -> None:
         peer = Peer(value)
         _agree(path, peer)
         self._table.set_peer(peer)
-        self._prune()
+        self._look_again()
 
     def _remove_peer(self, path: Path, name: str) -> None:
         if path.secure is not None:
             path.secure.remove_peer(name)
         self._table.remove_peer(name)
-        self._prune()
+        self._look_again()
 
-    def _prune(self) -> None:
+    def _look_again(self) -> None:
         for inbound in self._inbounds:
-            inbound.prune()
+            inbound.look_again()
 
     def _stats(self, path: Path) -> Stats:
         now = time.monotonic()

@@ -134,8 +134,7 @@ class Outbound:
         if view[_FRONT] & NEEDS_CSUM and not self._complete(_START, length):
             return
         packet = view[_START : _START + length]
-        underlay = path.underlays.get(peer.version)
-        line = underlay.lines.get(peer.place) if underlay is not None else None
+        line = peer.line
         if line is None or peer.encrypted:
             path.send_one(peer, packet)
             return

@@ -20,7 +20,7 @@ import sys
 import numpy as np
 
 from podwire.errors import KernelError
-from podwire.tunnel.table import Peer, Place
+from podwire.tunnel.table import Line, Peer, Place
 
 # Without letting go of the interpreter's lock: nothing here blocks, and there is one thread.
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -55,23 +55,9 @@ START = 64
 _RECEIVE_BYTES = START + 2 * 65536 + 64
 
 
-class Line:
-    """A socket that is connected to one place. What the datagrams of a batch that `receive_into`
-    gives are long is not told."""
-
-    __slots__ = ("fd", "place", "receive_into", "received", "send", "socket")
-
-    def __init__(self, sock: socket.socket, place: Place) -> None:
-        self.socket, self.place = sock, place
-        self.fd = sock.fileno()
-        self.send, self.receive_into = sock.send, sock.recv_into
-        #: For `lines.Lines`: packets that came from there when it was last looked.
-        self.received = 0
-
-
 class Underlay:
     """A UDP socket of one address family, bound to this node's address and the tunnel's port, and
-    those that are connected from there (`lines`)."""
+    those that are connected from there, `lines`."""
 
     def __init__(self, local: str, port: int, *, offloads: bool = True) -> None:
         """Raises KernelError."""
@@ -193,7 +179,7 @@ class Underlay:
 
     def send(self, peer: Peer, datagram: memoryview) -> int:
         """Send one datagram."""
-        line = self.lines.get(peer.place)
+        line = peer.line
         try:
             if line is None:
                 self._socket.sendto(datagram, peer.place)
@@ -209,7 +195,7 @@ class Underlay:
         """Send datagrams, one or more, of `segment` bytes each, the last maybe shorter."""
         if len(datagrams) <= segment:
             return self.send(peer, datagrams)
-        line = self.lines.get(peer.place)
+        line = peer.line
         control = (socket.SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(segment))
         try:
             if line is None:

@@ -22,6 +22,22 @@ Place = tuple[str, int]
 _REMEMBERED = 1 << 16
 
 
+class Line:
+    """A socket that is connected to one place. How long the datagrams are of a batch that
+    `receive_into` gives is not told."""
+
+    __slots__ = ("fd", "peer", "place", "receive_into", "received", "send", "socket")
+
+    def __init__(self, sock: socket.socket, place: Place) -> None:
+        self.socket, self.place = sock, place
+        self.fd = sock.fileno()
+        self.send, self.receive_into = sock.send, sock.recv_into
+        #: Who is at that place.
+        self.peer: Peer | None = None
+        #: For `lines.Lines`: packets that came from there when it was last looked.
+        self.received = 0
+
+
 class Peer:
     """A peer and what passed. Only the data path counts; the table only looks up."""
 
@@ -29,6 +45,7 @@ class Peer:
         "beside",
         "encrypted",
         "heard",
+        "line",
         "name",
         "owned",
         "place",
@@ -58,6 +75,8 @@ class Peer:
         self.encrypted = False
         #: Another one at the same place: a node's lease of before, which has not expired yet.
         self.beside: Peer | None = None
+        #: The socket that is connected to its place, where there is one.
+        self.line: Line | None = None
         self.sent_packets = self.sent_bytes = self.received_packets = self.received_bytes = 0
         #: By time.monotonic(), of the last datagram accepted from it.
         self.heard: float | None = None
