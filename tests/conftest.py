@@ -3,6 +3,7 @@ settings of pytest and Hypothesis for all tests."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import secrets
@@ -36,6 +37,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     parallel.dearest_first(items, config.rootpath)
+
+
+def pytest_collection_finish() -> None:
+    # What thousands of tests are made of stays to the end: garbage need not be looked for in it.
+    gc.freeze()
 
 
 def _kubectl_minor() -> int:
