@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.harness import BIN, Cluster, cluster, namespaces, sh, show, spread, wait_for
-from podwire.agent.tunnel import stop_tunnel
+from podwire.agent.tunnel_process import stop_tunnel
 from podwire.cluster.kube import NODES, PODS, ClientConfig, KubeClient
 from podwire.cluster.kube.resources import IPAM_BLOCKS, IPAM_RANGES, Resource
 from podwire.cluster.nodes import lease_annotations

@@ -224,6 +224,20 @@ class Etcd:
         return {key.rpartition("/")[2]: json.loads(value) for key, value in pairs}
 
 
+def tunnel_pids(agent: AgentProcess) -> list[int]:
+    """The processes of UDP tunnels in an agent's namespace."""
+    pids = agent.namespace.run(f"ip netns pids {agent.namespace.name}").split()
+    found = []
+    for pid in pids:
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            continue
+        if "podwire.tunnel" in command:
+            found.append(int(pid))
+    return found
+
+
 def answers(pod: Namespace, target: str) -> None:
     """Wait until a pod's ping is answered."""
     until(lambda: not pod.run(f"ping -c1 -W1 {target} >&2 || echo no"), f"{target} answers")

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from podwire.agent.tunnel_process import stop_tunnel
 from podwire.trace.status import NodeStatus
 from podwire.trace.wire import Status
 
 from ..conftest import Namespace
-from ..e2e.waiting import DEADLINE_S
+from ..e2e.waiting import DEADLINE_S, until
 from .conftest import AgentProcess, Cluster
-from .joined import answers, call_cni, joined
+from .joined import answers, call_cni, joined, tunnel_pids
 from .operating import connected
 
 pytestmark = pytest.mark.root
@@ -114,3 +115,34 @@ def test_another_ones_device_is_left_alone(
         agent.namespace.run("ip link del flannel0")
         agent.wait_ready()
         assert agent.log.count("tunnel forwards") == 1
+
+
+@pytest.mark.slow
+def test_a_tunnel_that_does_not_answer_is_ended(
+    cluster: Cluster,
+    kubeconfig: Path,
+    make_namespace: Callable[[], Namespace],
+    tmp_path: Path,
+) -> None:
+    with joined(make_namespace, tmp_path) as nodes:
+        agent = nodes.add("node1", kubeconfig)
+        nodes.register(cluster, "node1", ["10.244.1.0/24"])
+        agent.start("--profile", "flannel-udp").wait_ready()
+        before = status(agent).tunnel
+        assert before is not None
+        os.kill(before.pid, signal.SIGSTOP)
+        until(lambda: agent.log.count("tunnel forwards") == 2, "another one forwards")
+        after = status(agent).tunnel
+        assert after is not None
+        assert after.pid != before.pid
+        assert (after.restarts, after.lost) == (
+            1,
+            "its process did not answer for 10 s, and was killed",
+        )
+        assert agent.http.metric('podwire_tunnel_restarts_total{reason="silent"}') == 1
+        assert tunnel_pids(agent) == [after.pid]
+        # Nor does one keep from being ended what is not wanted any more.
+        assert agent.stop() == 0
+        os.kill(after.pid, signal.SIGSTOP)
+        assert asyncio.run(stop_tunnel(agent.home / "run" / "tunnel.sock", waits=1))
+        until(lambda: tunnel_pids(agent) == [], "it is gone")

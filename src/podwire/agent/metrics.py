@@ -28,6 +28,11 @@ CNI_SECONDS = Histogram(
     ["command", "code"],
     buckets=(0.001, 0.002, 0.004, 0.008, 0.016, 0.05, 0.2, 1, 5),
 )
+TUNNEL_RESTARTS = Counter(
+    "podwire_tunnel_restarts_total",
+    "Processes of the UDP tunnel started anew, by what became of the last one (ended, silent).",
+    ["reason"],
+)
 ADDRESSES = Gauge("podwire_ipam_addresses", "Pod addresses of this node in use.")
 
 

@@ -15,7 +15,8 @@ from podwire.agent.config import AgentConfig
 from podwire.agent.nodes import Nodes
 from podwire.agent.paths.prober import PathState, Prober
 from podwire.agent.paths.targets import Key, Target, targets
-from podwire.agent.tunnel import Tunnel, tunnel_config, tunnel_peer
+from podwire.agent.tunnel import Tunnel
+from podwire.agent.tunnel_ends import tunnel_config, tunnel_peer
 from podwire.model.cluster import NetworkConfig, Node
 from podwire.model.tunnel import TunnelPeer
 from podwire.plan.node import objections
@@ -53,12 +54,11 @@ class Peering:
     def not_ready(self) -> str | None:
         """Why pods can't be wired although the kernel is right; None where they can.
 
-        Where the tunnel is one way of several, it is not waited for.
+        Where the tunnel is one way of several, no more than its first try is waited for.
         """
         network = self._network
-        if network is None or network.fabric.transport != "udp":
-            return None
-        return self.tunnel.problem
+        is_only_way = network is not None and network.fabric.transport == "udp"
+        return self.tunnel.problem if is_only_way or self.tunnel.is_starting else None
 
     def ways(self, peer: Node) -> tuple[PathStatus, ...]:
         """The ways to a peer's pods, one a family; none where its lease is not used."""

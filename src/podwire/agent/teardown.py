@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from podwire.agent.config import AgentConfig
 from podwire.agent.memory import FabricMemory
-from podwire.agent.tunnel import stop_tunnel
+from podwire.agent.tunnel_process import stop_tunnel
 from podwire.cni import install
 from podwire.errors import PodwireError
 from podwire.ipam.store import Store

@@ -1,39 +1,32 @@
-"""The UDP tunnel's process: started, taken over where one runs, told its peers, started anew.
+"""The UDP tunnel: wanted or not, told its peers, had anew when it is gone.
 
-What lives here: the process and what it is told. What does not: the data path (`podwire.tunnel`),
-and its device, which is made with everything else of the kernel.
+What lives here: what it is told, and what is known of it. What does not: its process
+(`tunnel_process`), the data path (`podwire.tunnel`), and its device, which is made with everything
+else of the kernel.
 
-    want ─▶ connect ─┬─ nobody answers ─▶ start ─▶ connect
-                     └─▶ configure, all peers ─▶ each change ─▶ … hung up ─▶ reap, and again
+    want ─▶ connect ─┬─ nobody listens ─▶ start ─▶ connect
+                     └─▶ configure, all peers ─▶ each change ─▶ … gone, or silent ─▶ and again
 
-It is a session of its own and outlives the agent: packets flow on while an agent is started anew,
-which takes it over. Only teardown, and a fabric without it, end it.
+It goes on when the agent ends. Only teardown, and a fabric without it, end it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
-import msgspec
-
+from podwire.agent import metrics
+from podwire.agent.tunnel_ends import place
+from podwire.agent.tunnel_process import TunnelProcess, TunnelSilentError, listen_to
 from podwire.errors import PodwireError
 from podwire.log import fields
-from podwire.model.cluster import NetworkConfig, Node
 from podwire.model.tunnel import Ready, Stats, TunnelConfig, TunnelPeer
-from podwire.plan import carrier
-from podwire.plan.claims import Claims
-from podwire.plan.node import objections
-from podwire.plan.transport import transport_of
 from podwire.trace.status import TunnelStatus
-from podwire.tunnel.client import TunnelAwayError, TunnelClient, command
-from podwire.tunnel.endpoint import clear
+from podwire.tunnel.client import TunnelAwayError, TunnelClient
 
 log = logging.getLogger(__name__)
 
@@ -41,44 +34,7 @@ log = logging.getLogger(__name__)
 _AGAIN_S, _AGAIN_MAX_S = 0.1, 10.0
 #: One that has forwarded for so long was a good one.
 _GOOD_S = 10.0
-#: A process that has been started has to listen within this time.
-_STARTING_S = 30.0
-_LOOK_AGAIN_S = 0.02
 _STATS_S = 2.0
-
-
-def tunnel_config(network: NetworkConfig, private_key: bytes | None) -> TunnelConfig | None:
-    """This end of the tunnel; None where the fabric has none."""
-    fabric = network.fabric
-    if not fabric.uses_udp:
-        return None
-    return TunnelConfig(
-        dev=fabric.udp_dev,
-        local=tuple(str(ip) for ip in network.underlay.ips),
-        subnets=tuple(map(str, network.lease.subnets)),
-        port=fabric.udp_port,
-        private_key=private_key if fabric.encrypt else None,
-        require_encryption=fabric.encrypt,
-    )
-
-
-def tunnel_peer(network: NetworkConfig, peer: Node, claims: Claims) -> TunnelPeer | None:
-    """The other end, a node to whose lease there are no objections; None where it has no tunnel."""
-    lease = peer.lease
-    if lease is None or not network.fabric.uses_udp:
-        return None
-    if lease.backend != transport_of(network.fabric).BACKEND or objections(network, peer, claims):
-        return None
-    endpoint = carrier.carrier(network, lease, network.underlay.ip.version)
-    if endpoint is None:
-        return None
-    return TunnelPeer(
-        name=peer.name,
-        subnets=tuple(map(str, lease.subnets)),
-        address=str(endpoint.ip),
-        port=network.fabric.udp_port,
-        public_key=lease.public_key if network.fabric.encrypt else None,
-    )
 
 
 class Tunnel:
@@ -86,7 +42,7 @@ class Tunnel:
     or does not any more."""
 
     def __init__(self, path: Path, on_change: Callable[[], None]) -> None:
-        self._path = path
+        self._process = TunnelProcess(path)
         self._on_change = on_change
         self._config: TunnelConfig | None = None
         self._peers: dict[str, TunnelPeer] = {}
@@ -95,10 +51,12 @@ class Tunnel:
         self._all_changed = False
         self._news = asyncio.Event()
         self._client: TunnelClient | None = None
-        self._process: subprocess.Popen[bytes] | None = None
         self._problem: str | None = None
+        self._is_starting = False
         #: None until one has forwarded; then how often another one had to be started.
         self._restarts: int | None = None
+        #: Why the last one was lost: a word, and a sentence.
+        self._lost = ("", "")
         self._status: TunnelStatus | None = None
 
     @property
@@ -110,6 +68,11 @@ class Tunnel:
     def problem(self) -> str | None:
         """Why nothing is forwarded although it should be; None while all is well."""
         return self._problem
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether what is wanted has neither been reached nor failed yet."""
+        return self._is_starting
 
     @property
     def config(self) -> TunnelConfig | None:
@@ -124,9 +87,9 @@ class Tunnel:
     def want(self, config: TunnelConfig | None, peers: Mapping[str, TunnelPeer]) -> None:
         """Be this end from now on, with these peers; None for no tunnel at all."""
         if config is None:
-            self._problem = None
-        elif self._config is None or _place(config) != _place(self._config):
-            self._problem = "the UDP tunnel is not configured yet"
+            self._problem, self._is_starting = None, False
+        elif self._config is None or place(config) != place(self._config):
+            self._problem, self._is_starting = "the UDP tunnel is not configured yet", True
         self._config, self._peers = config, dict(peers)
         self._all_changed = True
         self._news.set()
@@ -160,7 +123,7 @@ class Tunnel:
         while True:
             await asyncio.sleep(pause_s)
             if self._config is None:
-                await self._clear()
+                await self._process.end(lambda: self._config is None)
                 self._restarts = None
                 await self._wait_for_news()
                 pause_s = 0.0
@@ -170,38 +133,45 @@ class Tunnel:
                 await self._serve()
             except PodwireError as error:
                 log.error("tunnel", extra=fields(error=error))
+                silent = isinstance(error, TunnelSilentError)
+                self._lost = ("silent" if silent else "ended", str(error))
                 self._note(f"the UDP tunnel does not forward: {error}")
-            self._reap()
+            self._process.reap()
             good = time.monotonic() - began > _GOOD_S
             pause_s = 0.0 if good else min(max(pause_s * 2, _AGAIN_S), _AGAIN_MAX_S)
 
-    async def _clear(self) -> None:
-        """Have none, and nothing of one; also of one that is just being started, or was killed."""
-        while self._config is None:
-            await stop_tunnel(self._path)
-            self._reap()
-            if clear(self._path):
-                return
-            await asyncio.sleep(_LOOK_AGAIN_S)
-
     async def _serve(self) -> None:
         """Have it forward, and tell it what changes, until it is gone or not wanted."""
-        client = await self._connect()
+        client = await self._process.connect(self._note_start)
+        talking = asyncio.ensure_future(self._talk(client))
+        listening = asyncio.ensure_future(listen_to(client))
         try:
-            closed = asyncio.ensure_future(client.wait_closed())
-            self._all_changed = True
-            self._news.set()
-            while self._config is not None:
-                news = asyncio.ensure_future(self._news.wait())
-                await asyncio.wait({closed, news}, return_when=asyncio.FIRST_COMPLETED)
-                news.cancel()
-                if closed.done():
-                    raise TunnelAwayError("its process is gone")
-                await self._tell(client)
+            await asyncio.wait({talking, listening}, return_when=asyncio.FIRST_COMPLETED)
+            if client.is_closed:
+                await asyncio.wait({listening})  # Which knows why.
+            if listening.done():
+                listening.result()
+                raise TunnelAwayError("its process is gone")
+            talking.result()
         finally:
             self._client = self._status = None
-            closed.cancel()
+            for task in (talking, listening):
+                task.cancel()
+            await asyncio.gather(talking, listening, return_exceptions=True)
             await client.close()
+
+    async def _talk(self, client: TunnelClient) -> None:
+        """Tell it all, and then what changes, as long as it is wanted."""
+        self._all_changed = True
+        self._news.set()
+        while self._config is not None:
+            await self._news.wait()
+            await self._tell(client)
+
+    def _note_start(self) -> None:
+        if self._restarts is not None:
+            self._restarts += 1
+            metrics.TUNNEL_RESTARTS.labels(self._lost[0]).inc()
 
     async def _tell(self, client: TunnelClient) -> None:
         self._news.clear()
@@ -217,6 +187,7 @@ class Tunnel:
                     pid=ready.pid,
                     since=time.time(),
                     restarts=self._restarts,
+                    lost=self._lost[1] if self._restarts else "",
                     features=ready.features,
                 )
             self._client = client
@@ -243,48 +214,15 @@ class Tunnel:
                 await _set_peer(client, peer)
             return ready
 
-    async def _connect(self) -> TunnelClient:
-        """A connection to the one that runs, or one that is started."""
-        with contextlib.suppress(TunnelAwayError):
-            return await TunnelClient.connect(self._path)
-        self._reap()
-        process = self._process = _start(self._path)
-        if self._restarts is not None:
-            self._restarts += 1
-        deadline = time.monotonic() + _STARTING_S
-        while True:
-            with contextlib.suppress(TunnelAwayError):
-                return await TunnelClient.connect(self._path)
-            if process.poll() is not None:
-                raise TunnelAwayError(f"it ended with exit code {process.returncode}")
-            if time.monotonic() > deadline:
-                raise TunnelAwayError(f"it did not come up in {_STARTING_S:g} s")
-            await asyncio.sleep(_LOOK_AGAIN_S)
-
     def _note(self, problem: str | None) -> None:
         """Why nothing is forwarded, None where it is, from now on."""
-        before, self._problem = self._problem, problem
+        before, self._problem, self._is_starting = self._problem, problem, False
         if problem != before:
             self._on_change()
 
     async def _wait_for_news(self) -> None:
         self._news.clear()
         await self._news.wait()
-
-    def _reap(self) -> None:
-        """No zombie is left of one that has ended."""
-        if self._process is not None and self._process.poll() is not None:
-            self._process = None
-
-
-def _place(config: TunnelConfig) -> TunnelConfig:
-    """All but what it may be told while packets flow on."""
-    return msgspec.structs.replace(config, subnets=())
-
-
-def _start(path: Path) -> subprocess.Popen[bytes]:
-    # Not asyncio's: those end with the loop, and this one is to go on.
-    return subprocess.Popen(command(path), stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 async def _set_peer(client: TunnelClient, peer: TunnelPeer) -> None:
@@ -295,19 +233,3 @@ async def _set_peer(client: TunnelClient, peer: TunnelPeer) -> None:
         raise
     except PodwireError as error:
         log.error("tunnel peer refused", extra=fields(node=peer.name, error=error))
-
-
-async def stop_tunnel(path: Path) -> bool:
-    """End the tunnel that listens at `path`; False where there is none."""
-    try:
-        client = await TunnelClient.connect(path)
-    except TunnelAwayError:
-        return False
-    try:
-        await client.stop()
-        await client.wait_closed()
-    except TunnelAwayError:
-        pass
-    finally:
-        await client.close()
-    return True

@@ -128,6 +128,7 @@ def _lines(one: NodeStatus) -> Iterator[str]:
     if one.tunnel is not None:
         times = one.tunnel.restarts
         restarts = f", restarted {'once' if times == 1 else f'{times} times'}" if times else ""
+        restarts += f" ({one.tunnel.lost})" if one.tunnel.lost else ""
         since = printing.human_duration(time.time() - one.tunnel.since)
         uses = ", ".join(one.tunnel.features) or "no offloads"
         yield f"  tunnel    process {one.tunnel.pid} for {since}{restarts}, uses {uses}"

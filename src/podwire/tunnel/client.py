@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 import sys
 from collections import deque
 from pathlib import Path
@@ -35,6 +37,8 @@ from podwire.tunnel.control import Frames, pack
 T = TypeVar("T", Ready, Done, Stats)
 
 _CHUNK = 1 << 20
+#: Process, user and group of the other end (unix(7), SO_PEERCRED).
+_UCRED = struct.Struct("@iII")
 
 
 class TunnelAwayError(PodwireError):
@@ -49,6 +53,9 @@ class TunnelClient:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
+        peer = writer.get_extra_info("socket")
+        credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        self._pid: int = _UCRED.unpack(credentials)[0]
         self._frames: Frames[Answer] = Frames(Answer)
         self._turn = asyncio.Lock()
         #: For the answers that are still to come, in their order; also of those who wait no longer.
@@ -85,6 +92,14 @@ class TunnelClient:
         """What passed and what was dropped."""
         return _expect(Stats, await self.ask(GetStats()))
 
+    async def is_alive(self) -> bool:
+        """Whether it answers a request that costs it nothing: to forget a peer without a name."""
+        try:
+            await self.ask(RemovePeer(""))
+        except TunnelAwayError:
+            return False
+        return True
+
     async def stop(self) -> None:
         """Make the process end."""
         _expect(Done, await self.ask(Stop()))
@@ -104,6 +119,16 @@ class TunnelClient:
                 raise TunnelAwayError(f"the tunnel is gone: {error}") from error
             finally:
                 waiting.cancel()
+
+    @property
+    def pid(self) -> int:
+        """Of the process that listens there; 0 where it can't be seen from here."""
+        return self._pid
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the tunnel has hung up."""
+        return self._listening.done()
 
     async def wait_closed(self) -> None:
         """Return when the tunnel has hung up: it ended, or somebody else controls it now."""
