@@ -22,7 +22,7 @@ import time
 from functools import cache
 from typing import NamedTuple
 
-from podwire.kernel.observe import bpf, btf, drop_layout, drop_program
+from podwire.kernel.observe import bpf, btf, drop_assembly, drop_layout, drop_program
 from podwire.model.probe import ProbeMatch
 
 #: Some 200 drops. The ring is kernel memory, and a probe's drops are few.
@@ -129,7 +129,7 @@ class DropTap:
             name,
             route_name,
             location,
-        ) = drop_program.RECORD.unpack_from(record)
+        ) = drop_assembly.RECORD.unpack_from(record)
         if netns < _FIRST_INODE:
             # On its way out, a packet has a socket and a route before it has a device. The route
             # to nowhere belongs to a device of the first namespace, wherever the packet was.
@@ -144,7 +144,7 @@ class DropTap:
             reason=self._reasons.get(reason, f"reason {reason:#x}"),
             # A module's function is followed by its name: `vxlan_xmit [vxlan]`.
             location=_text(location).split(" ")[0],
-            data=record[drop_program.RECORD.size :],
+            data=record[drop_assembly.RECORD.size :],
         )
 
 
