@@ -29,7 +29,6 @@ from podwire.agent.tunnel_process import stop_tunnel
 from podwire.cluster.kube import NODES, PODS, ClientConfig, KubeClient
 from podwire.cluster.kube.resources import IPAM_BLOCKS, IPAM_RANGES, Resource
 from podwire.cluster.nodes import lease_annotations
-from podwire.errors import PodwireError
 from podwire.ipam.block import Block, document_name, encode_block
 from podwire.ipam.ranges import Token, encode_token
 from podwire.kernel import messages, netns
@@ -39,7 +38,8 @@ from podwire.model.fabric import Fabric
 from podwire.model.state import IPNetwork
 from podwire.plan.profiles import PROFILES
 from podwire.plan.transport import transport_of
-from podwire.tunnel.client import TunnelAwayError, TunnelClient
+from podwire.trace.connection import Connection
+from podwire.trace.wire import Status
 
 ROUNDS = 5
 PODS_A_NODE = 10
@@ -187,7 +187,7 @@ class Site:
     def has(self, name: str, fd: int, peers: int) -> bool:
         """Whether there is all of so many peers, the last of what is made of them."""
         if self.transport == "udp":
-            return asyncio.run(_tunnel_peers(self.one.root / name / "run" / "tunnel.sock")) >= peers
+            return asyncio.run(_tunnel_peers(self.one.root / name)) >= peers
         with socket_in(fd) as sock:
             if self.transport != "l2-vxlan":
                 protocol = self.fabric.route_protocol
@@ -206,18 +206,21 @@ class Site:
         asyncio.run(stop_tunnel(self.one.root / name / "run" / "tunnel.sock"))
 
 
-async def _tunnel_peers(path: Path) -> int:
-    """How many peers the UDP tunnel's process knows; -1 while there is none."""
-    try:
-        client = await TunnelClient.connect(path)
-    except TunnelAwayError:
+async def _tunnel_peers(home: Path) -> int:
+    """How many peers the UDP tunnel's process knows, as its agent says; -1 while there is none.
+
+    The process itself is not asked: it has one controller at a time, the newest, and would hang up
+    on the agent that is just telling it its peers.
+    """
+    if "tunnel forwards" not in (home / "agent.log").read_text():
         return -1
+    sock = await asyncio.open_unix_connection(str(home / "run" / "operator.sock"))
+    connection = await Connection.open(*sock, agent="the agent")
     try:
-        return len((await client.stats()).peers)
-    except PodwireError:
-        return -1
+        status = (await connection.call(Status(id=0))).status
     finally:
-        await client.close()
+        await connection.close()
+    return sum(peer.encrypted is not None for peer in status.peers)
 
 
 def imports() -> float:
