@@ -104,7 +104,10 @@ class Peering:
         self._network = network
         self._targets = {}
         peers: dict[str, TunnelPeer] = {}
-        for name, node in self._nodes.by_name.items():
+        # In the order of age: of two at one address, the tunnel takes the newer for who is there,
+        # as the other one has not left the store yet.
+        by_age = sorted(self._nodes.by_name.items(), key=lambda one: (one[1].created, one[0]))
+        for name, node in by_age:
             if name == self._own_name:
                 continue
             self._note_ways(name, node)

@@ -1,0 +1,38 @@
+"""What the tunnel is told of peers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from podwire.agent.config import AgentConfig
+from podwire.agent.nodes import Nodes
+from podwire.agent.peering import Peering
+from podwire.tunnel.table import Peer, Table
+
+from ..plan.fabrics import config, peer
+
+
+@pytest.mark.parametrize("names", [("before", "now"), ("now", "before")])
+def test_of_two_at_one_address_the_newer_is_there(tmp_path: Path, names: tuple[str, str]) -> None:
+    """A node that was made anew, under another name or with another subnet and key."""
+    of, nodes = config("flannel-udp", encrypt=True), Nodes("node1")
+    for name in names:
+        number, second = {"before": (2, 1), "now": (3, 2)}[name]
+        lease = peer(of, number, public_key=bytes([number]) * 32).lease
+        assert lease is not None
+        lease = msgspec.structs.replace(lease, public_ip=of.underlay.on_link[0][99])
+        created = f"2026-01-01T00:00:0{second}Z"
+        nodes.put(name, msgspec.structs.replace(peer(of), name=name, lease=lease, created=created))
+    told = Peering(
+        AgentConfig(node_name="node1", run_dir=tmp_path),
+        nodes,
+        on_paths=lambda names: None,
+        on_tunnel=lambda: None,
+    )
+    told.use(of, bytes(32))
+    table = Table()
+    table.replace(Peer(one) for one in told.tunnel.peers.values())
+    assert [one.name for one in table.by_source.values()] == ["now"]
