@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from podwire.plan.change import interruptions
+from podwire.plan.change import given_up, interruptions
 from podwire.plan.profiles import PROFILES, fabric
 
 VXLAN = PROFILES["flannel-vxlan"]
@@ -43,3 +43,10 @@ def test_less_room_the_tunnels_end_and_another_network_are_told() -> None:
     assert "process ends" in interruptions(PROFILES["flannel-udp"], PROFILES["flannel-host-gw"])[-1]
     (recreate,) = interruptions(VXLAN, VXLAN, other_network=True)
     assert "must be recreated" in recreate
+
+
+def test_what_only_auto_sets_on_devices_that_stay_is_given_up() -> None:
+    auto = fabric(transport="auto")
+    keys = given_up(auto, VXLAN)
+    assert {"net/ipv4/conf/flannel.1/rp_filter", "net/ipv4/conf/flannel0/rp_filter"} <= set(keys)
+    assert given_up(auto, fabric(transport="auto", vni=7)) == given_up(VXLAN, auto) == ()

@@ -16,6 +16,7 @@ from podwire.errors import PodwireError
 from podwire.log import fields
 from podwire.model.cluster import NetworkConfig
 from podwire.model.fabric import Fabric
+from podwire.plan.change import given_up
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,10 @@ class FabricMemory:
     @property
     def last(self) -> Remembered | None:
         return self._known
+
+    def given_up(self, fabric: Fabric) -> tuple[str, ...]:
+        """Settings of devices that stay, which are to be as they would be without us."""
+        return given_up(self._known.fabric, fabric) if self._known is not None else ()
 
     def begin(self, network: NetworkConfig) -> tuple[int, ...]:
         """This is being applied: the protocols of the routes that are to go or to come."""

@@ -31,6 +31,13 @@ def write(key: str, value: str) -> None:
         ) from error
 
 
+def reset(key: str) -> None:
+    """Have a setting of an interface as a new interface has it. Raises KernelError."""
+    default = read(key.replace(f"/{interface_of(key)}/", "/default/", 1))
+    if default is not None and read(key) not in (default, None):
+        write(key, default)
+
+
 def interface_of(key: str) -> str:
     """The link whose setting it is; empty for one of the whole network stack."""
     found = _OF_INTERFACE.match(key)

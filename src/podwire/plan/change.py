@@ -1,6 +1,7 @@
-"""What a change from one fabric to another means for pods that run: told before it is made.
+"""What a change from one fabric to another means: for pods that run, told before it is made; and
+for settings of devices, which no comparison finds once nobody wants them.
 
-Pure: two fabrics in, sentences out.
+Pure: two fabrics in, sentences or keys out.
 """
 
 from __future__ import annotations
@@ -45,6 +46,19 @@ def interruptions(before: Fabric, after: Fabric, *, other_network: bool = False)
     if before.uses_udp and not after.uses_udp:
         found.append("the UDP tunnel's process ends")
     return found
+
+
+def given_up(before: Fabric, after: Fabric) -> tuple[str, ...]:
+    """Settings of devices that are in both, which only the first one has otherwise than any device:
+    keys below /proc/sys."""
+    if before.transport != "auto" or after.transport == "auto":
+        return ()
+    devices = {
+        dev
+        for fabric in (before, after)
+        for dev in (fabric.vxlan_dev, fabric.vxlan_dev6, fabric.udp_dev)
+    }
+    return tuple(f"net/ipv4/conf/{dev}/rp_filter" for dev in sorted(devices))
 
 
 def speaks_otherwise(before: Fabric, after: Fabric) -> bool:
