@@ -20,12 +20,12 @@ import pytest
 from podwire.errors import AgentAwayError, PodwireError
 from podwire.kernel import netns
 from podwire.model.probe import Probe
+from podwire.trace.records import Frame
 from podwire.trace.wire import (
     Capture,
     Done,
     Failed,
     Fire,
-    Frame,
     Frames,
     Hold,
     Observing,

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from podwire.model.probe import Probe, ProbeMatch
 from podwire.trace.evidence import Evidence, Facts, NodeFacts, PodFacts
 from podwire.trace.model import Endpoint, Interface, Place
-from podwire.trace.wire import Frame
+from podwire.trace.records import Frame
 
 from . import packets
 

@@ -13,7 +13,7 @@ from podwire.model.state import Why
 from podwire.trace.build import build, questions
 from podwire.trace.evidence import Answer, Evidence, moved
 from podwire.trace.model import Decision, Endpoint, Outcome, Trace
-from podwire.trace.wire import Drop, Frame, NftStep, ProbeResult
+from podwire.trace.records import Drop, Frame, NftStep, ProbeResult
 
 from . import packets
 from .scene import IDENT, NODE1, POD1, POD2, START_NS, Cluster, frames

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from podwire.trace.capture_file import CaptureFile, names
 from podwire.trace.evidence import NodeFacts, PodFacts
 from podwire.trace.model import Interface, Place
-from podwire.trace.wire import Frame
+from podwire.trace.records import Frame
 from tests.kernel.observe.packets import ARP, arp, ethernet, icmp, ip, vxlan
 
 POD1, POD2, NODE1, NODE2 = "10.244.1.2", "10.244.2.2", "172.18.0.11", "172.18.0.12"

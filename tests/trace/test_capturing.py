@@ -15,10 +15,10 @@ from podwire.trace.capturing import Capturing, Share, Source, Window
 from podwire.trace.connection import Connection
 from podwire.trace.evidence import NodeFacts
 from podwire.trace.model import Interface, Place
+from podwire.trace.records import Frame
 from podwire.trace.wire import (
     Capture,
     Failed,
-    Frame,
     Frames,
     Observing,
     Request,

@@ -10,7 +10,7 @@ import pytest
 
 from podwire.errors import InputError
 from podwire.trace.model import Cause, Decision, Ip, Packet, Problem
-from podwire.trace.wire import Question
+from podwire.trace.records import Question
 from tests.trace.two_nodes import Network, Sighting, pod_ip, problem_of, underlay_ip, vtep_mac
 
 pytestmark = pytest.mark.root

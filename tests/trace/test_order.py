@@ -14,8 +14,8 @@ from podwire.model.probe import Probe, ProbeMatch
 from podwire.trace.evidence import Evidence
 from podwire.trace.model import Endpoint, Interface
 from podwire.trace.order import Journey, journeys
+from podwire.trace.records import Frame
 from podwire.trace.sightings import Sighting
-from podwire.trace.wire import Frame
 
 from . import packets
 from .scene import (

@@ -19,7 +19,7 @@ from podwire.errors import KernelError
 from podwire.kernel import netns
 from podwire.model.probe import Probe, Protocol
 from podwire.trace.probe import Prober
-from podwire.trace.wire import ProbeResult
+from podwire.trace.records import ProbeResult
 from tests.conftest import Namespace
 
 pytestmark = pytest.mark.root

@@ -14,16 +14,15 @@ from podwire.model.probe import Probe
 from podwire.trace import session
 from podwire.trace.connection import Connection
 from podwire.trace.model import Cause, Decision, Endpoint, Outcome, Place
+from podwire.trace.records import Drop, Frame, ProbeResult
 from podwire.trace.wire import (
     Answers,
     Ask,
     Done,
-    Drop,
     Drops,
     Failed,
     Fire,
     Fired,
-    Frame,
     Frames,
     GiveUp,
     NftSteps,
@@ -31,7 +30,6 @@ from podwire.trace.wire import (
     Observing,
     Prepare,
     Prepared,
-    ProbeResult,
     Request,
     Response,
     Stop,

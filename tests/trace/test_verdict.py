@@ -23,8 +23,8 @@ from podwire.trace.model import (
     Problem,
     Round,
 )
+from podwire.trace.records import Drop, NftStep, ProbeResult
 from podwire.trace.user_tunnel import TunnelCount
-from podwire.trace.wire import Drop, NftStep, ProbeResult
 
 from . import packets
 from .scene import (

@@ -35,7 +35,7 @@ from podwire.trace.intent import Intent
 from podwire.trace.model import Decision, Icmp, Packet, Problem
 from podwire.trace.places import Places
 from podwire.trace.probe import Prober
-from podwire.trace.wire import Question
+from podwire.trace.records import Question
 from tests.conftest import Namespace
 
 PODS = {"a": 1, "c": 1, "b": 2}  # the node of each

@@ -36,6 +36,7 @@ from podwire.trace.intent import Intent
 from podwire.trace.observer import Observer
 from podwire.trace.places import Places, clock
 from podwire.trace.probe import Prober
+from podwire.trace.records import ProbeResult
 from podwire.trace.user_tunnel import TunnelCount, UserTunnel, counted
 from podwire.trace.wire import Request, Response
 
@@ -321,7 +322,7 @@ def _close_made(future: futures.Future[Any]) -> None:
 
 def _refused(request: wire.Prepare, error: KernelError) -> wire.Prepared:
     """The answer where the stack has no way to send it."""
-    result = wire.ProbeResult(number=1, outcome="error", errno=error.errno, text=error.message)
+    result = ProbeResult(number=1, outcome="error", errno=error.errno, text=error.message)
     return wire.Prepared(to=request.id, source=request.probe.source or "", ident=0, refused=result)
 
 

@@ -29,9 +29,9 @@ from podwire.trace.model import (
     Trace,
 )
 from podwire.trace.questions import questions
+from podwire.trace.records import NftStep
 from podwire.trace.sightings import Ground
 from podwire.trace.verdict import Verdict, judge, round_trip_us
-from podwire.trace.wire import NftStep
 
 __all__ = ["build", "questions"]
 

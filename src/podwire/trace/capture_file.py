@@ -19,7 +19,7 @@ from podwire.trace.decode import USUAL, TunnelPorts, decode
 from podwire.trace.evidence import NodeFacts, PodFacts
 from podwire.trace.model import Arp, Header, Interface, Ip, Place
 from podwire.trace.pcapng import PcapngWriter
-from podwire.trace.wire import Frame
+from podwire.trace.records import Frame
 
 _ENDED = frozenset({"Succeeded", "Failed"})
 #: Characters of an Ethernet address as text; tunnels of other kinds have shorter ones.

@@ -29,8 +29,9 @@ from podwire.trace.connection import Connection
 from podwire.trace.decode import USUAL, TunnelPorts
 from podwire.trace.evidence import NodeFacts, PodFacts
 from podwire.trace.model import Place
+from podwire.trace.records import Frame
 from podwire.trace.watcher import Dial, together
-from podwire.trace.wire import Capture, Frame, Frames, Stop
+from podwire.trace.wire import Capture, Frames, Stop
 
 _WINDOW_NS = 100_000_000
 #: Agents that are asked at once; on a cluster each is a stream through the API server.

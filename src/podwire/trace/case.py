@@ -16,8 +16,8 @@ from podwire.trace.identify import Identity, Role
 from podwire.trace.model import Decision, Ip, Packet
 from podwire.trace.order import Journey, journeys
 from podwire.trace.questions import answer_of, answers, asked
+from podwire.trace.records import Drop, NftStep, ProbeResult
 from podwire.trace.sightings import Ground, Seen, Sighting, look, tunnel_ports
-from podwire.trace.wire import Drop, NftStep, ProbeResult
 
 
 class PlacedStep(NamedTuple):

@@ -43,7 +43,7 @@ from podwire.trace.decisions.routing import routed
 from podwire.trace.decisions.vantage import Vantage
 from podwire.trace.intent import Intent
 from podwire.trace.model import Decision, Interface, Place
-from podwire.trace.wire import Question
+from podwire.trace.records import Question
 
 
 class Decider:

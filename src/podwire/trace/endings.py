@@ -25,8 +25,8 @@ from podwire.trace.observations import finding
 from podwire.trace.order import ErrorPath
 from podwire.trace.questions import is_refusal
 from podwire.trace.reasons import Reason, reason_of
+from podwire.trace.records import Drop
 from podwire.trace.sightings import NeighborAsk, Sighting
-from podwire.trace.wire import Drop
 
 #: What an ICMP error says of its cause, by IP version, type and code (RFC 792, 1812, 4443).
 _ICMP_CAUSES = {

@@ -14,8 +14,8 @@ import msgspec
 
 from podwire.model.probe import IPText, Probe, ProbeMatch
 from podwire.trace.model import Decision, Endpoint, Place
+from podwire.trace.records import Drop, Frame, NftStep, ProbeResult, Question
 from podwire.trace.user_tunnel import TunnelCount
-from podwire.trace.wire import Drop, Frame, NftStep, ProbeResult, Question
 
 
 class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,8 +18,8 @@ from podwire.trace.case import Case, Leg
 from podwire.trace.decode import decode_network
 from podwire.trace.model import Cause, Finding
 from podwire.trace.observations import finding
+from podwire.trace.records import NftStep
 from podwire.trace.render.words import ip_of
-from podwire.trace.wire import NftStep
 
 
 def filtered(case: Case, leg: Leg) -> Finding | None:

@@ -17,8 +17,8 @@ from podwire.trace.order import ErrorPath
 from podwire.trace.probe_errors import icmp_words
 from podwire.trace.questions import is_refusal
 from podwire.trace.reasons import reason_of
+from podwire.trace.records import Drop, NftStep
 from podwire.trace.sightings import NeighborAsk, Sighting
-from podwire.trace.wire import Drop, NftStep
 
 
 def where(case: Case, place: int | None, interface: str = "") -> str:

@@ -27,7 +27,8 @@ from podwire.kernel.observe.pcap_filter import compile_for_all
 from podwire.kernel.observe.probe_filter import probe_filter
 from podwire.model.state import Why
 from podwire.trace.places import Places
-from podwire.trace.wire import Capture, Drop, Drops, Frame, Frames, NftStep, NftSteps, Observe
+from podwire.trace.records import Drop, Frame, NftStep
+from podwire.trace.wire import Capture, Drops, Frames, NftSteps, Observe
 
 log = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ from podwire.kernel.observe import cbpf
 from podwire.model.probe import Probe
 from podwire.trace import probe_message
 from podwire.trace.probe_errors import QueuedError, own_refusal, read_errors
-from podwire.trace.wire import ProbeResult
+from podwire.trace.records import ProbeResult
 
 _DISCARD = 9  # any port: a UDP socket that is only asked for its source address
 _MAX_PACKET = 65535

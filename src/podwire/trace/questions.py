@@ -18,8 +18,8 @@ from podwire.trace.decode import ICMP, ICMPV6, TCP, UDP, decode_network
 from podwire.trace.evidence import Evidence
 from podwire.trace.model import Decision, Header, Icmp, Ip, Packet, Payload, Tcp, Udp
 from podwire.trace.order import ErrorPath, Journey, journeys
+from podwire.trace.records import Question
 from podwire.trace.sightings import Ground, Sighting
-from podwire.trace.wire import Question
 
 #: Destination unreachable: port unreachable (RFC 792, RFC 4443), by IP version.
 PORT_UNREACHABLE = {4: (3, 3), 6: (1, 4)}

@@ -75,7 +75,9 @@ _AT = {
     ),
     ("NOT_SPECIFIED", "br_nf_dev_queue_xmit"): _TOO_BIG,
     ("NOT_SPECIFIED", "br_dev_queue_push_xmit"): _TOO_BIG,
-    ("NOT_SPECIFIED", "br_handle_frame_finish"): Reason("the bridge keeps its ports isolated"),
+    ("NOT_SPECIFIED", "br_handle_frame_finish"): Reason(
+        "a bridge does not send it back out of its port, or keeps ports isolated"
+    ),
     ("IP_INNOROUTES", "ip6_pkt_prohibit"): Reason("a route says prohibit", (Cause.BLACKHOLE,)),
     ("IP_INHDR", "ip_forward"): Reason("its TTL has run out", (Cause.TTL, Cause.WRONG_ROUTE)),
     ("IP_INHDR", "ip6_forward"): Reason(

@@ -37,23 +37,10 @@ from podwire.trace.evidence import Answer, Evidence, Facts, NodeFacts, moved
 from podwire.trace.model import Endpoint, Place, Trace
 from podwire.trace.questions import questions
 from podwire.trace.reasons import is_final
+from podwire.trace.records import Drop, Frame, NftStep, ProbeResult, Question
 from podwire.trace.user_tunnel import TunnelCount
 from podwire.trace.watcher import Dial, Watcher, together
-from podwire.trace.wire import (
-    Ask,
-    Drop,
-    Drops,
-    Fire,
-    Frame,
-    GiveUp,
-    NftStep,
-    Observe,
-    Prepare,
-    Prepared,
-    ProbeResult,
-    Question,
-    Stop,
-)
+from podwire.trace.wire import Ask, Drops, Fire, GiveUp, Observe, Prepare, Prepared, Stop
 
 At = TypeVar("At", Frame, Drop, NftStep, Question)
 

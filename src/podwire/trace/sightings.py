@@ -20,7 +20,7 @@ from podwire.trace.decode import USUAL, TunnelPorts, decode
 from podwire.trace.evidence import Evidence
 from podwire.trace.identify import Identifier, Identity, Role, inner_ip
 from podwire.trace.model import Arp, Endpoint, Ethernet, Icmp, Interface, Ip, Packet, Place
-from podwire.trace.wire import Frame
+from podwire.trace.records import Frame
 
 
 class Sighting(NamedTuple):

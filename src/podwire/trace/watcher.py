@@ -12,8 +12,9 @@ from typing import TypeVar
 
 from podwire.errors import AgentAwayError, PodwireError
 from podwire.trace.connection import Connection
+from podwire.trace.records import Drop, Frame, NftStep
 from podwire.trace.user_tunnel import TunnelCount
-from podwire.trace.wire import Drop, Drops, Frame, Frames, NftStep, NftSteps, Observing, Welcome
+from podwire.trace.wire import Drops, Frames, NftSteps, Observing, Welcome
 
 T = TypeVar("T")
 Dial = Callable[[str], Awaitable[Connection]]

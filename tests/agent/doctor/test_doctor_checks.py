@@ -27,7 +27,8 @@ from podwire.errors import InputError, PodwireError
 from podwire.kernel.ruleset import read_ruleset
 from podwire.model.cluster import Lease, NetworkConfig, Node, Underlay
 from podwire.model.probe import Probe
-from podwire.trace.wire import Check, Checked, ProbeResult
+from podwire.trace.records import ProbeResult
+from podwire.trace.wire import Check, Checked
 from tests.conftest import Namespace
 from tests.e2e.waiting import until
 

@@ -26,7 +26,7 @@ from podwire.model.cluster import NetworkConfig, Node
 from podwire.model.probe import Probe
 from podwire.model.state import IPAddress
 from podwire.trace.probe import Prober
-from podwire.trace.wire import ProbeResult
+from podwire.trace.records import ProbeResult
 
 if TYPE_CHECKING:
     from podwire.agent.daemon import Agent

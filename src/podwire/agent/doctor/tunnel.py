@@ -150,8 +150,8 @@ def _astray(paths: list[Path]) -> set[str]:
         found = set()
         for path in paths:
             link = indexes[path.way.dev]
-            if path.far is None:
-                continue
+            if path.far is None or path.way.kind == "l2-vxlan":
+                continue  # The bridge is what leads there.
             taken = lookup.route(sock, RouteQuestion(dst=path.far.ip.packed)).ifindex
             if link is None or taken != link.index:
                 found.add(path.peer.name)

@@ -136,6 +136,8 @@ def misdelivered(v: Vantage, tunnel: InterfaceState, flow: Flow) -> Problem | No
     mac = flow.target_mac
     if not mac or mac == tunnel.mac or mac[0] & 1:
         return None
+    if (alone := unbridged(v, tunnel)) is not None:
+        return alone
     sender = v.intent.fdb(tunnel.name, flow.source_mac)
     node = sender.why.object.removeprefix("Node/") if sender is not None else "the sender"
     meant = v.intent.fdb(tunnel.name, flow.target_mac)
@@ -161,6 +163,22 @@ def misdelivered(v: Vantage, tunnel: InterfaceState, flow: Flow) -> Problem | No
         interface=tunnel.name,
         remedy=v.remedies.there(line, node) if line else "",
         why=why,
+    )
+
+
+def unbridged(v: Vantage, tunnel: InterfaceState) -> Problem | None:
+    """The VXLAN device of one segment of all pods is to be a port of the bridge, and is not."""
+    link = v.intent.link(tunnel.name)
+    bridge = v.interface(link.master) if link is not None and link.master else None
+    if link is None or bridge is None or tunnel.master == bridge.index:
+        return None
+    return v.problem(
+        Cause.LINK_MISSING,
+        f"{tunnel.name} of {v.name} is no port of {bridge.name}: no frames get from other nodes to"
+        " pods here, nor back",
+        interface=tunnel.name,
+        line=mend.link_line(v.sock, link),
+        why=link.why,
     )
 
 

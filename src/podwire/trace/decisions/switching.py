@@ -18,6 +18,7 @@ from podwire.model.state import format_mac
 from podwire.trace import iproute
 from podwire.trace.decisions.devices import cable_problem, device_problem, port_problem
 from podwire.trace.decisions.flow import Flow
+from podwire.trace.decisions.straying import unbridged
 from podwire.trace.decisions.vantage import Vantage
 from podwire.trace.model import Cause, Decision, Interface, Problem
 
@@ -119,6 +120,14 @@ def _unknown(v: Vantage, bridge: str, flow: Flow) -> Problem | None:
         )
     pod, config = v.intent.pod_at(flow.dst), v.intent.config
     if pod is None:
+        for tunnel in v.intent.tunnels():
+            state = v.interface(tunnel.name)
+            if v.intent.port_fdb(tunnel.name, flow.target_mac) is None:
+                continue
+            if state is None or not state.up:
+                return device_problem(v, tunnel.name)
+            if (alone := unbridged(v, state)) is not None:
+                return alone
         if config is None or not any(flow.dst in one for one in config.lease.subnets):
             return None
         return v.problem(

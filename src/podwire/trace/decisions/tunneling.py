@@ -15,7 +15,7 @@ from ipaddress import ip_address
 import msgspec
 
 from podwire.kernel.observe import lookup
-from podwire.kernel.observe.interfaces import InterfaceState, VxlanState
+from podwire.kernel.observe.interfaces import InterfaceState
 from podwire.model.state import (
     IPAddress,
     Vxlan,
@@ -59,7 +59,7 @@ def sent(v: Vantage, tunnel: InterfaceState, flow: Flow, *, ended: bool) -> list
     )
     if not end:
         return [fdb]
-    outer = _outer(tunnel.vxlan, flow, ip_address(end))
+    outer = _outer(tunnel, flow, ip_address(end))
     way = routed(v, outer, ended=ended and problem is None)
     wrapped = Decision(
         kind="tunnel",
@@ -72,10 +72,17 @@ def sent(v: Vantage, tunnel: InterfaceState, flow: Flow, *, ended: bool) -> list
     return [fdb, wrapped, *decisions]
 
 
-def _outer(vxlan: VxlanState, flow: Flow, end: IPAddress) -> Flow:
-    """The packet around `flow`. An IPv6 one is never fragmented, an IPv4 one unless told so."""
+def _outer(tunnel: InterfaceState, flow: Flow, end: IPAddress) -> Flow:
+    """The packet around `flow`. An IPv6 one is never fragmented, an IPv4 one unless told so.
+
+    A port of a bridge fragments nothing whose inside must not be, and answers that in the name of
+    whom it is for (the kernel's skb_tunnel_check_pmtu).
+    """
+    vxlan = tunnel.vxlan
+    assert vxlan is not None  # noqa: S101  asked of a VXLAN device only
     nowhere = bytes(4 if end.version == 4 else 16)
-    keeps_whole = vxlan.df == _DF_ALWAYS or (vxlan.df == _DF_AS_INNER and flow.dont_fragment)
+    as_inner = vxlan.df == _DF_AS_INNER or bool(tunnel.master)
+    keeps_whole = vxlan.df == _DF_ALWAYS or (as_inner and flow.dont_fragment)
     return Flow(
         src=ip_address(vxlan.local or nowhere),
         dst=end,
