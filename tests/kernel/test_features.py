@@ -39,14 +39,6 @@ def test_nothing_is_left_of_the_attempt(inside: Namespace) -> None:
     assert inside.run("ip -br link; nft list ruleset") == before
 
 
-def test_what_an_attempt_raises_is_raised_here() -> None:
-    def fail() -> None:
-        raise ValueError("as it is")
-
-    with pytest.raises(ValueError, match="as it is"):
-        features.in_new_namespace(fail)
-
-
 def test_drivers_and_their_features(inside: Namespace) -> None:
     inside.run("ip link add wire0 type veth peer name wire1")
     inside.run("ip link add vx type vxlan id 1 dev wire0 dstport 8472")

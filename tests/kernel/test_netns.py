@@ -61,3 +61,11 @@ def test_entering_ends_with_the_block(namespace: Namespace) -> None:
         assert Path("/proc/thread-self/ns/net").stat().st_ino == os.fstat(fd).st_ino != home
     assert Path("/proc/thread-self/ns/net").stat().st_ino == home
     os.close(fd)
+
+
+def test_what_is_raised_in_a_new_namespace_is_raised_here() -> None:
+    def fail() -> None:
+        raise ValueError("as it is")
+
+    with pytest.raises(ValueError, match="as it is"):
+        netns.in_new_namespace(fail)

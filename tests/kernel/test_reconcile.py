@@ -20,6 +20,12 @@ from tests.kernel.entries import DESIRED, UNDERLAY, cause, peer
 
 pytestmark = pytest.mark.root
 
+#: The masquerade rule becomes another one, with the comment that it had.
+REWRITE = (
+    "nft replace rule inet podwire postrouting $(nft -a list chain inet podwire postrouting |"
+    r""" sed -n 's/.*\(comment ".*"\) # \(handle .*\)/\2 accept \1/p')"""
+)
+
 
 def test_the_kernel_ends_up_as_flannel_would_leave_it(
     inside: Namespace, reconciler: Reconciler
@@ -86,6 +92,7 @@ def test_the_printed_lines_do_what_applying_does(inside: Namespace, reconciler: 
         "ip address add 10.244.9.9/24 dev cni0",
         "nft delete table inet podwire",
         "nft flush chain inet podwire postrouting",
+        REWRITE,
         "nft delete element inet podwire cluster4 '{ 10.244.0.0/16 }'",
         "nft add element inet podwire cluster4 '{ 8.8.8.0/24 }'",
         "nft add element inet podwire peers4 '{ 192.0.2.1 }'",
@@ -122,6 +129,7 @@ def test_whatever_is_disturbed_comes_back(
         "nft delete element inet podwire peers4 '{ 172.18.0.12 }'",
         "nft delete element inet podwire cluster4 '{ 10.244.0.0/16 }'",
         "nft flush chain inet podwire postrouting",
+        REWRITE,
         "nft delete table inet podwire",
     ],
 )

@@ -13,7 +13,7 @@ from podwire.errors import KernelError
 from podwire.kernel import link_messages, messages, nft_elements, sysctl
 from podwire.kernel.links import LinkOp, refusal, unlike
 from podwire.kernel.netlink import Failure, kernel_error
-from podwire.kernel.nft import Nft
+from podwire.kernel.nft_context import Nft
 from podwire.kernel.read import Sockets
 from podwire.kernel.report import Change, Report, Transaction
 from podwire.kernel.tables import Names, Op

@@ -7,21 +7,19 @@ left, and nothing of the node's is touched.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import threading
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from ipaddress import ip_address
-from typing import TypeVar
 
 import msgspec
 
-from podwire.errors import KernelError, PodwireError, UnsupportedError
-from podwire.kernel import link_messages, netns, nft
+from podwire.errors import PodwireError, UnsupportedError
+from podwire.kernel import link_messages, netns
 from podwire.kernel.attach import find_link
 from podwire.kernel.netlink import NetlinkSocket
+from podwire.kernel.nft_context import Nft
 from podwire.kernel.observe.drops import DropTap
 from podwire.kernel.observe.frames import FrameTap
 from podwire.kernel.observe.nft_trace import NftTap
@@ -30,8 +28,6 @@ from podwire.kernel.tun import create_tun
 from podwire.model.fabric import DEFAULT, Fabric
 from podwire.model.probe import ProbeMatch
 from podwire.model.state import Bridge, Link, Veth, Vxlan, Why
-
-T = TypeVar("T")
 
 _WHY = Why("Feature", "is tried out")
 _PORT = 8472
@@ -56,8 +52,6 @@ _TABLES = {
 #: Packets that there are none of.
 _MATCH = ProbeMatch(protocol="icmp", source="192.0.2.1", target="192.0.2.2", ident=1)
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 class Feature(msgspec.Struct, frozen=True):
     """`missing` is the kernel's refusal, empty where the feature is there. `without` is what a
@@ -73,7 +67,7 @@ def network_features(fabric: Fabric = DEFAULT) -> list[Feature]:
 
     Raises KernelError where there can be no new namespace to try them in.
     """
-    return in_new_namespace(partial(_try_network, fabric))
+    return netns.in_new_namespace(partial(_try_network, fabric))
 
 
 def trace_features() -> list[Feature]:
@@ -83,7 +77,7 @@ def trace_features() -> list[Feature]:
     """
     return [
         _attempt("packet sockets", _tap_frames, "can't see packets"),
-        in_new_namespace(
+        netns.in_new_namespace(
             partial(
                 _attempt, "nftables trace", _trace_rules, "can't tell which rule drops a packet"
             )
@@ -92,36 +86,11 @@ def trace_features() -> list[Feature]:
     ]
 
 
-def in_new_namespace(work: Callable[[], T]) -> T:
-    """What `work` returns or raises, in a thread in a network namespace that has nothing but `lo`.
-
-    Raises KernelError where there can be none.
-    """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            if _libc.unshare(netns.CLONE_NEWNET) != 0:
-                number = ctypes.get_errno()
-                raise KernelError(f"new network namespace: {os.strerror(number)}", errno=number)
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="features")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
-
-
 def _try_network(fabric: Fabric) -> list[Feature]:
     with NetlinkSocket() as sock:
         found = [_attempt(name, partial(make, sock)) for name, make in _links(fabric).items()]
     try:
-        context = nft.Nft()
+        context = Nft()
     except PodwireError as error:
         return [*found, Feature("nftables", error.message)]
     try:
@@ -143,7 +112,7 @@ def _tap_drops() -> None:
 
 def _trace_rules() -> None:
     # Where there are no tables, the tap has nothing to do.
-    with closing(nft.Nft()) as context:
+    with closing(Nft()) as context:
         context.run("add table inet t")
     NftTap(None, _MATCH).close()
 

@@ -19,6 +19,7 @@ from podwire.kernel.holdings import Holdings
 from podwire.kernel.link_messages import LinkState
 from podwire.kernel.messages import NeighborKey, RouteKey, RouteValue
 from podwire.kernel.netlink import Message
+from podwire.kernel.nft_context import Nft
 from podwire.kernel.nft_elements import ElementKey
 from podwire.kernel.read import Sockets, fdb_key, port_fdb_key
 from podwire.kernel.tables import (
@@ -51,7 +52,7 @@ ROUTE_GROUPS = (
 class Judge:
     """Judges notifications of one namespace; used by the thread of its `Holdings`."""
 
-    def __init__(self, holdings: Holdings, socks: Sockets, context: nft.Nft) -> None:
+    def __init__(self, holdings: Holdings, socks: Sockets, context: Nft) -> None:
         self._holdings = holdings
         self._socks = socks
         self._nft = context
@@ -202,8 +203,7 @@ class Judge:
 
     def _table_amiss(self, name: tuple[str, str]) -> bool:
         wanted = self._holdings.nft_tables[name]
-        closed = [one.name for one in wanted.sets]
-        return self._nft.read(*name, closed) != nft.wanted_state(wanted)
+        return nft.read(self._nft, wanted) != nft.wanted_state(wanted)
 
     def _elements_amiss(self, kind: int, payload: bytes, tables: set[tuple[str, str]]) -> bool:
         family, table, name, keys = nft_elements.parse_elements(payload)

@@ -1,4 +1,4 @@
-"""Network namespaces: open one by its path, and do something inside it.
+"""Network namespaces: open one by its path, or make one, and do something inside it.
 
 A thread is in one namespace at a time, and a socket stays in the namespace it was made in. So the
 way into a pod is to enter for as long as it takes to make a socket.
@@ -11,12 +11,16 @@ import fcntl
 import os
 import socket
 import stat
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from podwire.errors import KernelError
+
+T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000
 
@@ -79,6 +83,31 @@ def claim(name: str, patience_s: float) -> socket.socket | None:
             time.sleep(_CLAIM_AGAIN_S)
         else:
             return lock
+
+
+def in_new_namespace(work: Callable[[], T]) -> T:
+    """What `work` returns or raises, in a thread in a network namespace that has nothing but `lo`.
+
+    Raises KernelError where there can be none.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            if _libc.unshare(CLONE_NEWNET) != 0:
+                number = ctypes.get_errno()
+                raise KernelError(f"new network namespace: {os.strerror(number)}", errno=number)
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="new-netns")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""nftables, through libnftables: our tables read, compared and changed in one transaction each.
+"""Our nft tables, read, compared and changed in one transaction each, through libnftables.
 
-The library is nft(8) itself without its process, so what is printed for a person is what runs.
-Rules come back from the kernel in another spelling than they went in, so each carries a digest of
-its own text in its comment, and a chain is compared by those. Elements of closed sets are compared
-as they are; those of open sets are not looked at here (`nft_elements`).
+Rules come back from the kernel in another spelling than they went in. So each carries a digest of
+its own text in its comment, which says which one it is; and how the kernel spells that one is asked
+once, in a namespace of nobody's, which says whether it still is. Elements of closed sets are
+compared as they are; those of open sets are not looked at here (`nft_elements`).
 
 A table is never replaced as a whole: only what differs is taken out and put in, so that elements
 of open sets and the values of counters stay.
@@ -11,20 +11,20 @@ of open sets and the values of counters stay.
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import hashlib
-import re
 import struct
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 
-from podwire.errors import KernelError, UnsupportedError
-from podwire.kernel import nft_elements
+from podwire.errors import KernelError
+from podwire.kernel import netns, nft_elements
 from podwire.kernel.netlink import NLA_TYPE_MASK
+from podwire.kernel.nft_context import Nft
 from podwire.kernel.observe.nft_messages import FAMILY_NAMES
 from podwire.model.state import NFT_TABLE, NftChain, NftHook, NftRule, NftSet, NftTable
 
@@ -38,18 +38,8 @@ _NFNL_SUBSYS_NFTABLES = 10
 _NFT_MSG_NEWGEN = 15
 _NFTA_TABLE_NAME = 1
 
-# nftables/libnftables.h
-OUTPUT_STATELESS, OUTPUT_HANDLE = 1 << 2, 1 << 3
-_OUTPUT_JSON, _OUTPUT_NUMERIC_PRIORITY, _OUTPUT_TERSE = 1 << 4, 1 << 8, 1 << 11
 _COMMENT = "podwire "
-
-#: What nft's language has for a name (`string` in its scanner). The kernel takes any text for one.
-_NAME = re.compile(r"[A-Za-z_.][A-Za-z0-9/_.-]*")
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
-
-#: What prints the extensions of iptables (libxtables) is not made for two threads at once. JSON
-#: leaves them out.
-_printing = threading.Lock()
 
 
 class SetState(msgspec.Struct, frozen=True):
@@ -71,87 +61,49 @@ class TableState(msgspec.Struct, frozen=True):
 Elements = Callable[[str], Sequence[str]]
 
 
-class Nft:
-    """A libnftables context, bound to the network namespace of the thread that makes it."""
-
-    def __init__(self, output: int = _OUTPUT_JSON | _OUTPUT_NUMERIC_PRIORITY) -> None:
-        """`output` are flags of what commands print: JSON, unless told otherwise."""
-        try:
-            lib = ctypes.CDLL("libnftables.so.1")
-        except OSError as error:
-            raise UnsupportedError(
-                "libnftables.so.1 is not installed", remedy="apt-get install libnftables1"
-            ) from error
-        lib.nft_ctx_new.restype = ctypes.c_void_p
-        lib.nft_ctx_new.argtypes = [ctypes.c_uint32]
-        for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error", "nft_ctx_free"):
-            getattr(lib, name).argtypes = [ctypes.c_void_p]
-        for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
-            getattr(lib, name).argtypes = [ctypes.c_void_p]
-            getattr(lib, name).restype = ctypes.c_char_p
-        lib.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
-        lib.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
-        self._lib = lib
-        self._output = output
-        self._guard = nullcontext() if output & _OUTPUT_JSON else _printing
-        self._context = lib.nft_ctx_new(0)
-        if not self._context:
-            raise UnsupportedError("libnftables could not open a netlink socket")
-        lib.nft_ctx_buffer_output(self._context)
-        lib.nft_ctx_buffer_error(self._context)
-
-    def close(self) -> None:
-        if self._context:
-            self._lib.nft_ctx_free(self._context)
-            self._context = None
-
-    def run(self, commands: str, *, terse: bool = False) -> bytes:
-        """Run commands as one transaction; their output. Raises KernelError, nothing applied.
-
-        `terse` leaves sets' elements out of what is listed.
-        """
-        self._lib.nft_ctx_output_set_flags(
-            self._context, self._output | (_OUTPUT_TERSE if terse else 0)
-        )
-        with self._guard:
-            failed = self._lib.nft_run_cmd_from_buffer(self._context, commands.encode())
-        if failed:
-            error = self._lib.nft_ctx_get_error_buffer(self._context).decode(errors="replace")
-            first = error.splitlines()[0] if error else "unknown error"
-            absent = "No such file or directory" in first
-            raise KernelError(f"nft: {first.removeprefix('Error: ')}", errno=2 if absent else 22)
-        output: bytes = self._lib.nft_ctx_get_output_buffer(self._context)
-        return output
-
-    def read(self, family: str, name: str, closed: Iterable[str] = ()) -> TableState | None:
-        """The table as the kernel has it, with the elements of the `closed` sets; None where there
-        is no such table."""
-        try:
-            state = parse_table(self.run(f"list table {family} {name}", terse=True))
-            full = [
-                parse_table(self.run(f"list set {family} {name} {one}"))
-                for one in closed
-                if one in state.sets
-            ]
-        except KernelError as error:
-            if error.errno == 2:
-                return None
-            raise
-        sets = {**state.sets, **{key: one for table in full for key, one in table.sets.items()}}
-        return msgspec.structs.replace(state, sets=sets)
+def read(context: Nft, table: NftTable) -> TableState | None:
+    """What the kernel holds of a table that is wanted so, with the elements of its closed sets;
+    None where there is no such table."""
+    where = f"{table.family} {table.name}"
+    try:
+        state = parse_table(context.run(f"list table {where}", terse=True), spelling(table))
+        full = [
+            parse_table(context.run(f"list set {where} {one.name}"))
+            for one in table.sets
+            if one.name in state.sets
+        ]
+    except KernelError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+    sets = {**state.sets, **{key: one for found in full for key, one in found.sets.items()}}
+    return msgspec.structs.replace(state, sets=sets)
 
 
-def can_be_named(*names: str) -> bool:
-    """Whether these names of others' tables and chains can stand in a command.
+@lru_cache(maxsize=16)
+def spelling(table: NftTable) -> Mapping[str, object]:
+    """What the kernel makes of each rule of a table, in nft's JSON, by the rule's comment.
 
-    Whoever may make a table, also in a pod, chooses its name: without this, new lines, semicolons
-    and `include` in one would be commands that run with our rights.
+    Asked of the kernel, where nothing comes of it. Nothing is known of a table that it refuses;
+    whoever applies that is told.
     """
-    return all(map(_NAME.fullmatch, names))
+
+    def ask() -> bytes:
+        with closing(Nft()) as context:
+            context.run(definition(table, lambda name: ()))
+            return context.run(f"list table {table.family} {table.name}", terse=True)
+
+    try:
+        listing = msgspec.json.decode(netns.in_new_namespace(ask))["nftables"]
+    except KernelError:
+        return {}
+    rules = (item["rule"] for item in listing if "rule" in item)
+    return {rule["comment"]: rule["expr"] for rule in rules}
 
 
-def parse_table(output: bytes) -> TableState:
-    """What matters of `nft -j list table`."""
+def parse_table(output: bytes, spelling: Mapping[str, object] = {}) -> TableState:
+    """What matters of `nft -j list table`. A rule that is not what `spelling` has for its comment
+    counts as one without."""
     sets: dict[str, SetState] = {}
     hooks: dict[str, NftHook | None] = {}
     rules: dict[str, list[str]] = {}
@@ -176,7 +128,9 @@ def parse_table(output: bytes) -> TableState:
                 else None
             )
         elif found := item.get("rule"):
-            rules.setdefault(found["chain"], []).append(found.get("comment", ""))
+            comment = found.get("comment", "")
+            rewritten = spelling.get(comment, found["expr"]) != found["expr"]
+            rules.setdefault(found["chain"], []).append("" if rewritten else comment)
     chains = {name: (hook, tuple(rules.get(name, ()))) for name, hook in hooks.items()}
     return TableState(sets, chains, frozenset(counters))
 

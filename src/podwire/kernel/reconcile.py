@@ -26,6 +26,7 @@ from podwire.kernel.attach import links as read_links
 from podwire.kernel.holdings import Holdings, Pairs
 from podwire.kernel.judge import Judge
 from podwire.kernel.netlink import NETLINK_NETFILTER, Message, NetlinkSocket
+from podwire.kernel.nft_context import Nft
 from podwire.kernel.nft_counters import Counts, read_counters
 from podwire.kernel.report import Change, Report, Transaction
 from podwire.kernel.tables import (
@@ -50,7 +51,7 @@ class Reconciler:
     def __init__(self, protocols: Iterable[int] = ()) -> None:
         """`protocols`: routes of these are ours as well, from an earlier life."""
         self._socks = read.Sockets(NetlinkSocket(), NetlinkSocket(NETLINK_NETFILTER))
-        self._nft = nft.Nft()
+        self._nft = Nft()
         self._holdings = Holdings(protocols)
         self._judge = Judge(self._holdings, self._socks, self._nft)
 
@@ -163,8 +164,7 @@ class Reconciler:
         wanted = self._holdings.nft_tables
         there = nft_elements.tables(self._socks.netfilter)
         for name, table in wanted.items():
-            closed = [one.name for one in table.sets]
-            actual = self._nft.read(*name, closed) if name in there else None
+            actual = nft.read(self._nft, table) if name in there else None
             if text := nft.transaction(table, actual, partial(self._elements, *name)):
                 made = frozenset((*name, one) for one in nft.open_sets_made(table, actual))
                 yield Transaction(text, table.why, made)

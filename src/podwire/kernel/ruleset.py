@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 
 from podwire.errors import KernelError
-from podwire.kernel.nft import FAMILY, OUTPUT_HANDLE, TABLE, Nft, can_be_named
+from podwire.kernel.nft import FAMILY, TABLE
+from podwire.kernel.nft_context import OUTPUT_HANDLE, Nft, can_be_named
 from podwire.kernel.observe.nft_trace import PREFIX
 from podwire.kernel.rules import Chain, Rule, Ruleset
 from podwire.kernel.xtables import legacy_chains

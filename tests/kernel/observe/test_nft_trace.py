@@ -20,7 +20,7 @@ import pytest
 from podwire.errors import KernelError, UnsupportedError
 from podwire.kernel import netns, nft
 from podwire.kernel.netlink import NETLINK_NETFILTER, Failure, NetlinkSocket
-from podwire.kernel.nft import Nft
+from podwire.kernel.nft_context import OUTPUT_HANDLE, Nft
 from podwire.kernel.observe import nft_trace
 from podwire.kernel.observe.nft_trace import PREFIX, NftTap, RawNftStep
 from podwire.kernel.reconcile import Reconciler
@@ -353,7 +353,7 @@ def test_text_is_printed_in_two_threads_at_once(site: Site) -> None:
     """What prints iptables' extensions is shared by all contexts of a process."""
     site.rule("inet", "forward", "meta random & 3 < 1 accept")
     with netns.entered(site.router_fd):
-        contexts = [Nft(nft.OUTPUT_HANDLE) for _ in range(2)]
+        contexts = [Nft(OUTPUT_HANDLE) for _ in range(2)]
     outputs: list[set[bytes]] = [set(), set()]
 
     def list_often(number: int) -> None:

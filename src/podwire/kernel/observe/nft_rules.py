@@ -13,7 +13,7 @@ import re
 
 from podwire.errors import KernelError
 from podwire.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
-from podwire.kernel.nft import OUTPUT_HANDLE, OUTPUT_STATELESS, Nft, can_be_named
+from podwire.kernel.nft_context import OUTPUT_HANDLE, OUTPUT_STATELESS, Nft, can_be_named
 from podwire.kernel.observe import nft_messages
 
 #: The end of a rule, of a chain's or table's first line, as `nft -a list` prints them.

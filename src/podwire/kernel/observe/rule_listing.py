@@ -10,7 +10,7 @@ import re
 from contextlib import closing
 from typing import NamedTuple
 
-from podwire.kernel.nft import OUTPUT_HANDLE, OUTPUT_STATELESS, Nft
+from podwire.kernel.nft_context import OUTPUT_HANDLE, OUTPUT_STATELESS, Nft
 from podwire.kernel.observe.nft_rules import parse_chain
 
 _TABLE = re.compile(r"^table (\S+) (\S+) \{")
