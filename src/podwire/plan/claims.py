@@ -12,7 +12,7 @@ nodes, in whatever order they came and changed. Pure: values in, values out.
 
 from __future__ import annotations
 
-from collections import Counter
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
@@ -29,8 +29,9 @@ class Claims:
 
     def __init__(self, nodes: Iterable[Node] = ()) -> None:
         self._claimants: dict[Claim, tuple[Rank, ...]] = {}
-        #: How many subnets there are of each IP version and length, single addresses left out.
-        self._lengths: Counter[tuple[int, int]] = Counter()
+        #: Where the subnets of each IP version and length begin, in order; single addresses are
+        #: left out.
+        self._starts: dict[tuple[int, int], list[int]] = {}
         for node in nodes:
             self.replace(None, node)
 
@@ -81,30 +82,33 @@ class Claims:
         return found
 
     def _note(self, claim: Claim, more: int) -> None:
-        if not isinstance(claim, tuple) and claim.prefixlen < claim.max_prefixlen:
-            length = (claim.version, claim.prefixlen)
-            self._lengths[length] += more
-            if not self._lengths[length]:
-                del self._lengths[length]
+        """A claim has come (1), or gone (-1)."""
+        if not more or isinstance(claim, tuple) or claim.prefixlen == claim.max_prefixlen:
+            return
+        kind, start = (claim.version, claim.prefixlen), int(claim.network_address)
+        starts = self._starts.setdefault(kind, [])
+        if more > 0:
+            insort(starts, start)
+        else:
+            del starts[bisect_left(starts, start)]
+            if not starts:
+                del self._starts[kind]
 
     def _overlapping(self, claim: Claim) -> Iterator[IPNetwork]:
         """The subnets that are not the same as `claim`, and have a part of it or are one."""
         if isinstance(claim, tuple) or claim.prefixlen == claim.max_prefixlen:
             return
-        lengths = [length for version, length in self._lengths if version == claim.version]
-        for length in lengths:
-            if length < claim.prefixlen and (wider := claim.supernet(new_prefix=length)) in (
-                self._claimants
-            ):
-                yield wider
-        if max(lengths, default=0) > claim.prefixlen:
-            for other in self._claimants:
-                if isinstance(other, tuple) or other.version != claim.version:
-                    continue
-                if claim.prefixlen < other.prefixlen < other.max_prefixlen and (
-                    other.subnet_of(claim)  # type: ignore[arg-type]
-                ):
-                    yield other
+        first, last = int(claim.network_address), int(claim.broadcast_address)
+        for (version, length), starts in self._starts.items():
+            if version != claim.version or length == claim.prefixlen:
+                continue
+            if length < claim.prefixlen:
+                wider = claim.supernet(new_prefix=length)
+                if wider in self._claimants:
+                    yield wider
+                continue
+            for start in starts[bisect_left(starts, first) : bisect_right(starts, last)]:
+                yield type(claim)((start, length))
 
 
 def _rank(node: Node) -> Rank:
