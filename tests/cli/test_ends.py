@@ -55,6 +55,13 @@ def test_the_first_family_that_both_have_is_used() -> None:
     assert family(both, both, 6) == ("fd00::1", "fd00::1")
 
 
+def test_a_node_reaches_pods_with_an_address_of_its_tunnel() -> None:
+    node, pod = End(kind="node", name="node1", node="node1", ips=("fd00::1",)), end("10.0.0.2")
+    assert family(node, pod, None)[1] == "10.0.0.2"
+    with pytest.raises(InputError, match="no family is common"):
+        family(pod, node, None)
+
+
 def test_a_family_that_an_end_lacks_is_refused() -> None:
     with pytest.raises(InputError, match=r"has no IPv6 address, only 10\.0\.0\.1"):
         family(end("10.0.0.1"), end("10.0.0.1", "fd00::1"), 6)

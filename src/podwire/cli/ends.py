@@ -32,6 +32,7 @@ from podwire.trace.model import Endpoint
 # RFC 1123 subdomains, as Kubernetes has the names of pods and nodes.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _NEAR = 3
+_ANY = {4: "0.0.0.0", 6: "::"}  # noqa: S104  nothing is bound to it
 
 
 class Word(NamedTuple):
@@ -209,13 +210,19 @@ def family(source: End, target: End, wanted: int | None) -> tuple[str, str]:
 
     Raises InputError where an end has none of that family.
     """
-    for version in (wanted,) if wanted is not None else (4, 6):
+    versions = (wanted,) if wanted is not None else (4, 6)
+    for version in versions:
         found = [
             next((ip for ip in end.ips if ip_address(ip).version == version), None)
             for end in (source, target)
         ]
         if found[0] is not None and found[1] is not None:
             return found[0], found[1]
+    if source.kind == "node" and target.kind == "pod":
+        # It sends with an address of its tunnel then, which its stack will tell.
+        for ip in target.ips:
+            if (version := ip_address(ip).version) in versions:
+                return _ANY[version], ip
     if wanted is not None:
         end = source if _lacks(source, wanted) else target
         raise InputError(

@@ -51,7 +51,7 @@ def network(transport: str, wiring: str) -> NetworkConfig:
         ("direct", "routed", NEAR, False, "direct", "eth0", 0, None),
         ("l2-vxlan", "bridge", NEAR, False, "l2-vxlan", "vxlan-6784", 6784, "10.244.2.1"),
         # The tunnels' own address goes by whatever way is used.
-        ("auto", "bridge", NEAR, False, "direct", "eth0", 0, "10.244.2.0"),
+        ("auto", "bridge", NEAR, False, "direct", "eth0", 0, "10.244.2.1"),
         ("auto", "routed", NEAR, False, "direct", "eth0", 0, "10.244.2.0"),
         ("auto", "bridge", ROUTED, False, "vxlan", "flannel.1", 8472, "10.244.2.0"),
         ("auto", "bridge", ROUTED, True, "udp", "flannel0", 8285, "10.244.2.0"),

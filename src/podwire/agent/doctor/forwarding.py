@@ -23,6 +23,7 @@ from podwire.kernel.rules import Ruleset
 from podwire.kernel.ruleset import read_ruleset
 from podwire.model.cluster import NetworkConfig
 from podwire.model.state import IPAddress
+from podwire.plan.wiring import routed
 from podwire.trace.wire import Checked
 
 _find = Findings("forwarding")
@@ -60,11 +61,28 @@ def _look(
     ruleset = read_ruleset(FORWARD_HOOKS)
     with NetlinkSocket() as sock:
         return [
+            *_gateway(network, sock),
             *_settings((network.underlay.dev, *devices(network), *inside), sock),
             *_reverse_path(network, sock, found_ways),
             *_firewalls(network, ruleset, found_ways, inside),
             *_connections(),
         ]
+
+
+def _gateway(network: NetworkConfig, sock: NetlinkSocket) -> Iterator[Checked]:
+    """Routed pods' gateway is nobody's address: proxy ARP answers for it, as for all that the node
+    has a route to."""
+    ipv4 = any(one.version == 4 for one in network.network)
+    if network.fabric.wiring != "routed" or not ipv4:
+        return
+    gateway = routed.gateway(4)
+    if lookup.fib_entry(sock, RouteQuestion(dst=gateway.packed)) is None:
+        yield _find.fail(
+            f"pods get no answer for their gateway, {gateway}: proxy ARP takes a route to it, and"
+            " this node has none, and no default route",
+            "give the node its default route, or this one",
+            f"ip route add {gateway} dev lo",
+        )
 
 
 def _settings(devs: tuple[str, ...], sock: NetlinkSocket) -> Iterator[Checked]:

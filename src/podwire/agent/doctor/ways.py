@@ -85,11 +85,11 @@ def _way(network: NetworkConfig, peer: Node, path: Path) -> Way:
 
 def _far(network: NetworkConfig, subnets: tuple[IPNetwork, ...], path: Path) -> IPAddress | None:
     fabric = network.fabric
+    tunnelled = path.kind in ("vxlan", "udp") and not fabric.is_one_segment
     # With `auto` a node has both tunnels, and an address of theirs, however it is reached.
-    has_base = fabric.transport == "auto" or (
-        path.kind in ("vxlan", "udp") and not fabric.is_one_segment
-    )
-    if has_base:
+    has_base = tunnelled or fabric.transport == "auto"
+    # Beside a bridge, IPv6's is that of all routers on it, too, of which none answers by it.
+    if has_base and (tunnelled or fabric.wiring != "bridge"):
         return carrier.base(subnets, path.version)
     if fabric.wiring != "bridge":
         return None

@@ -135,7 +135,9 @@ def _nothing_to_proxy(node: Vantage, pod: Attachment, ip: IPAddress) -> Problem 
         f"nobody answers for {ip}, the gateway of pod {pod.pod}: proxy ARP takes a route to it on"
         f" {node.name}, which has none, and no default route",
         interface=pod.host_ifname,
-        remedy=node.remedies.by_hand("ip route add default via GATEWAY", node.where),
+        remedy=node.remedies.by_hand(
+            f"ip route add default via GATEWAY, or: ip route add {ip} dev lo", node.where
+        ),
     )
 
 
