@@ -38,7 +38,7 @@ from tests.conftest import Namespace, namespaces
 from tests.tunnel.packets import checksum
 
 PATIENCE_S = 60
-KEYS = {number: bytes([number]) * 32 for number in (1, 2)}
+KEYS = {number: bytes([number]) * 32 for number in (1, 2, 3)}
 
 
 def until(condition: Callable[[], bool], what: str) -> None:

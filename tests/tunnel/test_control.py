@@ -20,7 +20,6 @@ from podwire.model.tunnel import (
     RemovePeer,
     Request,
     SetPeer,
-    SetPeers,
     Stats,
     Stop,
     TunnelConfig,
@@ -34,7 +33,6 @@ CONFIG = TunnelConfig(
 PEER = TunnelPeer(name="node2", subnets=("10.244.2.0/24",), address="192.0.2.2")
 REQUESTS: list[Request] = [
     Configure(CONFIG, (PEER,)),
-    SetPeers((PEER, PEER)),
     SetPeer(PEER),
     RemovePeer("node2"),
     GetStats(),

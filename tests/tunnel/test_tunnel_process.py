@@ -21,15 +21,16 @@ from podwire.model.tunnel import (
     RemovePeer,
     Request,
     SetPeer,
-    SetPeers,
     Stop,
     TunnelPeer,
 )
 from podwire.tunnel import loop
 from podwire.tunnel.endpoint import clear
 from podwire.tunnel.lines import EARNED
+from podwire.tunnel.noise import StaticKey
 from tests.conftest import Namespace
 from tests.tunnel.network import (
+    KEYS,
     PATIENCE_S,
     Controller,
     Network,
@@ -319,7 +320,7 @@ def test_peers_come_and_go(net: Network) -> None:
     assert "Net Unreachable" in ping(net.one.pod, POD[4])
     net.one.tell(SetPeer(peer_of(2)))
     assert "ttl=60" in ping(net.one.pod, POD[4])
-    net.one.tell(SetPeers((peer_of(2),)))
+    net.one.configure(config_of(1), peer_of(2))
     assert [peer.name for peer in net.one.stats().peers] == ["node2"]
     net.configure(net.one)
 
@@ -427,6 +428,12 @@ def test_every_way_of_carrying(options: tuple[str, ...], version: int, encrypt: 
                 until(lambda: net.one.stats().encryption["not_encrypted"] == 1, "not counted")
             age = net.one.stats().peers[0].handshake_s
             assert age is not None and age < 2 * PATIENCE_S
+            # A node with a copy of another's key is told, and is no matter to the others.
+            copy = structs.replace(peer_of(3, encrypt=True), public_key=StaticKey(KEYS[1]).public)
+            config = config_of(1, version=version, encrypt=True)
+            ready = net.one.configure(config, copy, peer_of(2, version=version, encrypt=True))
+            assert list(ready.refused) == ["node3"] and "node's own" in ready.refused["node3"]
+            assert [peer.handshake_s is None for peer in net.one.stats().peers] == [False]
             net.one.tell(SetPeer(structs.replace(peer_of(2, version=version), public_key=None)))
             assert "Unreachable" in ping(net.one.pod, POD[4])
             assert net.one.drops()["no_public_key"] == 1

@@ -202,17 +202,10 @@ class Tunnel:
             await (_set_peer(client, peer) if peer is not None else client.remove_peer(name))
 
     async def _configure(self, client: TunnelClient, config: TunnelConfig) -> Ready:
-        peers = tuple(self._peers.values())
-        try:
-            return await client.configure(config, peers)
-        except TunnelAwayError:
-            raise
-        except PodwireError:
-            # If it is one of the peers: which one?
-            ready = await client.configure(config)
-            for peer in peers:
-                await _set_peer(client, peer)
-            return ready
+        ready = await client.configure(config, tuple(self._peers.values()))
+        for name, problem in ready.refused.items():
+            log.error("tunnel peer refused", extra=fields(node=name, error=problem))
+        return ready
 
     def _note(self, problem: str | None) -> None:
         """Why nothing is forwarded, None where it is, from now on."""

@@ -96,17 +96,12 @@ class TunnelPeer(msgspec.Struct, frozen=True, kw_only=True):
 class Configure(msgspec.Struct, frozen=True, tag="configure"):
     """Be this end; answered with `Ready`. The same configuration again changes nothing.
 
-    `peers` are all of them, at once, so that no packet meets a table without its peer.
+    `peers` are all of them, at once, so that no packet meets a table without its peer. What is
+    wrong with one of them is no matter to the others.
     """
 
     config: TunnelConfig
     peers: tuple[TunnelPeer, ...] = ()
-
-
-class SetPeers(msgspec.Struct, frozen=True, tag="set-peers"):
-    """These are all peers; others are forgotten. Answered with `Done`."""
-
-    peers: tuple[TunnelPeer, ...]
 
 
 class SetPeer(msgspec.Struct, frozen=True, tag="set-peer"):
@@ -129,18 +124,20 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Answered with `Done`; then the process ends. The device stays."""
 
 
-Request = Configure | SetPeers | SetPeer | RemovePeer | GetStats | Stop
+Request = Configure | SetPeer | RemovePeer | GetStats | Stop
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The tunnel forwards. `features` names the kernel's offloads in use, for people:
 
     `tso4`, `tso6`, `uso4`, `uso6` (super-packets through the TUN device), `gso` and `gro` (through
-    the UDP socket). None of them changes what is forwarded.
+    the UDP socket). None of them changes what is forwarded. `refused` says of the peers that cannot
+    be what is wrong with them, by name; all others are peers now.
     """
 
     features: tuple[str, ...]
     pid: int
+    refused: dict[str, str] = {}
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):

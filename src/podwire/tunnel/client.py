@@ -26,7 +26,6 @@ from podwire.model.tunnel import (
     RemovePeer,
     Request,
     SetPeer,
-    SetPeers,
     Stats,
     Stop,
     TunnelConfig,
@@ -75,10 +74,6 @@ class TunnelClient:
     async def configure(self, config: TunnelConfig, peers: tuple[TunnelPeer, ...] = ()) -> Ready:
         """Make it this end, with all its peers."""
         return _expect(Ready, await self.ask(Configure(config, peers)))
-
-    async def set_peers(self, peers: tuple[TunnelPeer, ...]) -> None:
-        """These are all peers."""
-        _expect(Done, await self.ask(SetPeers(peers)))
 
     async def set_peer(self, peer: TunnelPeer) -> None:
         """A peer is new or changed."""

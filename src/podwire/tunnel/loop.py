@@ -32,7 +32,6 @@ from podwire.model.tunnel import (
     RemovePeer,
     Request,
     SetPeer,
-    SetPeers,
     Stats,
     Stop,
     TunnelConfig,
@@ -168,8 +167,6 @@ class Tunnel:
             match request:
                 case Configure(config=config, peers=peers):
                     return self._configure(config, peers)
-                case SetPeers(peers=peers):
-                    self._set_peers(self._configured(), [Peer(peer) for peer in peers])
                 case SetPeer(peer=peer):
                     self._set_peer(self._configured(), peer)
                 case RemovePeer(name=name):
@@ -189,7 +186,6 @@ class Tunnel:
         return self._path
 
     def _configure(self, config: TunnelConfig, values: Sequence[TunnelPeer]) -> Answer:
-        peers = [Peer(value) for value in values]
         if self._path is None or config != self._config:
             subnets = parse_networks(config.subnets, "subnets")
             secure = self._secure_of(config)
@@ -211,8 +207,8 @@ class Tunnel:
             ]
             self._config = config
             log.info("configured", extra=fields(dev=config.dev, port=config.port))
-        self._set_peers(self._path, peers)
-        return Ready(self._plugs.features(), os.getpid())
+        refused = self._set_peers(self._path, values)
+        return Ready(self._plugs.features(), os.getpid(), refused)
 
     def _secure_of(self, config: TunnelConfig) -> SecurePeers | None:
         """The encryption of a configuration; the present one, with its sessions, for a key that
@@ -232,14 +228,23 @@ class Tunnel:
             raise InputError(f"{len(key)} bytes instead of {_KEY_BYTES}", field="private_key")
         return SecurePeers(key)
 
-    def _set_peers(self, path: Path, peers: Sequence[Peer]) -> None:
-        for name in self._table.peers.keys() - {peer.name for peer in peers}:
-            if path.secure is not None:
+    def _set_peers(self, path: Path, values: Sequence[TunnelPeer]) -> dict[str, str]:
+        """These are all peers; what is wrong with those that are none, by name."""
+        peers: list[Peer] = []
+        refused: dict[str, str] = {}
+        for value in values:
+            try:
+                peer = Peer(value)
+                _agree(path, peer)
+                peers.append(peer)
+            except InputError as error:
+                refused[value.name] = str(error)
+        if path.secure is not None:
+            for name in self._table.peers.keys() - {peer.name for peer in peers}:
                 path.secure.remove_peer(name)
-        for peer in peers:
-            _agree(path, peer)
         self._table.replace(peers)
         self._look_again()
+        return refused
 
     def _set_peer(self, path: Path, value: TunnelPeer) -> None:
         peer = Peer(value)
