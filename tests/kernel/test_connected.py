@@ -60,19 +60,19 @@ def test_what_the_kernel_has_made_is_as_it_should_be(node: Reconciler, inside: N
     [
         (
             "ip route del 10.244.0.0/16 dev flannel0",
-            "ip route append 10.244.0.0/16 dev flannel0 src 10.244.1.0 proto 2",
+            "ip route prepend 10.244.0.0/16 dev flannel0 src 10.244.1.0 proto 2",
         ),
         (
             "ip route del 10.244.1.0/24",
-            "ip route append 10.244.1.0/24 dev cni0 src 10.244.1.1 proto 2",
+            "ip route prepend 10.244.1.0/24 dev cni0 src 10.244.1.1 proto 2",
         ),
         (
             "ip route del fd00:10:244:1::/64",
-            "ip route append fd00:10:244:1::/64 dev cni0 metric 256 proto 2",
+            "ip route prepend fd00:10:244:1::/64 dev cni0 metric 256 proto 2",
         ),
         (
             "ip route del fd00:10:244::/48 dev flannel0",
-            "ip route append fd00:10:244::/48 dev flannel0 metric 256 proto 2",
+            "ip route prepend fd00:10:244::/48 dev flannel0 metric 256 proto 2",
         ),
     ],
 )
@@ -93,6 +93,32 @@ def test_one_that_is_deleted_is_told_of_and_mended(
     node.replace(Desired({}))
     assert node.reconcile().failures == []
     assert not {one for one in routes(inside) if "dev other" not in one}
+
+
+@pytest.mark.parametrize("route", ["10.244.1.0/24", "fd00:10:244:1::/64"])
+def test_what_has_taken_its_place_does_not_stand_in_for_it(
+    node: Reconciler, inside: Namespace, route: str
+) -> None:
+    metric = "" if "." in route else "metric 256"
+    before = routes(inside)
+    with NetlinkSocket(groups=ROUTE_GROUPS) as sock:
+        inside.run(f"ip route replace {route} dev other {metric}")
+        assert node.any_amiss(sock.notifications())
+    assert node.reconcile().failures == []
+    assert node.plan() == []
+    assert set(before) <= set(routes(inside))
+
+
+def test_a_blackhole_of_before_makes_room(node: Reconciler, inside: Namespace) -> None:
+    """As a node has it whose pods were routed, and get a bridge."""
+    before = routes(inside)
+    inside.run(
+        "ip address del 10.244.1.1/24 dev cni0; ip route add blackhole 10.244.1.0/24 proto 112"
+    )
+    assert node.reconcile().failures == []
+    assert routes(inside) == before
+    assert inside.run("ip route show proto 112") == ""
+    assert node.plan() == []
 
 
 def test_those_of_others_are_theirs(node: Reconciler, inside: Namespace) -> None:

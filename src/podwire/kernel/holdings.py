@@ -15,17 +15,17 @@ from typing import Any
 
 from podwire.kernel import nft_elements, sysctl
 from podwire.kernel.link_messages import LinkState
-from podwire.kernel.messages import RTPROT_KERNEL
 from podwire.kernel.read import Mine
 from podwire.kernel.tables import (
     ADDRESSES,
+    CONNECTED,
     ROUTES,
     TABLE_OF,
     TABLES,
     Scope,
     SetName,
     Wanted,
-    connected_route,
+    makes_route,
 )
 from podwire.model.state import (
     ROUTE_PROTOCOL,
@@ -149,11 +149,7 @@ class Holdings:
             protocols=frozenset(self.protocols),
             sets=self.scope.sets,
             kept=frozenset(self.wanted[ADDRESSES.name]),
-            connected=frozenset(
-                (key, want.value.ifindex)
-                for key, want in self.wanted[ROUTES.name].items()
-                if want.value.protocol == RTPROT_KERNEL
-            ),
+            connected=frozenset(self.wanted[CONNECTED.name]),
         )
 
     # --- one cause ------------------------------------------------------------------------
@@ -185,9 +181,9 @@ class Holdings:
             if table is ROUTES:
                 self.protocols.add(value.protocol)
             found.setdefault(table.name, {})[key] = Wanted(value, entry.why, cause)
-            if isinstance(entry, Address) and (connected := connected_route(entry, scope)):
-                key, value = connected
-                found.setdefault(ROUTES.name, {})[key] = Wanted(value, entry.why, cause)
+            if isinstance(entry, Address) and makes_route(entry):
+                key, value = CONNECTED.wire(entry, scope)
+                found.setdefault(CONNECTED.name, {})[key] = Wanted(value, entry.why, cause)
         return found
 
     def is_contested(self, pairs: Pairs, cause: str) -> bool:
@@ -241,12 +237,8 @@ class Holdings:
         )
 
     def routes_use(self, index: int) -> bool:
-        """Whether any route leads over this link, but for those that come and go with addresses.
-        Looks at all of them."""
-        return any(
-            want.value.ifindex == index and want.value.protocol != RTPROT_KERNEL
-            for want in self.wanted[ROUTES.name].values()
-        )
+        """Whether any route leads over this link. Looks at all of them."""
+        return any(want.value.ifindex == index for want in self.wanted[ROUTES.name].values())
 
     def depends_on(self, name: str, index: int) -> bool:
         """Whether anything hangs on this link of somebody else's, which had that index."""

@@ -17,13 +17,14 @@ from typing import Any
 from podwire.kernel import link_messages, links, messages, nft, nft_elements, sysctl
 from podwire.kernel.holdings import Holdings
 from podwire.kernel.link_messages import LinkState
-from podwire.kernel.messages import NeighborKey, RouteKey, RouteValue
+from podwire.kernel.messages import ConnectedKey, NeighborKey, RouteKey, RouteValue
 from podwire.kernel.netlink import Message
 from podwire.kernel.nft_context import Nft
 from podwire.kernel.nft_elements import ElementKey
 from podwire.kernel.read import Sockets, fdb_key, port_fdb_key
 from podwire.kernel.tables import (
     ADDRESSES,
+    CONNECTED,
     ELEMENTS,
     FDB,
     NEIGHBORS,
@@ -88,8 +89,8 @@ class Judge:
                     return False
                 ours = protocol in self._holdings.protocols
                 gone = kind == messages.RTM_DELROUTE
-                if protocol == messages.RTPROT_KERNEL and self._is_anothers(key, value, gone=gone):
-                    return False
+                if self._connected_amiss(key, value, protocol, gone=gone):
+                    return True
                 if self._entry_amiss(ROUTES, key, value, gone=gone, ours=ours):
                     return key in self._wanted(ROUTES) or not self.is_pods(value.ifindex)
                 return False
@@ -170,14 +171,17 @@ class Judge:
             return messages.FdbKey(one.ifindex, one.mac) in self._wanted(FDB)
         return self._entry_amiss(FDB, entry, one.dst, gone=gone, ours=True)
 
-    def _is_anothers(self, key: RouteKey, value: RouteValue, *, gone: bool) -> bool:
-        """Whether a route that the kernel makes with addresses is not the one that is wanted: that
-        of another link, or of an address that we have just replaced."""
-        want = self._wanted(ROUTES).get(key)
-        if want is None:
-            return True
-        different: bool = value != want.value if gone else value.ifindex != want.value.ifindex
-        return different
+    def _connected_amiss(
+        self, route: RouteKey, value: RouteValue, protocol: int, *, gone: bool
+    ) -> bool:
+        """Whether this tells that a route which the kernel makes with an address is gone, or that
+        somebody else's has taken its place, which is not told."""
+        wanted = self._wanted(CONNECTED)
+        if protocol != messages.RTPROT_KERNEL:
+            return not gone and any(key.route == route for key in wanted)
+        want = wanted.get(ConnectedKey(route, value.ifindex))
+        # One with another source goes with the address that we have just replaced.
+        return want is not None and (want.value == value.src) is gone
 
     def _is_taken(self, one: messages.NeighborState) -> bool:
         """Whether a bridge's MAC, which it has once, is to be at another port than this."""

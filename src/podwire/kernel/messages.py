@@ -87,6 +87,13 @@ class RouteKey(NamedTuple):
     metric: int
 
 
+class ConnectedKey(NamedTuple):
+    """A route that the kernel makes with an address: links may have the same network each."""
+
+    route: RouteKey
+    ifindex: int
+
+
 class RouteValue(NamedTuple):
     """`via` and `src` are empty where there is none; `plain` is False for what we never make.
 
@@ -207,11 +214,22 @@ def parse_route(payload: bytes) -> tuple[RouteKey, RouteValue, int, int]:
 
 
 def add_route(key: RouteKey, value: RouteValue, *, replace: bool) -> bytes:
-    """Without `replace`, a route that is there already, whosever it is, is left and refused; but
-    one that the kernel makes with an address comes beside those of other links, as it makes it."""
-    other = NLM_F_APPEND if value.protocol == RTPROT_KERNEL else NLM_F_EXCL
-    flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else other)
+    """Without `replace`, a route that is there already, whosever it is, is left and refused."""
+    flags = NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL)
     return message(RTM_NEWROUTE, flags, _route(key, value))
+
+
+def add_connected_route(key: ConnectedKey, src: bytes) -> bytes:
+    """As the kernel makes it with an address; of several for one network, the first one."""
+    return message(RTM_NEWROUTE, NLM_F_CREATE, _route(key.route, _connected(key, src)))
+
+
+def delete_connected_route(key: ConnectedKey, src: bytes) -> bytes:
+    return delete_route(key.route, _connected(key, src))
+
+
+def _connected(key: ConnectedKey, src: bytes) -> RouteValue:
+    return RouteValue(key.ifindex, src=src, protocol=RTPROT_KERNEL)
 
 
 def delete_route(key: RouteKey, value: RouteValue) -> bytes:

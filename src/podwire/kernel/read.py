@@ -15,15 +15,23 @@ import msgspec
 from podwire.kernel import messages, nft_elements
 from podwire.kernel.messages import (
     ANY_MAC,
-    RTPROT_KERNEL,
+    ConnectedKey,
     FdbKey,
     NeighborKey,
     PortFdbKey,
-    RouteKey,
 )
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.nft_elements import ElementKey
-from podwire.kernel.tables import ADDRESSES, ELEMENTS, FDB, NEIGHBORS, PORT_FDB, ROUTES, SetName
+from podwire.kernel.tables import (
+    ADDRESSES,
+    CONNECTED,
+    ELEMENTS,
+    FDB,
+    NEIGHBORS,
+    PORT_FDB,
+    ROUTES,
+    SetName,
+)
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
@@ -33,8 +41,8 @@ class Mine(msgspec.Struct, frozen=True):
     pods' and of the VXLAN devices (`ports`: those in a bridge); routes' protocols; open sets with
     the types of their parts.
 
-    `kept` are the addresses that are ours on links where others are not; `connected` the routes,
-    each with its link's index, that the kernel makes with ours.
+    `kept` are the addresses that are ours on links where others are not; `connected` the routes
+    that the kernel makes with ours.
     """
 
     links: frozenset[int]
@@ -44,7 +52,7 @@ class Mine(msgspec.Struct, frozen=True):
     protocols: frozenset[int]
     sets: Mapping[SetName, tuple[str, ...]]
     kept: frozenset[Any]
-    connected: frozenset[tuple[RouteKey, int]]
+    connected: frozenset[ConnectedKey]
 
 
 class Sockets(msgspec.Struct, frozen=True):
@@ -112,16 +120,25 @@ def port_fdb_key(one: messages.NeighborState) -> PortFdbKey | None:
 
 def _routes(socks: Sockets, mine: Mine) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
-    by_kernel = {RTPROT_KERNEL} if mine.connected else set()
-    for protocol in sorted(mine.protocols | by_kernel):
+    for protocol in sorted(mine.protocols):
         for family in _FAMILIES:
             question = messages.get_routes(family, protocol)
             for body in socks.route.dump(messages.RTM_GETROUTE, question):
                 key, value, actual, table = messages.parse_route(body)
-                if actual != protocol or table != messages.RT_TABLE_MAIN:
-                    continue
-                if protocol in mine.protocols or (key, value.ifindex) in mine.connected:
+                if actual == protocol and table == messages.RT_TABLE_MAIN:
                     found[key] = value
+    return found
+
+
+def _connected(socks: Sockets, mine: Mine) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for family in sorted({key.route.family for key in mine.connected}):
+        question = messages.get_routes(family, messages.RTPROT_KERNEL)
+        for body in socks.route.dump(messages.RTM_GETROUTE, question):
+            route, value, _, table = messages.parse_route(body)
+            key = ConnectedKey(route, value.ifindex)
+            if key in mine.connected and table == messages.RT_TABLE_MAIN:
+                found[key] = value.src
     return found
 
 
@@ -140,5 +157,6 @@ READERS: Mapping[str, Callable[[Sockets, Mine], dict[Any, Any]]] = {
     FDB.name: _fdb,
     PORT_FDB.name: _port_fdb,
     ROUTES.name: _routes,
+    CONNECTED.name: _connected,
     ELEMENTS.name: _elements,
 }

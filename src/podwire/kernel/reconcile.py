@@ -32,6 +32,7 @@ from podwire.kernel.report import Change, Report, Transaction
 from podwire.kernel.tables import (
     ADDRESSES,
     BY_NAME,
+    CONNECTED,
     ELEMENTS,
     FDB,
     NEIGHBORS,
@@ -105,7 +106,7 @@ class Reconciler:
                 if table is ADDRESSES:
                     coming.add(op.ifindex)
                 # A set that is made has its elements from the beginning.
-                follows = op.is_connected and op.ifindex in coming
+                follows = table is CONNECTED and op.ifindex in coming
                 if not follows and (table is not ELEMENTS or op.key[:3] not in made):
                     changes.append(Change(table.kind, op.action, op.line(names), op.why))
         for one in self._judge.wrong_sysctls():
@@ -138,7 +139,9 @@ class Reconciler:
         applier.entries(self._diff(ADDRESSES, mine), names)
         # Read after the addresses are right: changing one makes the kernel drop routes.
         rest = (
-            op for table in (NEIGHBORS, FDB, PORT_FDB, ROUTES) for op in self._diff(table, mine)
+            op
+            for table in (NEIGHBORS, FDB, PORT_FDB, ROUTES, CONNECTED)
+            for op in self._diff(table, mine)
         )
         applier.entries(rest, names)
         report.seconds = time.perf_counter() - started

@@ -24,6 +24,7 @@ from podwire.kernel.messages import (
     RTN_BLACKHOLE,
     RTPROT_KERNEL,
     AddressKey,
+    ConnectedKey,
     FdbKey,
     NeighborKey,
     PortFdbKey,
@@ -125,11 +126,6 @@ class Op(msgspec.Struct, frozen=True):
         index: int = self.value.ifindex if self.table is ROUTES else self.key.ifindex
         return index
 
-    @property
-    def is_connected(self) -> bool:
-        """Whether it is about a route that the kernel makes with an address."""
-        return self.table is ROUTES and self.value.protocol == RTPROT_KERNEL
-
 
 def diff(table: Table, wanted: Mapping[Any, Wanted], actual: Mapping[Any, Any]) -> list[Op]:
     """The operations that turn `actual` into `wanted`; deletions first, to be out of the way."""
@@ -222,26 +218,36 @@ def _route_wire(entry: Route | Blackhole, scope: Scope) -> Pair:
     return key, value
 
 
-def connected_route(entry: Address, scope: Scope) -> Pair | None:
-    """The route to an address's network, which the kernel makes with the address and takes away
-    with it, but does not make anew for one who deletes it. None for a network of one address,
-    which nothing needs a route to.
+def makes_route(entry: Address) -> bool:
+    """Whether the kernel makes a route with an address, to its network. It takes it away with the
+    address, and does not make it anew for one who deletes it.
+
+    Not of a network of one address, which needs none.
     """
-    network = entry.ip.network
-    if network.prefixlen == network.max_prefixlen:
-        return None
-    is_ipv4 = network.version == 4
+    return entry.ip.network.prefixlen < entry.ip.max_prefixlen
+
+
+def _connected_wire(entry: Address, scope: Scope) -> Pair:
+    network, is_ipv4 = entry.ip.network, entry.ip.version == 4
     metric = 0 if is_ipv4 else IPV6_CONNECTED_METRIC
     dst = network.network_address.packed
-    key = RouteKey(_FAMILY[network.version], dst, network.prefixlen, metric)
-    src = entry.ip.ip.packed if is_ipv4 else b""
-    return key, RouteValue(scope[entry.dev], src=src, protocol=RTPROT_KERNEL)
+    route = RouteKey(_FAMILY[network.version], dst, network.prefixlen, metric)
+    return ConnectedKey(route, scope[entry.dev]), entry.ip.ip.packed if is_ipv4 else b""
+
+
+def _connected_line(action: str, key: ConnectedKey, src: bytes, names: Names) -> str:
+    route, dev = key.route, names.get(key.ifindex, "?")
+    verb = "del" if action == "delete" else "prepend"
+    parts = [f"ip route {verb} {ip_address(route.dst)}/{route.prefixlen} dev {dev}"]
+    if src:
+        parts.append(f"src {ip_address(src)}")
+    if route.metric:
+        parts.append(f"metric {route.metric}")
+    return f"{' '.join(parts)} proto {RTPROT_KERNEL}"
 
 
 def _route_line(action: str, key: RouteKey, value: RouteValue, names: Names) -> str:
     verb = {"add": "add", "change": "replace", "delete": "del"}[action]
-    if value.protocol == RTPROT_KERNEL and action == "add":
-        verb = "append"
     parts = [f"ip route {verb}"]
     if value.kind == RTN_BLACKHOLE:
         parts.append("blackhole")
@@ -254,8 +260,6 @@ def _route_line(action: str, key: RouteKey, value: RouteValue, names: Names) -> 
         parts.append(f"src {ip_address(value.src)}")
     if value.onlink and action != "delete":
         parts.append("onlink")
-    if key.metric == IPV6_CONNECTED_METRIC:
-        parts.append(f"metric {key.metric}")
     parts.append(f"proto {value.protocol}")
     return " ".join(parts)
 
@@ -310,6 +314,15 @@ ROUTES = Table(
     messages.delete_route,
     _route_line,
 )
+CONNECTED = Table(
+    "connected",
+    "route",
+    _connected_wire,
+    messages.add_connected_route,
+    messages.add_connected_route,
+    messages.delete_connected_route,
+    _connected_line,
+)
 ELEMENTS = Table(
     "element",
     "nft",
@@ -323,7 +336,7 @@ ELEMENTS = Table(
 
 #: In the order in which entries are added: a route is the last to appear, when what it leads to
 #: is there, and the first to go.
-TABLES = (ADDRESSES, ELEMENTS, NEIGHBORS, FDB, PORT_FDB, ROUTES)
+TABLES = (ADDRESSES, ELEMENTS, NEIGHBORS, FDB, PORT_FDB, ROUTES, CONNECTED)
 BY_NAME = {table.name: table for table in TABLES}
 
 TABLE_OF: dict[type, Table] = {
