@@ -226,6 +226,6 @@ def test_what_is_forged_is_dropped_and_counted(scene: Scene) -> None:
         "packets from a pod with a source not its own (spoofed_ip)",
         "ARP from a pod about an address not its own (spoofed_arp)",
         "the datagram came from an address that holds no lease (not_a_peer)",
-        "VXLAN packets from an address that is no node's (vxlan_stranger)",
+        "VXLAN packets from an address that was no known node's (vxlan_stranger)",
     ):
         assert re.search(rf"dropped \d+: {re.escape(meaning)}", text), text

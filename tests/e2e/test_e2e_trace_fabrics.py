@@ -124,6 +124,18 @@ def test_a_gateway_that_nobody_answers_for(calico: Site) -> None:
     assert remedy.startswith(f"sysctl -w net.ipv4.conf.{dev}.proxy_arp=1")
 
 
+def test_a_gateway_that_the_node_has_no_route_to(calico: Site) -> None:
+    forget = "ip neigh flush dev eth0"
+    with calico.broken("node1", "ip route del default", "ip route add default via 172.18.0.1"):
+        calico.podwire.ok("exec", "a", "--", "sh", "-c", forget)
+        cause, text, remedy = calico.dropped("a", "b")
+        assert "no answer for their gateway" in calico.failing("node1", "forwarding")
+    calico.podwire.ok("exec", "a", "--", "sh", "-c", forget)
+    assert cause is Cause.NO_NEIGHBOR
+    assert "proxy ARP takes a route to it on node1" in text
+    assert remedy.startswith("ip route add default via GATEWAY")
+
+
 def test_neighbours_that_are_wrong(calico: Site) -> None:
     b, dev = calico.ips["b"], calico.device_of("node2", calico.ips["b"])
     wrong = "lladdr 02:02:02:02:02:02 nud permanent"
@@ -203,6 +215,34 @@ def test_a_tunnel_whose_process_is_stuck(tunnel: Site) -> None:
         cause, text, _ = tunnel.dropped("a", "b")
         assert "its process does not answer" in tunnel.failing("node1", "tunnel")
     assert (cause, "does not forward" in text) == (Cause.TUNNEL, True)
+
+
+# --- one segment ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def weave(make_site: Callable[..., Site]) -> Site:
+    site = make_site(profile="weave")
+    for node in ("node1", "node2"):
+        site.podwire.ok("agent", "hold", "--node", node)
+    return site
+
+
+@pytest.mark.parametrize("node", ["node1", "node2"])
+def test_a_segment_that_is_cut_off_from_its_bridge(weave: Site, node: str) -> None:
+    with weave.broken(node, "ip link set vxlan-6784 nomaster"):
+        cause, text, remedy = weave.dropped("a", "b")
+    assert cause is Cause.LINK_MISSING
+    assert text.startswith(f"vxlan-6784 of {node} is no port of weave")
+    assert remedy.startswith("ip link set vxlan-6784 master weave")
+
+
+def test_a_segment_over_an_underlay_that_takes_less(weave: Site) -> None:
+    with weave.broken("node1", "ip link set eth0 mtu 1400", "ip link set eth0 mtu 1500"):
+        cause, text, remedy = weave.dropped("a", "b", "--size", "1376")
+    assert cause is Cause.TOO_BIG
+    assert "eth0 of node1 takes 1400 (its MTU): 1376 and the 50 of the tunnel" in text
+    assert remedy.startswith("give eth0 its MTU of old")
 
 
 # --- several ways ---------------------------------------------------------------------------------

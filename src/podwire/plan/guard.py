@@ -26,7 +26,7 @@ _RAW = -300  # nft's name for the priority before conntrack
 
 PEERS = {4: "peers4", 6: "peers6"}
 STRANGER = NftCounter(
-    name="vxlan_stranger", meaning="VXLAN packets from an address that is no node's"
+    name="vxlan_stranger", meaning="VXLAN packets from an address that was no known node's"
 )
 
 

@@ -76,7 +76,7 @@ _AT = {
     ("NOT_SPECIFIED", "br_nf_dev_queue_xmit"): _TOO_BIG,
     ("NOT_SPECIFIED", "br_dev_queue_push_xmit"): _TOO_BIG,
     ("NOT_SPECIFIED", "br_handle_frame_finish"): Reason(
-        "a bridge does not send it back out of its port, or keeps ports isolated"
+        "the bridge's port for its MAC takes none: down, isolated, or the one that it came by"
     ),
     ("IP_INNOROUTES", "ip6_pkt_prohibit"): Reason("a route says prohibit", (Cause.BLACKHOLE,)),
     ("IP_INHDR", "ip_forward"): Reason("its TTL has run out", (Cause.TTL, Cause.WRONG_ROUTE)),
@@ -115,7 +115,13 @@ _REASONS = {
     "BRIDGE_INGRESS_STP_STATE": Reason("the bridge or its port is down", (Cause.LINK_DOWN,)),
     "OTHERHOST": Reason(
         "the frame is for another MAC",
-        (Cause.WRONG_NEIGHBOR, Cause.WRONG_FDB, Cause.NO_NEIGHBOR, Cause.WRONG_ROUTE),
+        (
+            Cause.WRONG_NEIGHBOR,
+            Cause.WRONG_FDB,
+            Cause.NO_NEIGHBOR,
+            Cause.WRONG_ROUTE,
+            Cause.LINK_MISSING,
+        ),
     ),
     "VXLAN_VNI_NOT_FOUND": Reason(
         "no VXLAN device has its VNI", (Cause.LINK_MISSING, Cause.LINK_DOWN)

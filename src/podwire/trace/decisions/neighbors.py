@@ -10,13 +10,15 @@ from podwire.kernel.observe import lookup
 from podwire.kernel.observe.interfaces import InterfaceState
 from podwire.kernel.observe.lookup_messages import NUD_FAILED, NUD_INCOMPLETE, NeighborAnswer
 from podwire.model.cluster import Attachment
-from podwire.model.state import IPAddress, format_mac
+from podwire.model.state import IPAddress, Neighbor, format_mac
 from podwire.plan.wiring import routed
 from podwire.trace import iproute
 from podwire.trace.decisions import mend
 from podwire.trace.decisions.devices import cable_problem, device_problem
+from podwire.trace.decisions.straying import unbridged
 from podwire.trace.decisions.vantage import Vantage
 from podwire.trace.decisions.ways import lost_address
+from podwire.trace.intent import Intent
 from podwire.trace.model import Cause, Decision, Problem
 
 
@@ -79,7 +81,10 @@ def unanswered(v: Vantage, out: InterfaceState, ip: IPAddress) -> Problem:
     remedy = f"is a pod of that address running? podwire explain ip {ip}"
     if home.config is not None and not any(ip in one for one in home.config.network):
         remedy = f"is a host of that address up, and on the same network as {out.name}?"
-    if (pod := home.pod_at(ip)) is not None:
+    if (remote := _elsewhere(home, ip)) is not None:
+        who, why = f"{remote.why.object} has it, and {remote.why.reason}", remote.why
+        remedy = f"is that pod up? podwire explain ip {ip}"
+    elif (pod := home.pod_at(ip)) is not None:
         who = f"pod {pod.pod} is wired to {pod.host_ifname} and does not answer"
         remedy = v.remedies.by_hand(f"ip address show {pod.ifname}", f"in pod {pod.pod}")
     elif v.is_pod and ip == routed.gateway(ip.version):
@@ -158,4 +163,23 @@ def _at_the_node(v: Vantage, node: Vantage, ip: IPAddress) -> Problem | None:
     if own is not None and ip == routed.gateway(ip.version):
         return _no_proxy(node, own, ip)
     other = node.intent.pod_at(ip)
-    return cable_problem(node, other) if other is not None else None
+    if other is not None:
+        return cable_problem(node, other)
+    return _cut_off(node) if _elsewhere(node.intent, ip) is not None else None
+
+
+def _elsewhere(intent: Intent, ip: IPAddress) -> Neighbor | None:
+    """The entry for a pod of another node, in one segment of all pods: it is answered for here."""
+    config = intent.config
+    return intent.neighbor(config.bridge, ip) if config is not None else None
+
+
+def _cut_off(node: Vantage) -> Problem | None:
+    """What keeps the segment's VXLAN device from its bridge."""
+    for link in node.intent.tunnels():
+        state = node.interface(link.name)
+        if state is None or not state.up:
+            return device_problem(node, link.name)
+        if (alone := unbridged(node, state)) is not None:
+            return alone
+    return None

@@ -108,6 +108,8 @@ def _in_the_tunnels_words(
     more = outer.length - flow.length
     link = v.intent.link(tunnel.name)
     drifted = link is not None and link.mtu is not None and tunnel.mtu > link.mtu
+    # A bridge would drop it then, and tell nobody.
+    drifted = drifted and not tunnel.master
     told = v.problem(
         Cause.TOO_BIG,
         f"{problem.text}: {flow.length} and the {more} of the tunnel",

@@ -135,7 +135,10 @@ def _in_a_lease(about: Knowledge, ip: IPAddress) -> Explanation | None:
         who = what or "no pod has it"
         text = f"an address of {node.name}'s subnet {subnet}: {who}"
         return Explanation(text=text, details=details)
-    route = about.intent.way(ip)
+    config = about.intent.config
+    # In one segment of all pods each has entries of its own.
+    own = about.intent.neighbor(config.bridge, ip) if config is not None else None
+    wanted = own or about.intent.way(ip)
     text = {
         _BASE: f"{node.name}'s end of the tunnel: next hop of the routes to its pods",
         _GATEWAY: f"the gateway of {node.name}'s pods: its address on its bridge",
@@ -144,7 +147,7 @@ def _in_a_lease(about: Knowledge, ip: IPAddress) -> Explanation | None:
         details.append((USE, "which pod has it, if any, the cluster's API knows"))
     return Explanation(
         text=text,
-        why=route.why if route is not None else None,
+        why=wanted.why if wanted is not None else None,
         details=[*details, ("reached", f"at {' and '.join(sorted(map(str, endpoints(node))))}")],
     )
 
