@@ -1,7 +1,7 @@
 """The kernel, kept as it is wanted: compared as a whole, or a cause at a time; or held as it is.
 
 What lives here: when the whole is compared, what is told of it, and what the kernel refused. What
-does not: what is wanted (`podwire.plan`), and who says that something is amiss (`daemon`).
+does not: what is wanted (`podwire.plan`), and who says that something is amiss (`notices`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """This node's lease, told: to peers, then to the runtime, then to the scheduler.
 
 What lives here: the order, what is left out where it is known already, and trying again. What does
-not: when the lease changes, and what the agent says of itself (`daemon`).
+not: when the lease changes, and what the agent says of itself (`readiness`).
 """
 
 from __future__ import annotations
