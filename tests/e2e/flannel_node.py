@@ -91,20 +91,19 @@ def read_node(node: Mapping[str, Any]) -> Seen | None:
     if found.get(f"{PREFIX}/kube-subnet-manager") != "true":
         return None
     ways = []
-    for cidr, address, data in zip(
-        node["spec"]["podCIDRs"],
-        ("public-ip", "public-ipv6"),
-        ("backend-data", "backend-v6-data"),
-        strict=False,
-    ):
-        vtep = msgspec.json.decode(found[f"{PREFIX}/{data}"], type=Vtep | None)
-        ways.append(Way(ip_network(cidr), ip_address(found[f"{PREFIX}/{address}"]), vtep))
+    for subnet in map(ip_network, node["spec"]["podCIDRs"]):
+        v6 = subnet.version == 6
+        # Where its network has no IPv4, flanneld reads nothing of that.
+        data = found[f"{PREFIX}/{'backend-v6-data' if v6 else 'backend-data'}"]
+        address = ip_address(found[f"{PREFIX}/{'public-ipv6' if v6 else 'public-ip'}"])
+        assert address.version == subnet.version
+        ways.append(Way(subnet, address, msgspec.json.decode(data, type=Vtep | None)))
     return Seen(found[f"{PREFIX}/backend-type"], tuple(ways))
 
 
 class FlannelNode:
     """In `namespace`, whose underlay is eth0, and a pod in `pod`; an address of the underlay and a
-    subnet a family, IPv4 first."""
+    subnet a family, IPv4 first. `direct` is vxlan's DirectRouting: every peer is a neighbour."""
 
     def __init__(
         self,
@@ -114,7 +113,10 @@ class FlannelNode:
         network: str,
         addresses: Sequence[str],
         subnets: Sequence[str],
+        *,
+        direct: bool = False,
     ) -> None:
+        self._direct = direct
         self.namespace = namespace
         self.pod = pod
         self.backend = backend
@@ -130,7 +132,7 @@ class FlannelNode:
 
     @property
     def mtu(self) -> int:
-        vxlan = 70 if len(self.subnets) > 1 else 50
+        vxlan = 70 if any(one.version == 6 for one in self.subnets) else 50
         return 1500 - {"vxlan": vxlan, "host-gw": 0, "udp": 28}[self.backend]
 
     # What it publishes.
@@ -216,9 +218,9 @@ class FlannelNode:
         assert self.backend in ("udp", peer.backend), peer
         assert len(peer.ways) == len(self.subnets), peer
         for way in peer.ways:
-            if self.backend == "vxlan":
+            if self.backend == "vxlan" and not self._direct:
                 self._follow_vtep(way)
-            elif self.backend == "host-gw":
+            elif self.backend != "udp":
                 self.namespace.run(f"ip route replace {way.subnet} via {way.public_ip} dev eth0")
             else:
                 assert self._daemon is not None and self._daemon.stdin is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -25,11 +25,17 @@ from .waiting import until
 pytestmark = pytest.mark.root
 
 BACKENDS = ("vxlan", "host-gw", "udp")
-#: Who shares what: the store, the backend, and the IP versions of underlay and pods.
+#: vxlan with DirectRouting, in which all nodes here are neighbours.
+DIRECT = "vxlan, direct"
+#: Who shares what: the store, the backend, and the IP versions of underlay and pods. In etcd,
+#: flanneld can't run a network without IPv4.
 SHARED = [
     *((kind, backend, (4,)) for kind in ("etcd", "kube") for backend in BACKENDS),
     ("etcd", "vxlan", (4, 6)),
     ("kube", "host-gw", (4, 6)),
+    ("etcd", DIRECT, (4, 6)),
+    ("kube", "vxlan", (6,)),
+    ("kube", "host-gw", (6,)),
 ]
 
 
@@ -60,7 +66,8 @@ class InEtcd:
 
     @classmethod
     def config(cls, backend: str, versions: Sequence[int]) -> dict[str, Any]:
-        found: dict[str, Any] = {"Network": cls.networks[4], "Backend": {"Type": backend}}
+        chosen = {"Type": backend.partition(",")[0], "DirectRouting": backend == DIRECT}
+        found: dict[str, Any] = {"Network": cls.networks[4], "Backend": chosen}
         return found | (
             {"EnableIPv6": True, "IPv6Network": cls.networks[6]} if 6 in versions else {}
         )
@@ -182,10 +189,11 @@ def make_pair(
                 # For its namespace and its addresses: no agent is started there at first.
                 nodes.add("node2", None).namespace,
                 make_namespace(),
-                backend,
-                store.networks[4],
+                backend.partition(",")[0],
+                store.networks[versions[0]],
                 nodes.addresses("node2"),
                 [store.subnets[version] for version in versions],
+                direct=backend == DIRECT,
             )
             stack.enter_context(started(flannel))
             return Pair(store, nodes, flannel)
@@ -206,6 +214,9 @@ def test_podwire_and_flannel_share_a_network(
     if isinstance(pair.store, InEtcd):
         assert pair.store.time_to_live(seen) == 24 * 3600
     pair.reach_each_other()
+    if backend == DIRECT:
+        for subnet, address in zip(flannel.subnets, flannel.addresses, strict=True):
+            assert f"via {address} dev eth0" in _route(pair.agent.namespace, subnet)
 
     # Each node routes; with udp, its daemon at either end is a hop as well.
     hops = 4 if backend == "udp" else 2
@@ -249,9 +260,13 @@ def test_a_node_of_flannel_becomes_one_of_podwire(
     assert "refused by the kernel" not in agent.log
 
 
+def _route(node: Namespace, subnet: IPv4Network | IPv6Network) -> str:
+    return node.run(f"ip -{subnet.version} route show {subnet}")
+
+
 def _knows(pair: Pair) -> bool:
     """Whether anything in Podwire's node's kernel is for Flannel's pods."""
     node, flannel = pair.agent.namespace, pair.flannel
-    routes = [node.run(f"ip route show {subnet}") for subnet in flannel.subnets]
+    routes = [_route(node, subnet) for subnet in flannel.subnets]
     fdb = node.run("bridge fdb show")
     return any(routes) or any(mac in fdb for mac in flannel.macs.values())
