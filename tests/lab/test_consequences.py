@@ -33,7 +33,7 @@ PODS = [f"default/pod{number}" for number in range(1, 7)]
             {"profile": "flannel-host-gw"},
             {"profile": "calico"},
             "10.244.0.0/16",
-            ["with their addresses where blocks can"],
+            ["with their addresses where no other node"],
         ),
         (
             {},

@@ -18,6 +18,13 @@ from podwire.model.cluster import Underlay
 from podwire.plan.change import speaks_otherwise
 from podwire.plan.node import pod_mtu
 
+#: What becomes of the addresses of pods that are made anew in a network that has them.
+_KEPT = {
+    "node-subnet": "with their addresses where these are in their nodes' subnets",
+    "blocks": "with their addresses where no other node claims these blocks",
+    "cluster-range": "with their addresses where these are in their nodes' ranges",
+}
+
 
 def remade(before: Shape, after: Shape) -> bool:
     """Whether the change has kubelets make pods anew."""
@@ -30,8 +37,8 @@ def consequences(before: Shape, after: Shape, pods: Sequence[str]) -> list[str]:
     found = []
     if speaks_otherwise(old, new):
         found.append(
-            "Nodes change one after the other. Until the last one has, pods on nodes that have"
-            " and on nodes that have not do not reach each other."
+            "Nodes change one after the other, which takes about a second each. Until the last one"
+            " has, pods on nodes that have and on nodes that have not do not reach each other."
         )
     if not pods:
         return [*found, "No pod runs in the pod network."]
@@ -40,8 +47,7 @@ def consequences(before: Shape, after: Shape, pods: Sequence[str]) -> list[str]:
     if remade(before, after):
         return [
             *found,
-            f"Made anew, with their addresses where {new.ipam} can give them to their nodes:"
-            f" {enumerated(pods)}.",
+            f"Made anew, {_KEPT[new.ipam]}: {enumerated(pods)}.",
         ]
     found.append("Pods go on running, with their addresses.")
     if old.wiring != new.wiring:

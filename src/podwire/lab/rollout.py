@@ -53,7 +53,7 @@ def set_shape(lab: LabInfo, shape: Shape, progress: Progress) -> None:
         anew = consequences.remade(record.shape, shape)
         # Those of the dead are made anew when their nodes boot.
         awaited = [
-            pod.name
+            pod
             for pod in (running.pods(lab) if anew else ())
             if pod.ready and pod.node not in record.faults.dead
         ]

@@ -21,11 +21,12 @@ from podwire.model.state import IPNetwork
 
 
 class Running(NamedTuple):
-    """A pod, by NAMESPACE/NAME."""
+    """A pod, by NAMESPACE/NAME. `runs` are the ids of its containers' present runs."""
 
     name: str
     node: str
     ready: bool
+    runs: frozenset[str]
 
 
 def pods(lab: LabInfo) -> list[Running]:
@@ -36,7 +37,7 @@ def pods(lab: LabInfo) -> list[Running]:
 
     async def living(client: KubeClient) -> list[Running]:
         return [
-            Running(_key(pod), pod["spec"]["nodeName"], is_ready(pod))
+            Running(_key(pod), pod["spec"]["nodeName"], is_ready(pod), _runs(pod))
             for pod in (await client.list(PODS)).items
             if _lives(pod)
         ]
@@ -46,26 +47,32 @@ def pods(lab: LabInfo) -> list[Running]:
 
 def wait_until_back(
     lab: LabInfo,
-    names: Collection[str],
+    before: Collection[Running],
     network: Collection[IPNetwork],
     *,
     timeout_s: float,
     tell: Callable[[Collection[str]], None],
 ) -> None:
-    """Wait until these pods, or what is not deleted of them, are ready with addresses of `network`.
+    """Wait until these pods, or what is not deleted of them, have been made anew: are ready, with
+    other runs of their containers than `before` and addresses of `network`.
 
     `tell` is told whom is waited for. Raises NotReadyError.
     """
-    awaited = set(names)
+    awaited = {pod.name: pod.runs for pod in before}
 
     def look(pod: Json, *, deleted: bool = False) -> None:
-        if deleted or not _lives(pod) or (is_ready(pod) and _is_in(pod, network)):
-            awaited.discard(_key(pod))
+        name = _key(pod)
+        if name in awaited and (deleted or not _lives(pod) or is_new(pod, awaited[name])):
+            del awaited[name]
             tell(awaited)
+
+    def is_new(pod: Json, runs: frozenset[str]) -> bool:
+        return is_ready(pod) and runs.isdisjoint(_runs(pod)) and _is_in(pod, network)
 
     async def wait(client: KubeClient) -> None:
         listed = await client.list(PODS)
-        awaited.intersection_update(map(_key, listed.items))
+        for name in awaited.keys() - set(map(_key, listed.items)):
+            del awaited[name]
         for pod in listed.items:
             look(pod)
         if not awaited:
@@ -93,6 +100,11 @@ def wait_until_back(
 
 def _key(pod: Json) -> str:
     return f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+
+
+def _runs(pod: Json) -> frozenset[str]:
+    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
+    return frozenset(one["containerID"] for one in statuses if one.get("containerID"))
 
 
 def _lives(pod: Json) -> bool:
