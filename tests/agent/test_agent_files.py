@@ -1,13 +1,12 @@
-"""`subnet.env` as flanneld writes it, and files that are replaced as a whole."""
+"""`subnet.env` as flanneld writes it."""
 
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 
 import msgspec
 
-from podwire.agent.files import subnet_env, write_atomically
+from podwire.agent.files import subnet_env
 from podwire.model.cluster import Lease, NetworkConfig, Underlay
 
 CONFIG = NetworkConfig(
@@ -45,35 +44,3 @@ def test_subnet_env_of_two_families_without_masquerade() -> None:
         "FLANNEL_MTU=1450\n"
         "FLANNEL_IPMASQ=false\n"
     )
-
-
-def test_a_file_is_written_with_its_directory_and_mode_and_leaves_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "made" / "here" / "subnet.env"
-    assert write_atomically(path, "A=1\n", 0o640)
-    assert path.read_text() == "A=1\n"
-    assert path.stat().st_mode & 0o777 == 0o640
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_file_that_is_as_it_should_be_is_not_touched(tmp_path: Path) -> None:
-    path = tmp_path / "subnet.env"
-    write_atomically(path, "A=1\n")
-    before = path.stat()
-    assert not write_atomically(path, "A=1\n")
-    assert path.stat().st_ino == before.st_ino
-
-
-def test_whoever_has_the_old_file_open_reads_the_whole_of_it(tmp_path: Path) -> None:
-    path = tmp_path / "subnet.env"
-    write_atomically(path, "A=1\n")
-    with path.open() as reader:
-        assert write_atomically(path, "A=2\n")
-        assert reader.read() == "A=1\n"
-    assert path.read_text() == "A=2\n"
-
-
-def test_what_is_no_text_is_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "subnet.env"
-    path.write_bytes(b"\xff\xfe")
-    assert write_atomically(path, "A=1\n")
-    assert path.read_text() == "A=1\n"

@@ -8,7 +8,7 @@ import os
 from ipaddress import ip_interface
 from pathlib import Path
 
-from podwire.errors import InputError, PodwireError
+from podwire.errors import InputError
 from podwire.model.cluster import NetworkConfig
 from podwire.model.state import IPNetwork
 from podwire.plan.wiring.bridge import gateway
@@ -66,24 +66,3 @@ def make_directory(path: Path, option: str, *, longest: str = "") -> None:
             field=option,
             remedy="choose a directory that can be written to",
         ) from error
-
-
-def write_atomically(path: Path, text: str, mode: int = 0o644) -> bool:
-    """Replace the file's content as a whole; False where it was already so.
-
-    Raises PodwireError.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if path.exists() and path.read_bytes() == text.encode():
-            return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text)
-            temporary.chmod(mode)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise PodwireError(f"cannot write {path}: {error.strerror or error}") from error
-    return True

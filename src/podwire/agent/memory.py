@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from podwire.agent.files import write_atomically
 from podwire.errors import PodwireError
+from podwire.files import write_atomically
 from podwire.log import fields
 from podwire.model.cluster import NetworkConfig
 from podwire.model.fabric import Fabric
@@ -58,7 +58,7 @@ class FabricMemory:
     def _save(self, network: NetworkConfig, protocols: tuple[int, ...]) -> None:
         self._known = Remembered(network.fabric, tuple(map(str, network.network)), protocols)
         try:
-            write_atomically(self._path, msgspec.json.encode(self._known).decode() + "\n")
+            write_atomically(self._path, msgspec.json.encode(self._known) + b"\n")
         except PodwireError as error:
             log.warning("fabric not remembered", extra=fields(error=error))
 

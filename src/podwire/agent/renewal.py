@@ -18,13 +18,14 @@ import msgspec
 from podwire.agent.allocation import Allocation
 from podwire.agent.config import AgentConfig
 from podwire.agent.fabrics import stored_fabric
-from podwire.agent.files import read_subnet_env, subnet_env, write_atomically
+from podwire.agent.files import read_subnet_env, subnet_env
 from podwire.agent.lease import check_mtu, check_subnets, network_config, relevant, wanted_lease
 from podwire.agent.pods import Pods
 from podwire.agent.publication import Publication
 from podwire.agent.worker import KernelWorker
 from podwire.cluster.source import LeaseSource
 from podwire.errors import ApiUnavailableError, PodwireError, StoreUnavailableError
+from podwire.files import write_atomically
 from podwire.kernel.attach import find_link
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.underlay import find_underlay
@@ -133,7 +134,8 @@ class Renewal:
         """Let others know the lease; None, or why that could not be done and is tried again."""
         self._publication.begin()
         try:
-            write_atomically(self._config.subnet_file, subnet_env(network))
+            content = subnet_env(network).encode()
+            write_atomically(self._config.subnet_file, content, parents=True)
             await self._publication.publish(network, again=again)
         except PodwireError as error:
             # Peers that know the old lease still reach us; the kernel here is right already.

@@ -26,6 +26,7 @@ from pathlib import Path
 from podwire.cni import shim
 from podwire.cni.types import PLUGIN_TYPE
 from podwire.errors import InputError, PodwireError, UnsupportedError
+from podwire.files import write_atomically
 
 CONFLIST_NAME = "10-podwire.conflist"
 NETWORK_NAME = "podwire"
@@ -75,7 +76,7 @@ def uninstall(bin_dir: Path, conf_dir: Path) -> list[Path]:
 
 def write_conflist(conf_dir: Path) -> bool:
     """Announce the network to runtimes; False where that was done already. Raises PodwireError."""
-    return _replace(conf_dir / CONFLIST_NAME, conflist(), 0o644)
+    return write_atomically(conf_dir / CONFLIST_NAME, conflist(), parents=True)
 
 
 def remove_conflist(conf_dir: Path) -> bool:
@@ -99,7 +100,7 @@ def install_executable(bin_dir: Path, socket_path: Path = DEFAULT_SOCKET) -> boo
         executable = _with_socket(binary, path)
     else:
         executable = _python_executable(socket_path)
-    return _replace(bin_dir / PLUGIN_TYPE, executable, 0o755)
+    return write_atomically(bin_dir / PLUGIN_TYPE, executable, 0o755, parents=True)
 
 
 def remove_executable(bin_dir: Path) -> bool:
@@ -165,23 +166,6 @@ def _compile(compiler: str, target: Path) -> None:
             f"the CNI executable does not compile: {done.stderr.strip()}",
             remedy="install the C library's headers and static library (apt install libc6-dev)",
         )
-
-
-def _replace(path: Path, content: bytes, mode: int) -> bool:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if path.exists() and path.read_bytes() == content and path.stat().st_mode & 0o777 == mode:
-            return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            temporary.chmod(mode)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise PodwireError(f"cannot write {path}: {error.strerror or error}") from error
-    return True
 
 
 def _remove(path: Path) -> bool:

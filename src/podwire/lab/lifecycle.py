@@ -24,6 +24,7 @@ from contextlib import suppress
 import msgspec
 
 from podwire.errors import InputError, LabError
+from podwire.files import write_atomically
 from podwire.lab import checks, etcd_forget, programs, rollout
 from podwire.lab.asking import ask
 from podwire.lab.faults import ETCD
@@ -34,7 +35,6 @@ from podwire.lab.registry import (
     LabRecord,
     NodeRecord,
     check_name,
-    write_atomically,
 )
 from podwire.lab.rollout import apply, locked
 from podwire.lab.shape import Shape, check_room
@@ -184,7 +184,7 @@ def _create(lab: LabInfo, node_count: int, shape: Shape) -> LabRecord:
         shape=shape,
     )
     lab.write(record)
-    write_atomically(lab.dir / "token", secrets.token_urlsafe(32).encode())
+    write_atomically(lab.dir / "token", secrets.token_urlsafe(32).encode(), 0o600)
     return record
 
 
@@ -228,7 +228,7 @@ def _with_port(lab: LabInfo, record: LabRecord) -> LabRecord:
     record = msgspec.structs.replace(record, api_port=port)
     lab.write(record)
     token = (lab.dir / "token").read_text().strip()
-    write_atomically(lab.kubeconfig, _kubeconfig(lab, port, token).encode())
+    write_atomically(lab.kubeconfig, _kubeconfig(lab, port, token).encode(), 0o600)
     return record
 
 

@@ -31,6 +31,7 @@ from functools import partial
 from pathlib import Path
 
 from podwire.errors import KernelError, LabError
+from podwire.files import write_atomically
 from podwire.kernel.netns import open_netns
 from podwire.lab import namespaces as ns
 from podwire.lab.processes import LAB_ID, LAB_PROCESS, Process
@@ -39,7 +40,6 @@ from podwire.lab.registry import (
     LabInfo,
     LabRecord,
     NodeRecord,
-    write_atomically,
 )
 from podwire.lab.underlay import unplug
 
@@ -97,7 +97,7 @@ def start_holder(lab: LabInfo, record: LabRecord, node: NodeRecord) -> Process:
     process = Process.of(pid)
     if process is None:
         raise LabError(f"{node.name}: its holder ended as soon as it was started")
-    write_atomically(disk / "holder.pid", str(process).encode())
+    write_atomically(disk / "holder.pid", str(process).encode(), 0o600)
     return process
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 import msgspec
 
 from podwire.errors import InputError, LabError
+from podwire.files import write_atomically
 from podwire.lab.addressing import Segment, mac, readdressed, segment
 from podwire.lab.faults import Faults
 from podwire.lab.shape import Shape
@@ -163,16 +164,8 @@ class LabInfo:
             return None
 
     def write(self, record: LabRecord) -> None:
-        write_atomically(self.dir / _RECORD, msgspec.json.format(msgspec.json.encode(record)))
-
-
-def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace a file so that a reader, or a crash, sees the old content or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-    temporary.replace(path)
+        content = msgspec.json.format(msgspec.json.encode(record))
+        write_atomically(self.dir / _RECORD, content, 0o600)
 
 
 def check_name(name: str) -> str:

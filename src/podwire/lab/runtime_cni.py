@@ -24,9 +24,9 @@ from pathlib import Path
 
 import msgspec
 
+from podwire.files import write_atomically
 from podwire.lab.cni_network import IDENTIFIER, Attachment, CniError, Json, Network, parse_network
 from podwire.lab.cni_plugin import execute, plugin_error
-from podwire.lab.registry import write_atomically
 
 _CACHE_KIND = "cniCacheV1"
 
@@ -200,7 +200,7 @@ class CniRuntime:
             "capabilityArgs": attachment.capabilities,
             "result": result,
         }
-        write_atomically(self._file(network.name, attachment), msgspec.json.encode(cached))
+        write_atomically(self._file(network.name, attachment), msgspec.json.encode(cached), 0o600)
 
     def _recall(self, network_name: str, attachment: Attachment) -> Json | None:
         return _read_cache(self._file(network_name, attachment))

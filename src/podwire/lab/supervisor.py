@@ -28,6 +28,7 @@ from contextlib import contextmanager, suppress
 import msgspec
 
 from podwire.errors import LabError, PodwireError
+from podwire.files import write_atomically
 from podwire.kernel.netns import open_netns
 from podwire.lab import namespaces, nodes, processes, programs, underlay
 from podwire.lab.child import Child
@@ -35,7 +36,7 @@ from podwire.lab.control import Request, Snapshot
 from podwire.lab.faults import API
 from podwire.lab.machines import Machines
 from podwire.lab.programs import Program
-from podwire.lab.registry import NETNS_DIR, LabInfo, LabRecord, NodeRecord, write_atomically
+from podwire.lab.registry import NETNS_DIR, LabInfo, LabRecord, NodeRecord
 
 STOP_GRACE_S = 3.0
 
@@ -171,7 +172,7 @@ class Supervisor:
         path = self._lab.api_cut
         if (path.read_bytes() if path.exists() else b"") == wanted:
             return
-        write_atomically(path, wanted)
+        write_atomically(path, wanted, 0o600)
         api = self._children.get(API)
         if api is not None and api.pid is not None:
             os.kill(api.pid, signal.SIGHUP)
@@ -365,7 +366,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--listen-fd", type=int, required=True)
     options = parser.parse_args(list(arguments) if arguments is not None else None)
     lab = LabInfo(options.lab)
-    write_atomically(lab.supervisor_pid, str(processes.Process.of(os.getpid())).encode())
+    pid = str(processes.Process.of(os.getpid())).encode()
+    write_atomically(lab.supervisor_pid, pid, 0o600)
     sys.stderr.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     os.set_inheritable(options.listen_fd, False)
     Supervisor(lab, socket.socket(fileno=options.listen_fd)).run()

@@ -16,10 +16,10 @@ from typing import NoReturn
 
 import msgspec
 
-from podwire.agent.files import write_atomically
 from podwire.agent.paths.judge import Judge
 from podwire.agent.paths.targets import Key, Target
 from podwire.errors import PodwireError
+from podwire.files import write_atomically
 from podwire.kernel.solicit import Solicitor
 from podwire.log import fields
 
@@ -142,9 +142,8 @@ class Prober:
         if not self._blocked:
             self._file.unlink(missing_ok=True)
             return
-        names = msgspec.json.encode(sorted(self._blocked)).decode()
         try:
-            write_atomically(self._file, f"{names}\n")
+            write_atomically(self._file, msgspec.json.encode(sorted(self._blocked)) + b"\n")
         except PodwireError as error:
             log.warning("blocked paths not remembered", extra=fields(error=error))
 

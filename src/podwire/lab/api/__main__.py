@@ -20,6 +20,7 @@ from time import monotonic
 import msgspec
 
 from podwire.errors import PodwireError
+from podwire.files import write_atomically
 from podwire.lab.api.auth import read_token
 from podwire.lab.api.server import ApiServer, ServerSettings
 from podwire.lab.controllers import ControllerSettings
@@ -85,9 +86,7 @@ async def _serve(options: argparse.Namespace, began: float) -> None:
 
 def _announce(options: argparse.Namespace, line: bytes) -> None:
     if options.ready_file is not None:
-        temporary = options.ready_file.with_name(f".{options.ready_file.name}.{os.getpid()}")
-        temporary.write_bytes(line)
-        temporary.replace(options.ready_file)
+        write_atomically(options.ready_file, line)
     if options.ready_fd is not None:
         with os.fdopen(options.ready_fd, "wb") as pipe:
             pipe.write(line)

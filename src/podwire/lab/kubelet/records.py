@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from podwire.files import write_atomically
 from podwire.lab.processes import Process
-from podwire.lab.registry import write_atomically
 from podwire.lab.sandbox import Sandbox
 
 
@@ -120,7 +120,7 @@ class RecordStore:
     def save(self, record: PodRecord) -> None:
         directory = self.directory(record.uid)
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / "record.json", msgspec.json.encode(record))
+        write_atomically(directory / "record.json", msgspec.json.encode(record), 0o600)
 
     def remove(self, uid: str) -> None:
         shutil.rmtree(self.directory(uid), ignore_errors=True)

@@ -1,0 +1,42 @@
+"""Files that are replaced as a whole: whoever reads one, or a crash, sees the old or the new."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from podwire.errors import PodwireError
+
+
+def write_atomically(
+    path: Path, content: bytes, mode: int = 0o644, *, parents: bool = False
+) -> bool:
+    """Have a file with this content and mode; False where it was there already, and untouched.
+
+    It is written under another name in the same directory, which with `parents` is made, and
+    renamed; it is never readable for more than `mode` lets. Raises PodwireError.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if _is_so(path, content, mode):
+            return False
+        if parents:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        try:
+            with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
+                os.fchmod(file.fileno(), mode)  # Whatever the umask takes away.
+                file.write(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise PodwireError(f"cannot write {path}: {error.strerror or error}") from error
+    return True
+
+
+def _is_so(path: Path, content: bytes, mode: int) -> bool:
+    try:
+        return path.read_bytes() == content and path.stat().st_mode & 0o777 == mode
+    except FileNotFoundError:
+        return False
