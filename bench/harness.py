@@ -109,7 +109,7 @@ class Cluster:
         self.agents[node] = process
 
     def is_ready(self, node: str) -> bool:
-        return "ready" in (self.root / node / "agent.log").read_text()
+        return " ready node=" in (self.root / node / "agent.log").read_text()
 
     def plugin(self, node: str) -> Path:
         return self.root / node / "bin" / "podwire"

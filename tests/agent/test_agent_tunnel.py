@@ -115,6 +115,11 @@ def test_another_ones_device_is_left_alone(
         agent.namespace.run("ip link del flannel0")
         agent.wait_ready()
         assert agent.log.count("tunnel forwards") == 1
+        # What the kernel made with its address, and does not make anew.
+        route = agent.namespace.run("ip route show 10.244.0.0/16")
+        assert "dev flannel0 proto kernel" in route
+        agent.namespace.run("ip route del 10.244.0.0/16")
+        until(lambda: agent.namespace.run("ip route show 10.244.0.0/16") == route, "it is back")
 
 
 @pytest.mark.slow
