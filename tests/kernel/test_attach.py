@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
+from msgspec import structs
 
 from podwire.errors import KernelError
 from podwire.kernel import netns
@@ -18,6 +19,7 @@ from podwire.kernel.nft import NFNLGRP_NFTABLES
 from podwire.kernel.reconcile import Reconciler
 from podwire.model.state import (
     Address,
+    Bridge,
     Desired,
     Entry,
     Link,
@@ -109,8 +111,8 @@ class Node:
     def __init__(self, node: Namespace, make: Callable[[], Namespace], stack: ExitStack) -> None:
         self.node = node
         self.pods = {number: make() for number in (5, 6)}
-        self._fds = {number: netns.open_netns(one.path) for number, one in self.pods.items()}
-        for fd in self._fds.values():
+        self.fds = {number: netns.open_netns(one.path) for number, one in self.pods.items()}
+        for fd in self.fds.values():
             stack.callback(os.close, fd)
         self.sock = stack.enter_context(NetlinkSocket())
         self._route = stack.enter_context(NetlinkSocket(groups=ROUTE_GROUPS))
@@ -122,7 +124,7 @@ class Node:
         assert self.reconciler.reconcile().failures == []
 
     def attach(self, number: int, *, noted: bool = True) -> None:
-        attach(self.sock, host(number), pod(number), self._fds[number])
+        attach(self.sock, host(number), pod(number), self.fds[number])
         if noted:
             self.note(number)
 
@@ -130,7 +132,7 @@ class Node:
         self.reconciler.note(f"Attachment/{number}", host(number))
 
     def check(self, number: int) -> list[str]:
-        return check(self.sock, host(number), pod(number), self._fds[number])
+        return check(self.sock, host(number), pod(number), self.fds[number])
 
     def notified(self) -> list[Message]:
         return [*self._route.notifications(), *self._netfilter.notifications()]
@@ -263,3 +265,17 @@ def test_a_wiring_that_changes_takes_the_port_off_the_bridge(node: Node) -> None
     assert "ip link set cali5 nomaster" in lines
     assert node.reconciler.reconcile().failures == []
     assert node.check(5) == []
+
+
+def test_who_was_asked_for_before_it_was_there_is_asked_for_anew(node: Node) -> None:
+    bridge = Link(name="br0", kind=Bridge(), mtu=1450, alias="podwire pods", why=WHY)
+    address = Address(dev="br0", ip=ip_interface("10.1.0.1/24"), why=WHY)
+    node.reconciler.replace(Desired({"Node/node1": (*OWN, bridge, address)}))
+    assert node.reconciler.reconcile().failures == []
+    node.node.run("ip neigh replace 10.1.0.5 dev br0 nud incomplete")
+    port = Link(name="veth5", kind=Veth(peer="eth0", peer_mac=pod_mac(5)), mtu=1450, why=WHY)
+    port = structs.replace(port, master="br0", alias="podwire pod default/p5 eth0")
+    inside = Address(dev="eth0", ip=ip_interface("10.1.0.5/24"), why=WHY)
+    attach(node.sock, port, (inside,), node.fds[5])
+    assert node.node.run("ip neigh show to 10.1.0.5 dev br0") == ""
+    assert "1 received" in node.node.run("ping -c 1 -W 10 10.1.0.5")

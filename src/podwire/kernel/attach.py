@@ -37,6 +37,7 @@ from podwire.model.state import (
 )
 
 _SIOCGIFINDEX = 0x8933
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 #: The protocol of routes inside a pod: they are the administrator's (RTPROT_BOOT), as `ip` and
 #: the reference plugins leave them, and no reconciler runs there.
@@ -83,6 +84,8 @@ def attach(
         try:
             _configure_host(sock, port, entries)
             _configure_pod(inside, veth.peer, pod)
+            for bridge in master.values():
+                _resolve_anew(sock, bridge, pod)
         except BaseException:
             _set_elements(entries, gone=True)
             detach(sock, port.name)
@@ -182,6 +185,18 @@ def _configure_pod(inside: NetlinkSocket, ifname: str, pod: Sequence[PodEntry]) 
         first = failures[0]
         what = ("bring up lo", f"bring up {ifname}", *(f"add {entry}" for entry in pod))
         raise kernel_error(what[first.index], first)
+
+
+def _resolve_anew(sock: NetlinkSocket, bridge: int, pod: Sequence[PodEntry]) -> None:
+    """Have the node ask for the pod's MAC with the next packet. If somebody sent to it while it was
+    not there, the node would wait out the second until its next ARP request is due."""
+    addresses = [one.ip for one in pod if isinstance(one, Address)]
+    sock.request(
+        [
+            messages.delete_neighbor(NeighborKey(bridge, _FAMILY[ip.version], ip.packed))
+            for ip in addresses
+        ]
+    )  # It is no failure if nobody did.
 
 
 def _pod_message(entry: PodEntry, scope: Scope) -> bytes:
