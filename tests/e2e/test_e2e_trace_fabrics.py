@@ -184,7 +184,10 @@ def test_a_pod_with_a_source_of_another(calico: Site) -> None:
 
 @pytest.fixture(scope="module")
 def tunnel(make_site: Callable[..., Site]) -> Site:
-    return make_site(profile="flannel-udp", encrypt=True)
+    site = make_site(profile="flannel-udp", encrypt=True)
+    # Until there is a session, packets wait for one.
+    site.tracer.trace("a", "b", "--timeout", "10s")
+    return site
 
 
 def test_what_is_encrypted_says_that_it_was_not_seen(tunnel: Site) -> None:
@@ -207,6 +210,19 @@ def test_a_tunnel_that_is_shut_out(tunnel: Site) -> None:
     assert cause is Cause.UNDERLAY
     assert "in between nobody can tell it from others" in text
     assert remedy.endswith("--check tunnel")
+
+
+def test_a_tunnel_whose_datagrams_are_changed_on_the_way(tunnel: Site) -> None:
+    # A byte of what is encrypted, after the headers of UDP and of the session.
+    change = "nft 'table netdev t { chain f { type filter hook ingress device eth0 priority 0;"
+    change += " udp dport 8285 @th,200,8 set 7; }; }'"
+    with tunnel.broken("node2", change, "nft delete table netdev t"):
+        trace = tunnel.tracer.trace("a", "b", *QUICK, code=1)
+    finding = trace.rounds[0].finding
+    assert finding is not None
+    assert (finding.cause, finding.where) == (Cause.TUNNEL, "node2, flannel0")
+    assert "the datagram fails authentication (not_authentic)" in finding.text
+    assert any("and dropped 1 not_authentic" in line for line in finding.evidence)
 
 
 def test_a_tunnel_whose_process_is_stuck(tunnel: Site) -> None:

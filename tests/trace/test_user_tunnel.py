@@ -24,7 +24,7 @@ def stats(received: int, *, handshake_s: float | None = None, **counts: int) -> 
 def test_what_encryption_drops_is_dropped_by_the_tunnel() -> None:
     now = stats(3, not_authentic=2, malformed=4)
     assert now.dropped == {"malformed": 5, "multicast": 5, "not_authentic": 2}
-    assert meaning("not_authentic") == "fails authentication"
+    assert meaning("not_authentic") == "the datagram fails authentication"
 
 
 def test_only_what_was_counted_meanwhile_counts() -> None:

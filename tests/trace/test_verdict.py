@@ -637,7 +637,7 @@ def test_lost_between_two_nodes_that_were_watched(cluster: Cluster) -> None:
             {"node2": TunnelCount(dropped={"not_authentic": 1, "multicast": 3})},
             Cause.TUNNEL,
             "node2, flannel.1",
-            "the tunnel of node2 dropped it: fails authentication (not_authentic)",
+            "the tunnel of node2 dropped it: the datagram fails authentication (not_authentic)",
         ),
         (
             {"node2": TunnelCount(problem="its process does not answer")},

@@ -44,7 +44,8 @@ _FAR_REASONS = frozenset(
 )
 _REMEDIES = {
     "not_a_peer": "podwire status tells whose leases are not used, and why",
-    "not_authentic": "does something on the way change datagrams? podwire capture udp",
+    "not_authentic": "does something on the way change datagrams? Look at what both ends of it see:"
+    " podwire capture udp",
     "handshake_forged": "do the nodes have each other's present key? podwire get nodes -o yaml",
     "no_session": "trace again: a new session is asked for at once",
     "not_encrypted": "start all nodes' agents with --encrypt, or none",

@@ -28,6 +28,9 @@ _REMEDIES = {
     ' podwire.io/anti-spoofing: "off"',
     "vxlan_stranger": "who sends that? podwire capture; is it a node whose lease is not used?",
     "not_a_peer": "who sends that? podwire capture; is it a node whose lease is not used?",
+    "not_authentic": "does something on the way change datagrams, or has a peer another key than it"
+    " published? podwire get nodes -o yaml",
+    "handshake_forged": "has a peer another key than it published? podwire get nodes -o yaml",
     "not_encrypted": "start all nodes' agents with --encrypt, or none",
     "no_public_key": "start all nodes' agents with --encrypt, or none",
 }
