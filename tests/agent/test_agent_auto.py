@@ -22,6 +22,8 @@ from .operating import connected
 
 pytestmark = pytest.mark.root
 
+NETWORK = ("--network", "10.244.0.0/16,fd00:10:244::/48")
+AUTO = (*NETWORK, "--transport", "auto", "--probe-interval", "0.5")
 NO_VXLAN = (
     "nft add table inet cut;"
     "nft add chain inet cut lost '{ type filter hook forward priority 0; }';"
@@ -34,13 +36,15 @@ def nodes(
     cluster: Cluster, kubeconfig: Path, make_namespace: Callable[[], Namespace], tmp_path: Path
 ) -> Iterator[Joined]:
     """Two nodes behind a router, with agents that are ready."""
-    with joined(make_namespace, tmp_path, routed=True) as made:
+    with joined(make_namespace, tmp_path, versions=(4, 6), routed=True) as made:
         for name in ("node1", "node2"):
             agent = made.add(name, kubeconfig)
             # As some distributions have it.
             agent.namespace.run("sysctl -qw net.ipv4.conf.all.rp_filter=1")
-            made.register(cluster, name, [f"10.244.{name[-1]}.0/24"])
-            agent.start("--transport", "auto", "--probe-interval", "0.5")
+            made.register(
+                cluster, name, [f"10.244.{name[-1]}.0/24", f"fd00:10:244:{name[-1]}::/64"]
+            )
+            agent.start(*AUTO)
         for agent in made.agents.values():
             agent.wait_ready()
         yield made
@@ -87,10 +91,10 @@ async def becomes(agent: AgentProcess, wanted: str) -> None:
 
 async def test_traffic_moves_to_udp_and_back(nodes: Joined, tmp_path: Path) -> None:
     first, second = nodes.agents.values()
-    (here, _), (_, (target,)) = nodes.pod(first), nodes.pod(second)
+    (here, _), (_, (target, target6)) = nodes.pod(first), nodes.pod(second)
     answers(here, target)
     until(lambda: "tunnel forwards" in first.log and "tunnel forwards" in second.log, "tunnels")
-    route = "ip route show 10.244.2.0/24"
+    route, route6 = "ip route show 10.244.2.0/24", "ip -6 route show fd00:10:244:2::/64"
     assert "dev flannel.1" in first.namespace.run(route)
     found = await path(first)
     assert (found.kind, found.blocked) == ("vxlan", False)
@@ -105,6 +109,8 @@ async def test_traffic_moves_to_udp_and_back(nodes: Joined, tmp_path: Path) -> N
         # A node's own packets, also of connections that have its VTEP's address from before.
         answers(first.namespace, target)
         answers(first.namespace, f"-I 10.244.1.0 {target}")
+        answers(first.namespace, target6)
+        assert "dev flannel0" in first.namespace.run(route6)
         # The longest gap is about the probe interval, of 10 pings; CI machines stall.
         numbers = answered()
         gaps = [b - a for a, b in pairwise(numbers)]
@@ -114,13 +120,15 @@ async def test_traffic_moves_to_udp_and_back(nodes: Joined, tmp_path: Path) -> N
         assert found.blocked
         # An agent that is started anew leaves it as it is.
         assert first.stop() == 0
-        first.start("--transport", "auto", "--probe-interval", "0.5").wait_ready()
+        first.start(*AUTO).wait_ready()
         assert "dev flannel0" in first.namespace.run(route)
         moved = answered()[-1]
         nodes.hub.run("nft delete table inet cut")
         for agent in (first, second):
             await becomes(agent, "vxlan")
         assert "dev flannel.1" in first.namespace.run(route)
+        until(lambda: "dev flannel-v6.1" in first.namespace.run(route6), "IPv6 goes back, too")
+        answers(first.namespace, target6)
         until(lambda: answered()[-1] > moved + 20, "pings all the time")
         numbers = [one for one in answered() if one > moved]
         assert max(b - a for a, b in pairwise(numbers)) < 20
@@ -145,12 +153,12 @@ def test_the_tunnel_is_started_anew_and_outlives_its_agent(nodes: Joined) -> Non
     first.process.kill()
     first.process.wait()
     assert tunnel_pids(first) == [pid]
-    first.start("--transport", "auto").wait_ready()
+    first.start(*AUTO).wait_ready()
     until(lambda: first.log.count("tunnel forwards") == 3, "it is taken over")
     assert tunnel_pids(first) == [pid]
     # Another fabric has none.
     assert first.stop() == 0
-    first.start("--transport", "vxlan").wait_ready()
+    first.start(*NETWORK, "--transport", "vxlan").wait_ready()
     until(lambda: tunnel_pids(first) == [], "it is ended")
     until(lambda: "flannel0" not in first.namespace.run("ip -br link"), "and its device")
     assert tunnel_pids(second)
@@ -162,7 +170,7 @@ async def test_status_and_metrics_tell_of_ways_and_drops(nodes: Joined) -> None:
         status = (await operator.call(Status(id=0))).status
     assert status.problems == (), "a node that is ready has its tunnel, too"
     assert status.tunnel is not None
-    assert (status.transport, status.profile, status.mtu) == ("auto", "custom", 1450)
+    assert (status.transport, status.profile, status.mtu) == ("auto", "custom", 1430)
     assert {one.reason for one in status.drops} >= {"vxlan_stranger", "spoofed_ip", "not_a_peer"}
     # A VXLAN packet from an address that is no node's, here the router's.
     before = strangers(first)
