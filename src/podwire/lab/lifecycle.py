@@ -126,7 +126,7 @@ def add_node(lab: LabInfo, progress: Progress | None = None) -> NodeRecord:
         node = NodeRecord(f"node{index}", index)
         check_room(record.shape, index)
         apply(lab, msgspec.structs.replace(record, nodes=(*record.nodes, node)))
-        wait_ready(lab, progress)
+        wait_ready(lab, progress, only_news=True)
     return node
 
 
