@@ -18,7 +18,7 @@ from podwire.lab import Lab, processes
 
 from ..conftest import needs_kubectl
 from .commands import Command
-from .waiting import until
+from .waiting import DEADLINE_S, until
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -107,7 +107,7 @@ def kubectl(lab: Lab, *arguments: str, stdin: str = "") -> str:
 
 def ips_when_ready(lab: Lab) -> dict[str, str]:
     """Each pod's address, when all of them are there."""
-    lab.wait_ready()
+    lab.wait_ready(DEADLINE_S)
     return {one["metadata"]["name"]: one["status"]["podIP"] for one in listed(lab, PODS)}
 
 
@@ -255,8 +255,14 @@ def kill_agent(lab: Lab, node: str) -> None:
     """The lab starts it anew."""
     record = lab.info.record()
     assert record is not None
-    found = {name: one for one, name in processes.marked(record.id).items()}
-    os.kill(found[f"{node}/agent"].pid, signal.SIGKILL)
+
+    def agent() -> processes.Process | None:
+        marked = processes.marked(record.id)
+        return next((one for one, name in marked.items() if name == f"{node}/agent"), None)
+
+    found = until(agent, "the agent runs")
+    assert found is not None
+    os.kill(found.pid, signal.SIGKILL)
 
 
 def held(lab: Lab) -> Counter[str]:
