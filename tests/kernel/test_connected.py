@@ -109,6 +109,15 @@ def test_what_has_taken_its_place_does_not_stand_in_for_it(
     assert set(before) <= set(routes(inside))
 
 
+def test_one_with_another_source_does_not_stand_in_for_it(
+    node: Reconciler, inside: Namespace
+) -> None:
+    inside.run("ip route change 10.244.1.0/24 dev cni0 src 10.244.1.0 proto kernel")
+    assert node.reconcile().changes == 1
+    assert "src 10.244.1.1" in inside.run("ip route get 10.244.1.9")
+    assert node.plan() == []
+
+
 def test_a_blackhole_of_before_makes_room(node: Reconciler, inside: Namespace) -> None:
     """As a node has it whose pods were routed, and get a bridge."""
     before = routes(inside)

@@ -132,10 +132,9 @@ def test_auto_takes_what_works() -> None:
     assert far[-1] == "10.244.2.0/24 via 10.244.2.0 dev flannel.1 onlink"
     assert blocked[-1] == "10.244.2.0/24 dev flannel0 src 10.244.1.0"
     for lines_ in (near, far, blocked):
+        assert len(lines_) == 3
         assert lines_[0] == vtep
         assert lines_[1].startswith("02:00:00:00:04:02 dst ")
-    hop = "10.244.2.0/32 dev flannel.1 src 10.244.1.0"
-    assert [hop in lines_ for lines_ in (near, far, blocked)] == [False, True, False]
     (way,) = paths(of, behind_a_router(of), blocked=True)
     assert (way.kind, way.reason) == ("udp", "VXLAN does not get through to node2")
 

@@ -149,7 +149,7 @@ class Holdings:
             protocols=frozenset(self.protocols),
             sets=self.scope.sets,
             kept=frozenset(self.wanted[ADDRESSES.name]),
-            connected=frozenset(self.wanted[CONNECTED.name]),
+            connected={key: want.value for key, want in self.wanted[CONNECTED.name].items()},
         )
 
     # --- one cause ------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Mine(msgspec.Struct, frozen=True):
     the types of their parts.
 
     `kept` are the addresses that are ours on links where others are not; `connected` the routes
-    that the kernel makes with ours.
+    that the kernel makes with ours, and their sources.
     """
 
     links: frozenset[int]
@@ -52,7 +52,7 @@ class Mine(msgspec.Struct, frozen=True):
     protocols: frozenset[int]
     sets: Mapping[SetName, tuple[str, ...]]
     kept: frozenset[Any]
-    connected: frozenset[ConnectedKey]
+    connected: Mapping[ConnectedKey, bytes]
 
 
 class Sockets(msgspec.Struct, frozen=True):
@@ -137,7 +137,10 @@ def _connected(socks: Sockets, mine: Mine) -> dict[Any, Any]:
         for body in socks.route.dump(messages.RTM_GETROUTE, question):
             route, value, _, table = messages.parse_route(body)
             key = ConnectedKey(route, value.ifindex)
-            if key in mine.connected and table == messages.RT_TABLE_MAIN:
+            if key not in mine.connected or table != messages.RT_TABLE_MAIN:
+                continue
+            # There may be another one beside it, with another source.
+            if found.get(key) != mine.connected[key]:
                 found[key] = value.src
     return found
 

@@ -274,7 +274,7 @@ def _ops(gone: Pairs, new: Pairs) -> list[Op]:
             if before is None:
                 additions.append(Op(table, "add", key, want.value, want.why))
             elif before.value != want.value:
-                additions.append(Op(table, "change", key, want.value, want.why))
+                additions += tables.changes(table, key, before.value, want)
     for name, keys in gone.items():
         stay = new.get(name, {})
         for key, old_want in keys.items():

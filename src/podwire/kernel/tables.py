@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple
 
 import msgspec
@@ -134,8 +134,24 @@ def diff(table: Table, wanted: Mapping[Any, Wanted], actual: Mapping[Any, Any]) 
         if key not in actual:
             ops.append(Op(table, "add", key, want.value, want.why))
         elif actual[key] != want.value:
-            ops.append(Op(table, "change", key, want.value, want.why))
+            ops += changes(table, key, actual[key], want)
     return ops
+
+
+def changes(table: Table, key: Any, old: Any, want: Wanted) -> tuple[Op, ...]:
+    """The operations that give an entry another value.
+
+    One, but where an IPv6 route gets a next hop in its own destination, as VXLAN's have: that is
+    refused while a route leads there by another device (`ip6_route_check_nh_onlink`), which is the
+    old one.
+    """
+    change = Op(table, "change", key, want.value, want.why)
+    if table is not ROUTES or key.family != socket.AF_INET6 or not want.value.via:
+        return (change,)
+    network = ip_network((key.dst, key.prefixlen))
+    if old.ifindex == want.value.ifindex or ip_address(want.value.via) not in network:
+        return (change,)
+    return Op(table, "delete", key, old), Op(table, "add", key, want.value, want.why)
 
 
 def link_local(mac: bytes) -> bytes:

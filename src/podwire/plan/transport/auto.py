@@ -6,14 +6,13 @@
 
 All devices are there all the time and so are the entries of the peer's VTEP. The agent asks there
 whether VXLAN gets through, by ARP and NDP, which follow no route. So a change of the way replaces
-one route a subnet, and takes the VTEP's own address along: a node's own packets have that for a
+one route a subnet, which takes the VTEP's own address along: a node's own packets have that for a
 source, and are answered by the way that is used. What is on its way still arrives.
 Pure: values in, entries out.
 """
 
 from __future__ import annotations
 
-from ipaddress import ip_network
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -24,7 +23,6 @@ from podwire.model.state import (
     Entry,
     IPNetwork,
     Link,
-    Neighbor,
     Route,
     Sysctl,
     Why,
@@ -87,25 +85,8 @@ def plan_peer(config: NetworkConfig, peer: Node, *, blocked: bool = False) -> tu
     lease = peer.lease
     if lease is None:
         return ()
-    vtep = vxlan.plan_vtep(config, peer)
-    # IPv6 takes no next hop behind one device that a route leads to by another: this one comes
-    # first, as the way changes from the other tunnel to this.
-    hops = tuple(
-        Route(
-            dst=ip_network(one.ip),
-            dev=one.dev,
-            src=carrier.own_base(config.lease.subnets, one.ip.version),
-            protocol=config.fabric.route_protocol,
-            why=one.why,
-        )
-        for one in vtep
-        if isinstance(one, Neighbor)
-        and kind(config, peer, one.ip.version, blocked=blocked) == "vxlan"
-        # A borrowed address that stands for the VTEP is a pod's, which has a route already.
-        and ip_network(one.ip) not in lease.subnets
-    )
     routes = [_route(config, peer, subnet, blocked=blocked) for subnet in lease.subnets]
-    return (*vtep, *hops, *(one for one in routes if one is not None))
+    return (*vxlan.plan_vtep(config, peer), *(one for one in routes if one is not None))
 
 
 def _route(config: NetworkConfig, peer: Node, subnet: IPNetwork, *, blocked: bool) -> Route | None:
