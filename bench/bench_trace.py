@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bench.bench_throughput import by_hand
 from bench.flood import flooding
 from bench.harness import namespaces, sh, show, spread, wait_for, wire_underlay
+from bench.two_nodes import by_hand
 from podwire.kernel import netns
 from podwire.kernel.observe.frames import FrameTap
 from podwire.kernel.observe.pcap_filter import compile_for_all
@@ -195,7 +195,7 @@ def main() -> None:
     found: dict[str, list[float]] = defaultdict(list)
     with namespaces("hub", "n1", "n2", "p1", "p2") as (hub, n1, n2, p1, p2):
         wire_underlay(hub, [n1, n2])
-        by_hand((n1, n2), (p1, p2), masquerade=True)
+        by_hand("vxlan", (n1, n2), (p1, p2))
         add_third_node(n1)
         for _ in range(ROUNDS):
             traced_while_busy(p1, n1, found)

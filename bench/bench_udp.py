@@ -28,9 +28,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bench.bench_throughput import by_hand, latency
+from bench.bursts import latency_us
 from bench.flood import flooding
 from bench.harness import namespaces, sh, show, spread, wait_for
+from bench.two_nodes import by_hand
 from podwire.kernel import netns
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.tun import create_tun
@@ -42,6 +43,7 @@ from podwire.tunnel.noise import StaticKey
 
 ROUNDS = 5
 SECONDS = 3
+ECHOES = 20_000
 FLOOD_S = 2.0
 WANTED = 150_000
 #: 64 bytes of payload.
@@ -190,7 +192,7 @@ def pairs() -> Iterator[dict[str, Pair]]:
             n1, n2, p1, p2 = stack.enter_context(namespaces(*(f"{kind[0]}{n}" for n in "nmpq")))
             wire((n1, n2))
             if kind == "vxlan":
-                by_hand((n1, n2), (p1, p2), masquerade=False)
+                by_hand("vxlan", (n1, n2), (p1, p2), masquerade=False)
             else:
                 by_tunnel((n1, n2), (p1, p2), encrypt=kind == "sealed")
                 stack.enter_context(tunnels((n1, n2), root, encrypt=kind == "sealed"))
@@ -215,7 +217,7 @@ def main() -> None:
             for kind in kinds:
                 pair = found[kind]
                 gbits[kind].append(throughput(pair))
-                micros[kind].append(latency(pair.pods[0], pair.target))
+                micros[kind].append(latency_us(pair.pods[0], pair.target, ECHOES))
                 most[kind].append(flood(pair, 0) / 1e3)
                 wanted[kind].append(flood(pair, WANTED) / 1e3)
     middle = statistics.median

@@ -11,6 +11,7 @@ process in the target's namespace, which says when it has all of it.
 from __future__ import annotations
 
 import contextlib
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +40,7 @@ while True:
 """
 _SOURCE = """
 import socket, struct, sys, time
-target, echoes, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+target, size = sys.argv[1], int(sys.argv[2])
 stream = socket.create_connection((target, 5999)) if size else None
 chunk = memoryview(bytes(1 << 17))
 raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
@@ -49,20 +50,20 @@ words = struct.pack("!BBHHH", 8, 0, 0, 77, 1) + bytes(56)
 total = sum(struct.unpack(f"!{len(words) // 2}H", words))
 check = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
 packet = words[:2] + struct.pack("!H", check) + words[4:]
-def echo():
-    for _ in range(echoes):
+def echo(count):
+    for _ in range(count):
         raw.send(packet)
         raw.recv(200)
-def send():
-    left = size
+def send(left):
     while left:
         left -= stream.send(chunk[:left])
     stream.recv(1)
 print("ready", flush=True)
 for line in sys.stdin:
-    work = echo if line == "echo\\n" else send
+    what, count = line.split()
+    work = echo if what == "echo" else send
     began = time.perf_counter()
-    work()
+    work(int(count))
     print(time.perf_counter() - began, flush=True)
 """
 
@@ -70,16 +71,16 @@ for line in sys.stdin:
 class Pair:
     """Two namespaces and the target's address; see `pair`."""
 
-    def __init__(self, run: Callable[[str], float]) -> None:
+    def __init__(self, run: Callable[[str, int], float]) -> None:
         self._run = run
 
-    def one_way_us(self) -> float:
-        """Half of the mean round trip of `ECHOES` echoes, the sender's own part included."""
-        return self._run("echo") / ECHOES / 2 * 1e6
+    def one_way_us(self, echoes: int = ECHOES) -> float:
+        """Half of the mean round trip of so many echoes, the sender's own part included."""
+        return self._run("echo", echoes) / echoes / 2 * 1e6
 
     def gbits(self) -> float:
         """Gbit/s of a stream of `STREAM_BYTES`, until the last byte has been received."""
-        return STREAM_BYTES * 8 / self._run("stream") / 1e9
+        return STREAM_BYTES * 8 / self._run("stream", STREAM_BYTES) / 1e9
 
 
 @contextlib.contextmanager
@@ -90,16 +91,22 @@ def pair(source: str, target: str, address: str, *, stream: bool = True) -> Iter
     with contextlib.ExitStack() as stack:
         if stream:
             _start(stack, target, _SINK, str(size))
-        process = _start(stack, source, _SOURCE, address, str(ECHOES), str(size))
+        process = _start(stack, source, _SOURCE, address, str(size))
 
-        def run(what: str) -> float:
+        def run(what: str, count: int) -> float:
             assert process.stdin is not None
             assert process.stdout is not None
-            process.stdin.write(what + "\n")
+            process.stdin.write(f"{what} {count}\n")
             process.stdin.flush()
             return float(process.stdout.readline())
 
         yield Pair(run)
+
+
+def latency_us(source: str, address: str, echoes: int) -> float:
+    """One way, of one run by itself."""
+    with pair(source, source, address, stream=False) as one:
+        return one.one_way_us(echoes)
 
 
 def _start(
@@ -132,6 +139,20 @@ def measure(
                     gbits[name].append(found[0])
                     micros[name].append(found[1])
     return gbits, micros
+
+
+def compared(
+    title: str, own: str, peers: Mapping[str, str], values: Mapping[str, list[float]], *, more: bool
+) -> list[tuple[str, str, str]]:
+    """Rows of a table: the path `own`, and its peers by what they are called there, each with how
+    `own` does beside it. `more`: more is better."""
+    rows = [(title, quartiles(values[own]), "")]
+    for name, path in peers.items():
+        pairs = zip(values[own], values[path], strict=True)
+        # Of runs one after the other, so that both met the same pace.
+        ratio = statistics.median(a / b if more else b / a for a, b in pairs)
+        rows.append((f"  {name}", quartiles(values[path]), f"x{ratio:.2f}"))
+    return rows
 
 
 def quartiles(values: list[float]) -> str:
