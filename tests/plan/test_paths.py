@@ -10,6 +10,14 @@ from podwire.plan.paths import over, paths
 from .fabrics import config, peer, subnet
 
 
+@pytest.mark.parametrize("profile", ["flannel-udp", "weave"])
+def test_what_has_one_tunnel_takes_both_families_by_it(profile: str) -> None:
+    of = config(profile, (4, 6))
+    found = paths(of, peer(of))
+    assert [(one.version, one.via) for one in found] == [(4, "172.18.0.12"), (6, "172.18.0.12")]
+    assert [over(one.version, one.via) for one in found] == ["", " over IPv4"]
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

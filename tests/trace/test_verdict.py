@@ -293,6 +293,14 @@ def test_a_rule_on_the_tunnel_is_met_by_what_is_in_it(cluster: Cluster) -> None:
     assert (found.cause, found.where) == (Cause.NFT, "node2, eth0")
 
 
+def test_a_rule_that_lets_the_tunnel_send_nothing(cluster: Cluster) -> None:
+    scene = Scene(cluster)
+    outer = scene.there[5].frame[14 : 14 + 40]
+    rule = step(NODE1, "udp dport 8472 drop", oif=UNDERLAY, data=outer)
+    found = dropped(scene.seen(4, steps=(rule,)))
+    assert (found.cause, found.where) == (Cause.NFT, "node1, eth0")
+
+
 def test_a_rule_that_drops_where_the_packet_was_to_go(cluster: Cluster) -> None:
     scene = Scene(cluster)
     rule = step(POD2, "icmp type echo-request drop", iif=2, data=scene.request(62))

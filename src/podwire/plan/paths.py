@@ -40,8 +40,9 @@ def paths(config: NetworkConfig, peer: Node, *, blocked: bool = False) -> tuple[
         kind, reason = _way(config, peer, version, blocked=blocked)
         if kind == "direct":
             endpoint = lease.endpoint(version) or endpoint
-        elif kind == "l2-vxlan":
-            endpoint = lease.endpoint(config.underlay.ip.version) or endpoint
+        elif kind in ("l2-vxlan", "udp"):
+            # One segment, and one tunnel, for both IP versions.
+            endpoint = carrier.carrier(config, lease, config.underlay.ip.version) or endpoint
         found.append(Path(version, kind, str(endpoint.ip), reason))
     return tuple(found)
 

@@ -19,6 +19,8 @@ from podwire.trace.questions import answer_of, answers, asked
 from podwire.trace.records import Drop, NftStep, ProbeResult
 from podwire.trace.sightings import Ground, Seen, Sighting, look, tunnel_ports
 
+_TUNNELS = ("vxlan", "tun")
+
 
 class PlacedStep(NamedTuple):
     """`hop` is the sighting after which the rule was met; None for a packet that was met by it
@@ -132,7 +134,7 @@ def _sorted_out(
         if one.place is not None and one.place >= len(evidence.places):
             continue
         packet = decode_network(one.data, ports=tunnel_ports(evidence))
-        identity = seen.identifier.identify(packet) or _by_tunnel(packet, seen)
+        identity = seen.identifier.identify(packet) or _by_tunnel(one, packet, seen)
         if identity is None:
             continue
         # An error about the request is the answer to it.
@@ -142,14 +144,19 @@ def _sorted_out(
     return found
 
 
-def _by_tunnel(packet: Packet, seen: Seen) -> Identity | None:
+def _by_tunnel(told: Drop | NftStep, packet: Packet, seen: Seen) -> Identity | None:
     """Of a packet that was told only up to its tunnel's header: by the tunnel's ends, which are
-    the other way round for the reply."""
+    the other way round for the reply. Where nobody has seen it in the tunnel, it is what was last
+    seen going into one there."""
     ends = _outer_ends(packet)
     if ends is None:
         return None
     for (_, role), sightings in seen.packets.items():
         if any(_outer_ends(one.packet) == ends for one in sightings):
+            return Identity(role, None)
+    for (_, role), sightings in seen.packets.items():
+        last = sightings[-1]
+        if last.place == told.place and last.outgoing and last.interface.kind in _TUNNELS:
             return Identity(role, None)
     return None
 

@@ -68,12 +68,16 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
     local: set[int] = set()
     if blocked:
         ruleset = await asyncio.to_thread(read_ruleset, TUNNEL_HOOKS)
+        told: set[str] = set()
         for way in _by_port(blocked):
             for ruling, direction in tunnelled_and_stopped(network, ruleset, way):
                 local.add(way.port)
                 found = culprit(ruling, f"-p udp --dport {way.port} -j ACCEPT")
                 text = f"UDP {way.port} {direction} is dropped on this node by {found.text}"
-                yield _find.fail(text, found.remedy, *found.lines)
+                # One rule may be for both IP versions.
+                if text not in told:
+                    told.add(text)
+                    yield _find.fail(text, found.remedy, *found.lines)
     differing = await _differing(subject)
     astray = await asyncio.to_thread(_astray, broken)
     for path in broken:
@@ -179,6 +183,8 @@ def _judge(network: NetworkConfig, path: Path, dropped_here: bool) -> tuple[str,
     """Why the far end of one peer does not answer, and what to do about it."""
     name, node, far, way = path.peer.name, path.node, path.far, path.way
     up = f"is {name} up, and connected to the network between the nodes?"
+    if not node.lost:
+        up = f"it could not be sent: does this node have its routes? ip route get {node.ip}"
     if far is None:
         why = "" if node.lost else f" ({node.small.text})"
         return f"{name} does not answer at {node.ip}{why}", up
