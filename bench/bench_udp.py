@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
 """The UDP tunnel between pods on two nodes: throughput, latency and small packets.
 
-Three pairs of nodes of the same make: one with the tunnel's process on each, one with the same and
-encryption, and one with VXLAN set up by hand, the kernel's own way to do the same. The underlay is
-a veth, so nothing but the processors limits anything: two nodes, two pods and what is measured
-share the machine's cores. Runs are interleaved; latency is half of an echo's round trip.
+Four pairs of nodes of the same make: one with the tunnel's process on each, one with the same and
+encryption, one with the plainest loop in C (`packet_loop.c`), which is what Flannel's udp backend
+does, and one with VXLAN set up by hand, the kernel's own way to do the same. The underlay is a
+veth, so nothing but the processors limits anything: two nodes, two pods and what is measured share
+the machine's cores. Runs are interleaved.
+
+Latency is half of a round trip, as ping tells it of echoes that follow each other, and, in the line
+below, as a process sees it that sends one and waits for it, its own part included.
 
 A flood is sent as fast as one process can, far more than gets through, so that what is delivered is
 what is left under overload; and at the rate that has to be reached, with what was lost on the way.
@@ -17,6 +21,7 @@ import ctypes
 import json
 import multiprocessing
 import os
+import re
 import socket
 import statistics
 import subprocess
@@ -41,6 +46,7 @@ from podwire.tunnel.client import command
 from podwire.tunnel.control import Frames, pack
 from podwire.tunnel.noise import StaticKey
 
+KINDS = ("vxlan", "loop", "tunnel", "sealed")
 ROUNDS = 5
 SECONDS = 3
 ECHOES = 20_000
@@ -94,6 +100,23 @@ def by_tunnel(nodes: tuple[str, str], pods: tuple[str, str], *, encrypt: bool) -
 
 
 @contextlib.contextmanager
+def loops(nodes: tuple[str, str], root: Path) -> Iterator[None]:
+    """The loop in C on both nodes."""
+    program = root / "packet_loop"
+    sh(f"cc -O2 -o {program} {Path(__file__).with_name('packet_loop.c')}")
+    processes = []
+    try:
+        for number, node in enumerate(nodes, 1):
+            line = f"ip netns exec {node} {program} flannel0 172.18.0.{10 + number}"
+            processes.append(subprocess.Popen([*line.split(), f"172.18.0.{13 - number}"]))
+        yield
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait()
+
+
+@contextlib.contextmanager
 def tunnels(nodes: tuple[str, str], root: Path, *, encrypt: bool) -> Iterator[None]:
     """The process on both nodes, each knowing the other."""
     keys = [bytes([number]) * 32 for number in (1, 2)]
@@ -135,6 +158,14 @@ def throughput(pair: Pair) -> float:
     line = f"ip netns exec {pair.pods[0]} iperf3 -J -t {SECONDS} -O 1 -c {pair.target}"
     received: float = json.loads(sh(line))["end"]["sum_received"]["bits_per_second"]
     return received / 1e9
+
+
+def ping_us(pair: Pair) -> float:
+    """Microseconds one way: half of ping's mean round trip."""
+    said = sh(f"ip netns exec {pair.pods[0]} ping -q -f -c {ECHOES} {pair.target}")
+    found = re.search(r"= [\d.]+/([\d.]+)/", said)
+    assert found is not None, said
+    return float(found[1]) * 1000 / 2
 
 
 def flood(pair: Pair, rate: float) -> float:
@@ -184,18 +215,21 @@ def _read(place: str, pipe: Connection) -> None:
 
 @contextlib.contextmanager
 def pairs() -> Iterator[dict[str, Pair]]:
-    """The three pairs, ready."""
+    """The pairs, ready."""
     with contextlib.ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="podwire-bench-")))
         found = {}
-        for kind in ("vxlan", "tunnel", "sealed"):
+        for kind in KINDS:
             n1, n2, p1, p2 = stack.enter_context(namespaces(*(f"{kind[0]}{n}" for n in "nmpq")))
             wire((n1, n2))
             if kind == "vxlan":
                 by_hand("vxlan", (n1, n2), (p1, p2), masquerade=False)
             else:
                 by_tunnel((n1, n2), (p1, p2), encrypt=kind == "sealed")
-                stack.enter_context(tunnels((n1, n2), root, encrypt=kind == "sealed"))
+                if kind == "loop":
+                    stack.enter_context(loops((n1, n2), root))
+                else:
+                    stack.enter_context(tunnels((n1, n2), root, encrypt=kind == "sealed"))
             found[kind] = Pair((n1, n2), (p1, p2), "10.9.2.2")
             server = ["ip", "netns", "exec", p2, "iperf3", "-s"]
             process = stack.enter_context(
@@ -207,17 +241,18 @@ def pairs() -> Iterator[dict[str, Pair]]:
 
 
 def main() -> None:
-    kinds = ("vxlan", "tunnel", "sealed")
-    gbits: dict[str, list[float]] = {kind: [] for kind in kinds}
-    micros: dict[str, list[float]] = {kind: [] for kind in kinds}
-    most: dict[str, list[float]] = {kind: [] for kind in kinds}
-    wanted: dict[str, list[float]] = {kind: [] for kind in kinds}
+    gbits: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    micros: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    seen: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    most: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    wanted: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with pairs() as found:
         for _ in range(ROUNDS):
-            for kind in kinds:
+            for kind in KINDS:
                 pair = found[kind]
                 gbits[kind].append(throughput(pair))
-                micros[kind].append(latency_us(pair.pods[0], pair.target, ECHOES))
+                micros[kind].append(ping_us(pair))
+                seen[kind].append(latency_us(pair.pods[0], pair.target, ECHOES))
                 most[kind].append(flood(pair, 0) / 1e3)
                 wanted[kind].append(flood(pair, WANTED) / 1e3)
     middle = statistics.median
@@ -227,15 +262,21 @@ def main() -> None:
         [
             ("TCP, one stream, Gbit/s", spread(gbits["tunnel"]), f"4, x0.35 VXLAN: x{share:.2f}"),
             ("  encrypted", spread(gbits["sealed"]), "1.5"),
+            ("  one packet at a time, C", spread(gbits["loop"]), ""),
             ("  VXLAN by hand", spread(gbits["vxlan"]), ""),
             ("one way, µs", spread(micros["tunnel"]), "20"),
+            ("  as its sender sees it", spread(seen["tunnel"]), ""),
             ("  encrypted", spread(micros["sealed"]), ""),
+            ("  one packet at a time, C", spread(micros["loop"]), ""),
             ("  VXLAN by hand", spread(micros["vxlan"]), ""),
+            ("  as its sender sees it", spread(seen["vxlan"]), ""),
             ("flood delivered, 1000/s", spread(most["tunnel"], 0), "150"),
             ("  encrypted", spread(most["sealed"], 0), ""),
+            ("  one packet at a time, C", spread(most["loop"], 0), ""),
             ("  VXLAN by hand", spread(most["vxlan"], 0), ""),
             (f"of {WANTED // 1000} delivered, 1000/s", spread(wanted["tunnel"], 0), "150"),
             ("  encrypted", spread(wanted["sealed"], 0), ""),
+            ("  one packet at a time, C", spread(wanted["loop"], 0), ""),
             ("  VXLAN by hand", spread(wanted["vxlan"], 0), ""),
         ],
     )
