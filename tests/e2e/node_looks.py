@@ -148,8 +148,8 @@ def _peer_amiss(seen: Seen, node: Place, peer: Place) -> Iterator[str]:
 
 
 def _segment_amiss(seen: Seen, node: Place, peer: Place) -> Iterator[str]:
-    """Flooding goes to each peer, and the MACs of its pods are known."""
-    look, fdb = seen.look, seen.states[node.name].fdb
+    """Flooding goes to each peer; the MACs of its pods are known, and ARP for them is answered."""
+    look, fdb, neighbors = seen.look, seen.states[node.name].fdb, seen.states[node.name].neighbors
     ((version, dev),) = look.vxlan_devs.items()
     end = peer.ip(version)
     pods = [pod for pod in seen.pods if pod.node == peer.name]
@@ -157,3 +157,8 @@ def _segment_amiss(seen: Seen, node: Place, peer: Place) -> Iterator[str]:
     for mac in (_EVERYBODY, *macs):
         if not holds(fdb, mac=mac, ifname=dev, dst=end, state="permanent"):
             yield f"has no FDB entry {mac} dst {end} on {dev}"
+    for pod, mac in zip(pods, macs, strict=True):
+        for ip in pod.ips:
+            known = {"dst": ip, "dev": look.bridge, "lladdr": mac, "state": ["PERMANENT"]}
+            if not holds(neighbors, **known):
+                yield f"does not answer for {pod.name}: no neighbour {known}"
