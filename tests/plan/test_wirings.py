@@ -123,15 +123,20 @@ def test_a_routed_pod_is_bound_to_its_addresses() -> None:
         ("inet", "bindings6", "::"),
     }
     assert spoofing.plan_bridge_table(of) == ()
-    (chain,) = spoofing.plan_chains(of)
-    assert [rule.text for rule in chain.rules] == [
-        "iifgroup != 7077 accept",
-        "iifname . ip saddr @bindings4 accept",
-        "iifname @guarded icmpv6 type { nd-router-advert, nd-redirect }"
-        ' counter name "spoofed_ra" drop',
-        "iifname . ip6 saddr @bindings6 accept",
-        'iifname @guarded counter name "spoofed_ip" drop',
-    ]
+    assert {
+        chain.name: [rule.text for rule in chain.rules] for chain in spoofing.plan_chains(of)
+    } == {
+        "from_pods": ["iifgroup 7077 fib saddr . iif oif 0 goto strange_source"],
+        "strange_source": [
+            "iifname . ip saddr @bindings4 accept",
+            "iifname . ip6 saddr @bindings6 accept",
+            'iifname @guarded counter name "spoofed_ip" drop',
+        ],
+        "no_routers": [
+            "iifgroup 7077 iifname @guarded icmpv6 type { nd-router-advert, nd-redirect }"
+            ' counter name "spoofed_ra" drop'
+        ],
+    }
 
 
 def test_who_may_spoof_is_not_looked_at() -> None:

@@ -49,6 +49,8 @@ _TABLES = {
         "chain d { type filter hook forward priority 0; ct state established accept\n }"
     ),
 }
+#: What guards routed pods.
+_ROUTES = "chain c { type filter hook prerouting priority -300; fib saddr . iif oif 0 drop\n }"
 #: Packets that there are none of.
 _MATCH = ProbeMatch(protocol="icmp", source="192.0.2.1", target="192.0.2.2", ident=1)
 
@@ -94,7 +96,10 @@ def _try_network(fabric: Fabric) -> list[Feature]:
     except PodwireError as error:
         return [*found, Feature("nftables", error.message)]
     try:
-        for number, (name, body) in enumerate(_TABLES.items()):
+        tables = dict(_TABLES)
+        if fabric.wiring == "routed":
+            tables["routes in nftables"] = _ROUTES
+        for number, (name, body) in enumerate(tables.items()):
             text = f"table inet t{number} {{\n{body}\n}}\n"
             found.append(_attempt(name, partial(context.run, text)))
     finally:

@@ -3,7 +3,7 @@
     bridge wiring   table bridge podwire, prerouting: MAC and address of each frame that enters by
                     a pod's port, those inside ARP, and the target of neighbour advertisements
     routed wiring   table inet podwire, prerouting: the source address of each packet that enters
-                    by a pod's link; its ARP and NDP reach nobody but the node
+                    by a pod's link; its ARP and NDP reach nobody but the node, at input
 
 Whose port it is and what may come out of it are elements of sets, kept under the pod's attachment.
 A pod with `may_spoof` is not in them, and nothing of it is looked at. What is dropped is counted by
@@ -11,8 +11,11 @@ kind. Frames that are neither ARP nor IP are dropped too: a VLAN tag would hide 
 pod is a router: a node without IPv6 of its own, and other pods on the bridge, would believe one
 that says so, and send it all that they have for outside.
 
-Every packet of a pod pays for this, so what is usual is asked first, in one look-up: whether the
-address is the port's. What comes from the underlay is passed by the group of its link.
+Every packet pays for this, so what is usual is asked first, in one look-up: on a bridge, whether
+the address is the port's; of a routed pod, whether the way to the source is the link that the
+packet came by, as strict reverse path filtering asks (RFC 3704, section 2.2). The kernel's own
+(rp_filter) is cheaper still, but what a host sets for all of its links overrules it, and it tells
+nobody whose packets it dropped. What comes from the underlay is passed by the group of its link.
 Pure: values in, nft objects out.
 """
 
@@ -126,16 +129,33 @@ def plan_chains(config: NetworkConfig) -> tuple[NftChain, ...]:
     if not _at_ip(config):
         return ()
     why = _why(config)
-    texts = (
-        f"iifgroup != {LINK_GROUP} accept",
+    strange = (
+        # What the routes don't tell: link-local addresses, and a source of none.
         f"iifname . ip saddr @{BINDINGS[4]} accept",
-        f"iifname @{GUARDED} {_AS_ROUTER}",
         f"iifname . ip6 saddr @{BINDINGS[6]} accept",
         f'iifname @{GUARDED} counter name "{SPOOFED_IP.name}" drop',
     )
-    rules = tuple(NftRule(text=text, why=why) for text in texts)
-    hook = NftHook(type="filter", hook="prerouting", priority=_RAW)
-    return (NftChain(name="from_pods", hook=hook, rules=rules),)
+    return (
+        _chain("strange_source", strange, why),
+        _chain(
+            "from_pods",
+            (f"iifgroup {LINK_GROUP} fib saddr . iif oif 0 goto strange_source",),
+            why,
+            hook="prerouting",
+        ),
+        # A router's messages are for the link that they are on, so no forwarded packet pays.
+        _chain(
+            "no_routers", (f"iifgroup {LINK_GROUP} iifname @{GUARDED} {_AS_ROUTER}",), why, "input"
+        ),
+    )
+
+
+def _chain(name: str, texts: tuple[str, ...], why: Why, hook: str | None = None) -> NftChain:
+    return NftChain(
+        name=name,
+        hook=NftHook(type="filter", hook=hook, priority=_RAW) if hook is not None else None,
+        rules=tuple(NftRule(text=text, why=why) for text in texts),
+    )
 
 
 def plan_attachment(config: NetworkConfig, attachment: Attachment) -> tuple[Entry, ...]:
