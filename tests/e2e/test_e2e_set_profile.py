@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 
@@ -71,6 +73,13 @@ def stale(lab: Lab) -> list[str]:
         return [one.name for one in control.request("status").processes if one.stale]
 
 
+def died_and_came_back(lab: Lab, name: str) -> None:
+    pid = lab.process(name).pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: lab.process(name).pid not in (pid, None), f"{name} runs again")
+
+
 def test_another_transport_under_a_running_ping(
     lab: Lab, pods: list[LabPod], command: Command
 ) -> None:
@@ -137,6 +146,10 @@ def test_what_was_interrupted_is_completed_by_the_next_up_and_nothing_is_left(
     rollout.apply(lab.info, msgspec.structs.replace(record, shape=shape))
     names = [f"{node}/{process}" for node in ("node1", "node2") for process in ("agent", "kubelet")]
     assert set(stale(lab)) == {name for name in names if name.endswith("/agent")}
+    for name in ("node1/agent", "node1/kubelet"):
+        died_and_came_back(lab, name)
+    assert set(stale(lab)) == {name for name in names if name.endswith("/agent")}
+    assert "flannel0" in links(lab, "node1")
     lifecycle.up(lab.name)
     assert stale(lab) == []
     lab.wait_ready()

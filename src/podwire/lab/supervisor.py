@@ -123,7 +123,8 @@ class Supervisor:
     def _converge(self) -> None:
         """Have what the record has: its nodes, those that live on, its processes, its faults.
 
-        A process that runs with other options than it now has goes on; see `_restart`.
+        A process that runs with other options than it now has goes on with them, also over its own
+        death, until it is its turn; see `_restart`.
         """
         record = self._record
         self._changed = True
@@ -186,7 +187,7 @@ class Supervisor:
             self._launch(self._children[name])
 
     def _launch(self, child: Child) -> None:
-        program = child.program = self._wanted[child.program.name]
+        program = child.program
         self._changed = True
         try:
             with self._namespaces_for(program) as (inside, of_it):
@@ -226,10 +227,12 @@ class Supervisor:
         if child is None:
             raise LabError(f'there is no process "{name}"')
         if child.process is None:
+            child.program = self._wanted[name]
             return  # it is about to be started
         processes.end([child.process], grace_s=STOP_GRACE_S)
         self._unwatch(child)
         child.reap()
+        child.program = self._wanted[name]
         self._launch(child)
 
     def _unwatch(self, child: Child) -> None:
