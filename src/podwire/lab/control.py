@@ -100,7 +100,14 @@ class Control:
     def request(self, op: Literal["status", "reload", "restart"], process: str = "") -> Snapshot:
         """Ask, and return the answer. Raises LabError also for an answer that is an error."""
         self._send(Request(op, process))
-        snapshot = self._receive()
+        try:
+            snapshot = self._receive()
+        except TimeoutError:
+            raise LabError(
+                f'the supervisor of lab "{self._lab.name}" has not answered for'
+                f" {self._socket.gettimeout():g} s",
+                remedy=f"see `podwire --lab {self._lab.name} lab logs supervisor`; is it stopped?",
+            ) from None
         if snapshot.error is not None:
             raise LabError(snapshot.error, remedy=snapshot.remedy)
         return snapshot
