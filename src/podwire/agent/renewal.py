@@ -2,10 +2,10 @@
 
     store's own ┐                    ┌─ not ready: what is missing
     underlay    ┼─▶ acquire ─▶ look ─┼─ nothing new can be known: the store is away
-    kernel      ┘                    └─ NetworkConfig ─▶ (adopted by the daemon) ─▶ publish
+    kernel      ┘                    └─ NetworkConfig ─▶ (adopted, `control`) ─▶ publish
 
 What lives here: the questions and their order. What does not: what a lease consists of (`lease`),
-telling of it (`publication`), and what follows from it (`daemon`).
+telling of it (`publication`), and what follows from it (`control`).
 """
 
 from __future__ import annotations
