@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from podwire.agent.doctor.names import CHECKS
-from podwire.cli.main import podwire
 from podwire.cluster.kube import NODES
 from podwire.lab import Lab, LabNode
 
+from .commands import Command
 from .waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -57,8 +56,7 @@ class Examined:
 @pytest.fixture(scope="module")
 def doctor(lab: Lab) -> Callable[..., Examined]:
     def run(*arguments: str) -> Examined:
-        # In this process: to start another takes longer than most examinations.
-        done = CliRunner().invoke(podwire, ["--lab", lab.name, "doctor", "-o", "json", *arguments])
+        done = Command(lab.name).here("doctor", "-o", "json", *arguments)
         assert done.exit_code in (0, 1), done.output
         return Examined(done.exit_code, json.loads(done.stdout))
 
@@ -81,13 +79,12 @@ def held(lab: Lab, node: LabNode) -> Iterator[LabNode]:
 
 
 def agent(lab: Lab, verb: str, name: str) -> None:
-    done = CliRunner().invoke(podwire, ["--lab", lab.name, "agent", verb, "--node", name])
+    done = Command(lab.name).here("agent", verb, "--node", name)
     assert done.exit_code == 0, done.output
 
 
 def plan_is_empty(lab: Lab, name: str) -> bool:
-    done = CliRunner().invoke(podwire, ["--lab", lab.name, "plan", "--node", name])
-    return done.exit_code == 0
+    return Command(lab.name).here("plan", "--node", name).exit_code == 0
 
 
 @contextmanager

@@ -55,7 +55,8 @@ class Site:
 
     def hold(self, on: bool) -> None:
         for node in ("node1", "node2"):
-            self.podwire.ok("agent", "hold" if on else "resume", "--node", node)
+            done = self.podwire.here("agent", "hold" if on else "resume", "--node", node)
+            assert done.exit_code == 0, done.output
 
 
 @pytest.fixture(scope="module")
