@@ -12,8 +12,6 @@ import os
 import tempfile
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
 from podwire.errors import InputError, PodwireError
 
 _SIZE = 32
@@ -22,6 +20,9 @@ _OTHERS = 0o077
 
 def public_key(private: bytes) -> bytes:
     """The public key, 32 bytes, of a private one."""
+    # Some 6 MB, of which only agents of encrypted tunnels have any use.
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
@@ -79,7 +80,8 @@ def _load(path: Path) -> bytes:
 
 def _create(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = encode_key(X25519PrivateKey.generate().private_bytes_raw()) + "\n"
+    # Any 32 bytes will do: those that X25519 fixes are fixed when it is used (RFC 7748, section 5).
+    text = encode_key(os.urandom(_SIZE)) + "\n"
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
     temporary = Path(name)
     try:
