@@ -96,7 +96,7 @@ def test_pods_talk_while_there_is_no_agent_and_no_api(lab: Lab, pods: Mapping[st
 
 def tunnel(lab: Lab, node: str) -> Any:
     """The process of a node's UDP tunnel, as its status has it."""
-    told = json.loads(Command(lab.name).run("status", "--node", node, "-o", "json").stdout)
+    told = json.loads(Command(lab.name).here("status", "--node", node, "-o", "json").stdout)
     return told["nodes"][0]["tunnel"]
 
 
@@ -128,4 +128,4 @@ def test_other_fabrics_stay_too_and_a_tunnel_that_dies_is_started_anew(profile: 
             flowed = stream.intervals
             until(lambda: stream.intervals > flowed + 2, "the same flow goes on")
         assert tunnel(lab, "node1")["restarts"] == 1
-        until(lambda: Command(lab.name).run("status").returncode == 0, "all are well")
+        until(lambda: Command(lab.name).here("status").exit_code == 0, "all are well")

@@ -25,7 +25,7 @@ PROBE_INTERVAL_S, STALL_S = 1.0, 2.0
 
 def path(lab: Lab, node: str) -> Any:
     """A node's way to its only peer, as its status has it."""
-    told = Command(lab.name).ok("status", "--node", node, "-o", "json")
+    told = Command(lab.name).here("status", "--node", node, "-o", "json").stdout
     (found,) = json.loads(told)["nodes"][0]["peers"][0]["paths"]
     return found
 

@@ -207,7 +207,7 @@ def test_of_two_nodes_with_one_subnet_the_older_has_it(
     objection = "impostor leases 10.244.2.0/24, as the older node node2 does"
 
     def told() -> bool:
-        status = json.loads(command.run("status", "--node", "node1", "-o", "json").stdout)
+        status = json.loads(command.here("status", "--node", "node1", "-o", "json").stdout)
         return objection in json.dumps(status)
 
     with SteadyPing(pods[0], pods[1]) as unaffected:
