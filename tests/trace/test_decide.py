@@ -693,6 +693,20 @@ TROUBLES = [
         remedy="ip address replace {gw1}/{bits}",
     ),
     Trouble(
+        name="gateway whose MAC the pod has wrong",
+        lines={A: "ip neigh replace {gw1} lladdr 02:00:00:00:00:66 dev eth0 nud permanent"},
+        undo={A: "ip neigh del {gw1} dev eth0"},
+        # Flooded, back to the pod, too.
+        ignored=(f"{A} eth0 in", f"{C} eth0 in", "node1 vetha out", "node1 vethc out"),
+        cause=Cause.WRONG_NEIGHBOR,
+        at="node1 vetha in",
+        interface="cni0",
+        says=(
+            "pod default/a takes 02:00:00:00:00:66 for the MAC of its gateway, which is {gw_mac}",
+        ),
+        remedy="ip neigh flush dev eth0  # in pod default/a",
+    ),
+    Trouble(
         name="no route in the pod",
         lines={A: "ip {f} route del default; ip route del {all}"},
         cause=Cause.NO_ROUTE,

@@ -129,7 +129,7 @@ def _unknown(v: Vantage, bridge: str, flow: Flow) -> Problem | None:
             if (alone := unbridged(v, state)) is not None:
                 return alone
         if config is None or not any(flow.dst in one for one in config.lease.subnets):
-            return None
+            return _taken_for_gateway(v, own, flow)
         return v.problem(
             Cause.NOT_IN_USE,
             f"no pod of {v.name} has {flow.dst} now: what is for it goes to all ports",
@@ -148,6 +148,22 @@ def _unknown(v: Vantage, bridge: str, flow: Flow) -> Problem | None:
         remedy=v.remedies.by_hand(
             f"ip neigh flush to {flow.dst}", "where it was sent from, or was routed last"
         ),
+    )
+
+
+def _taken_for_gateway(v: Vantage, own: InterfaceState | None, flow: Flow) -> Problem | None:
+    """A pod sends to a MAC that nobody has what is not for this node's pods."""
+    pod = v.intent.pod_at(flow.src)
+    if pod is None or own is None:
+        return None
+    remote = v.intent.neighbor(own.name, flow.dst)
+    mac, whose = (remote.mac, flow.dst) if remote is not None else (own.mac, "its gateway")
+    return v.problem(
+        Cause.WRONG_NEIGHBOR,
+        f"pod {pod.pod} takes {format_mac(flow.target_mac)} for the MAC of {whose}, which is"
+        f" {format_mac(mac)}",
+        interface=own.name,
+        remedy=v.remedies.by_hand(f"ip neigh flush dev {pod.ifname}", f"in pod {pod.pod}"),
     )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+from ipaddress import ip_interface
+from shlex import quote
 
 from podwire.kernel.observe import lookup
 from podwire.kernel.observe.lookup_messages import (
@@ -120,6 +122,17 @@ def no_way(v: Vantage, dst: IPAddress) -> Problem:
         )
     if (unleased := unleased_problem(v, dst, None)) is not None:
         return unleased
+    for interface in v.place.interfaces:
+        for own in map(ip_interface, interface.addresses):
+            if dst in own.network:
+                line = f"ip route add {own.network} dev {quote(interface.name)} src {own.ip}"
+                return v.problem(
+                    Cause.NO_ROUTE,
+                    f"{v.name} has no route to {dst}: that which came with its address {own} is"
+                    " gone",
+                    interface=interface.name,
+                    remedy=v.remedies.by_hand(line, v.where),
+                )
     return v.problem(
         Cause.NO_ROUTE,
         f"{v.name} has no route to {dst}, and no default route",
