@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -135,7 +135,16 @@ def test_a_tunnel_that_does_not_answer_is_ended(
         agent.start("--profile", "flannel-udp").wait_ready()
         before = status(agent).tunnel
         assert before is not None
-        os.kill(before.pid, signal.SIGSTOP)
+
+        def is_killed() -> bool:
+            if "and is killed" in agent.log:
+                return True
+            # Again and again: whoever has stopped a machine's processes lets them go on, too.
+            with suppress(ProcessLookupError):
+                os.kill(before.pid, signal.SIGSTOP)
+            return False
+
+        until(is_killed, "it is killed")
         until(lambda: agent.log.count("tunnel forwards") == 2, "another one forwards")
         after = status(agent).tunnel
         assert after is not None
