@@ -101,6 +101,19 @@ async def test_a_free_slot_is_claimed_when_the_first_is_full(make: Make) -> None
     assert one.subnets[0] == first[0]
 
 
+async def test_how_long_an_address_has_been_free_outlives_a_restart(make: Make) -> None:
+    one = make(networks=SMALL)
+    await one.start()
+    first, _, third = [ips_of(await add(one, name))[0] for name in "abc"]
+    delete(one, one._store, "c")
+    delete(one, one._store, "a")
+    await one.stop()
+    again = make(networks=SMALL)
+    await again.start()
+    ips = await fill(again, "p")
+    assert ips.index(third) < ips.index(first)
+
+
 async def test_who_has_space_gives_half_of_it(documents: Documents, make: Make) -> None:
     nodes = [make(f"n{number}", networks=SMALL) for number in range(4)]
     for node in nodes:
