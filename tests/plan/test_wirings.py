@@ -122,6 +122,11 @@ def test_a_routed_pod_is_bound_to_its_addresses() -> None:
         ("inet", "bindings6", "fe80::858:aff:fef4:105"),
         ("inet", "bindings6", "::"),
     }
+    assert {one.name: one.type for one in spoofing.open_sets(of)} == {
+        "guarded": "ifname",
+        "bindings4": "ifname . ipv4_addr",
+        "bindings6": "ifname . ipv6_addr",
+    }
     assert spoofing.plan_bridge_table(of) == ()
     assert {
         chain.name: [rule.text for rule in chain.rules] for chain in spoofing.plan_chains(of)
