@@ -19,7 +19,7 @@ from .places import Place
 from .wire import Sighting, sightings
 
 #: How long nodes may take to hear of new pods, on a machine that has much else to do.
-_DEADLINE_S = 20.0
+_DEADLINE_S = 60.0
 _PINGS = 3
 _UDP_PORT = 8285
 #: What came of asking, by who asked and which address.

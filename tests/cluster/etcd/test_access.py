@@ -167,7 +167,7 @@ async def test_a_password_is_taken_and_its_token_renewed(
             b"/test/", b"/test0", after=listing, revision=listing.revision, on_open=opened.set
         )
         waiting = asyncio.ensure_future(anext(batches))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await opened.wait()
             users.stop()
             users.start()

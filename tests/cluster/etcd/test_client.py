@@ -65,7 +65,7 @@ async def test_a_lease_takes_its_keys_along(client: EtcdClient) -> None:
 async def watching(client: EtcdClient, prefix: bytes) -> AsyncGenerator[AsyncGenerator[Batch]]:
     listing = await client.range(prefix, end_of(prefix))
     batches = client.watch(prefix, end_of(prefix), after=listing, revision=listing.revision)
-    async with contextlib.aclosing(batches), asyncio.timeout(20):
+    async with contextlib.aclosing(batches), asyncio.timeout(60):
         yield batches
 
 
@@ -117,7 +117,7 @@ async def test_a_silent_partition_is_noticed(config: EtcdConfig, wire: Wire) -> 
             b"/silent/", b"/silent0", after=listing, revision=listing.revision, on_open=opened.set
         )
         waiting = asyncio.ensure_future(anext(batches))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await opened.wait()
             wire.silence()
             with pytest.raises(StoreUnavailableError, match="no answer in time"):

@@ -83,7 +83,7 @@ async def test_a_watch_tells_all_of_a_kind(documents: Documents) -> None:
     first = await documents.create("ippools", "a", b"{}")
     task = asyncio.create_task(documents.watch("ippools", tell))
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await until({"a"})
             await documents.create("ippools", "b", b"{}")
             await documents.create("ipamblocks", "elsewhere", b"{}")
