@@ -29,7 +29,7 @@ class Some:
             Peer(TunnelPeer(name=f"node{n}", subnets=(), address=f"127.0.0.{n}")) for n in (2, 3, 4)
         ]
         self.table.replace(self.peers)
-        self.lines = Lines(underlay, self.table, self.readers, lambda _: lambda _: None)
+        self.lines = Lines(underlay, self.table, self.readers, lambda _: bool)
 
     def hear(self, peer: Peer, batches: int) -> None:
         for _ in range(batches):

@@ -19,6 +19,8 @@ _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274, "ppc64le": 355,
 _SCHED_ATTR = struct.Struct("=IIQiIQQQII")
 _SCHED_OTHER = 0
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
 
 def ask_for_slice(seconds: float) -> bool:
     """Ask for slices of that length, 0.1 ms at least, for the calling thread; whether it worked."""
@@ -28,6 +30,5 @@ def ask_for_slice(seconds: float) -> bool:
     nice = os.getpriority(os.PRIO_PROCESS, 0)
     runtime = round(seconds * 1e9)
     attr = _SCHED_ATTR.pack(_SCHED_ATTR.size, _SCHED_OTHER, 0, nice, 0, runtime, 0, 0, 0, 0)
-    libc = ctypes.CDLL(None, use_errno=True)
-    done: int = libc.syscall(number, 0, ctypes.c_char_p(attr), 0)
+    done: int = _libc.syscall(number, 0, ctypes.c_char_p(attr), 0)
     return done == 0

@@ -15,11 +15,7 @@ from pathlib import Path
 
 from podwire import log
 from podwire.errors import PodwireError
-from podwire.kernel.scheduling import ask_for_slice
 from podwire.tunnel.loop import Tunnel
-
-#: The kernel's least.
-_SLICE_S = 1e-4
 
 
 def main() -> int:
@@ -41,8 +37,6 @@ def main() -> int:
         return 1
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: tunnel.stop())
-    # Soon on when packets come, and little lost by yielding when none do.
-    ask_for_slice(_SLICE_S)
     # The data path makes no reference cycles, and a collection in between would be felt.
     gc.freeze()
     gc.disable()

@@ -78,16 +78,23 @@ class Inbound:
         """Peers have changed."""
         self._lines.look_again()
 
-    def pump(self, drain: bool) -> None:
-        """Move what waits at the socket, up to a bound, or one batch."""
-        for _ in range(_BATCHES if drain else 1):
-            size = self._underlay.receive()
-            if size < 0:
-                return
-            if self._receive(size):
-                self._lines.earn(self._underlay.source)
+    def pump(self, drain: bool) -> bool:
+        """Move what waits at the socket, up to a bound, or one batch; whether it was many."""
+        return self._pump(None, drain)
 
-    def _pump_line(self, line: Line, drain: bool) -> None:
+    def _pump(self, line: Line | None, drain: bool) -> bool:
+        underlay = self._underlay
+        many = False
+        for _ in range(_BATCHES if drain else 1):
+            size = underlay.receive(line)
+            if size < 0:
+                break
+            if self._receive(size) and line is None:
+                self._lines.earn(underlay.source)
+            many |= size > underlay.segment
+        return many
+
+    def _pump_line(self, line: Line, drain: bool) -> bool:
         """The same of a line.
 
         A whole IPv4 packet of known addresses goes the short way: what `_accept` and `_one` do, in
@@ -96,16 +103,11 @@ class Inbound:
         underlay, path = self._underlay, self._path
         peer = line.peer
         if drain or peer is None or peer.encrypted or path.require_encryption:
-            for _ in range(_BATCHES if drain else 1):
-                size = underlay.receive(line)
-                if size < 0:
-                    return
-                self._receive(size)
-            return
+            return self._pump(line, drain)
         try:
             size = line.receive_into(underlay.place)
         except OSError:
-            return
+            return False
         view = underlay.view
         first, total, ttl, protocol, check, source, target = IPV4_START.unpack_from(view, START)
         if (
@@ -116,8 +118,9 @@ class Inbound:
             or not peer.owned.get(source)
             or not path.table.local.get(target)
         ):
-            self._receive_from(peer, size, _segment_of(view, size))
-            return
+            segment = _segment_of(view, size)
+            self._receive_from(peer, size, segment)
+            return size > segment
         TTL_CHECK.pack_into(view, START + 8, ttl - 1, protocol, raised(check))
         peer.heard = monotonic()
         try:
@@ -127,6 +130,7 @@ class Inbound:
         else:
             peer.received_packets += 1
             peer.received_bytes += size
+        return False
 
     def _receive(self, size: int) -> bool:
         """Pass on what was received; whether it came from a peer."""

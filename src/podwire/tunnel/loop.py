@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path as FilePath
 
 from podwire.errors import InputError, PodwireError
+from podwire.kernel.scheduling import ask_for_slice
 from podwire.log import fields
 from podwire.model.tunnel import (
     DROPS,
@@ -54,6 +55,12 @@ _LINGER_S = 200e-6
 _PATIENCE = 4
 #: As long as no more than that come without a break, each is moved at once and by itself.
 _CALM = 3
+#: The slices of the processor that are asked for: the kernel's least where packets come one at a
+#: time, so as to be on soon when one comes, and to lose little by yielding; and longer ones where
+#: there are many, since each change of process costs all of them. The latter until so many waits in
+#: a row were calm.
+_SHORT_SLICE_S, _LONG_SLICE_S = 1e-4, 1e-3
+_CALM_WAITS = 16
 #: Descriptors that are heard of at once; there are hardly more.
 _EVENTS = 8
 #: Without a configuration, and with nobody connected, it ends after so long: whoever started it has
@@ -79,6 +86,8 @@ class Tunnel:
         self._inbounds: list[Inbound] = []
         #: How often more to linger in vain.
         self._patience = 0
+        #: Calm waits until slices become short.
+        self._restless = _CALM_WAITS
         self._running = True
         self._forlorn_at = time.monotonic() + _FORLORN_S
         # A signal's handler alone does not end a wait (PEP 475).
@@ -102,21 +111,21 @@ class Tunnel:
     def run(self) -> None:
         """Forward, until `stop` or a request to. Raises PodwireError where the device is gone."""
         poll, pumps, error = self._epoll.poll, self._readers.pumps, select.EPOLLERR
-        # How often in a row something was ready when it was looked.
-        streak = 0
+        # How often in a row something was ready when it was looked; whether it was many packets.
+        streak, many = 0, False
         while self._running:
             ready = poll(0, _EVENTS)
             if ready:
                 streak += 1
             else:
-                streak = 0
-                ready = self._wait()
+                ready = self._wait(calm=not many)
+                streak, many = 0, False
             for fd, events in ready:
                 pump = pumps.get(fd)
                 if pump is None:
                     self._endpoint.ready(fd)
                     continue
-                pump(streak > _CALM)
+                many |= pump(streak > _CALM)
                 if events & error:
                     self._plugs.check(fd)
             path = self._path
@@ -125,11 +134,13 @@ class Tunnel:
                     path.secure.poll()
                 path.flush_outbox()
 
-    def _wait(self) -> list[tuple[int, int]]:
-        """What is ready, once there is anything."""
+    def _wait(self, *, calm: bool) -> list[tuple[int, int]]:
+        """What is ready, once there is anything. After many packets it sleeps at once: others have
+        work to do with them."""
         poll, clock = self._epoll.poll, time.perf_counter
+        self._pace(calm=calm)
         started = clock()
-        if self._patience:
+        if calm and self._patience:
             while clock() - started < _LINGER_S:
                 os.sched_yield()
                 ready = poll(0, _EVENTS)
@@ -143,6 +154,16 @@ class Tunnel:
         if self._is_forlorn():
             self.stop()
         return ready
+
+    def _pace(self, *, calm: bool) -> None:
+        if not calm:
+            if not self._restless:
+                ask_for_slice(_LONG_SLICE_S)
+            self._restless = _CALM_WAITS
+        elif self._restless:
+            self._restless -= 1
+            if not self._restless:
+                ask_for_slice(_SHORT_SLICE_S)
 
     def _is_forlorn(self) -> bool:
         """Whether nobody has told it what to do, nor seems about to."""

@@ -63,11 +63,10 @@ class Outbound:
         #: Whether packets came one at a time of late.
         self._calm = True
 
-    def pump(self, drain: bool) -> None:
-        """Move what waits at the device, up to a bound, or one packet."""
+    def pump(self, drain: bool) -> bool:
+        """Move what waits at the device, up to a bound, or one packet; whether it was many."""
         if not drain:
-            self._pump_one()
-            return
+            return self._pump_one()
         fd, view, start = self._fd, self._view, self._address - VNET_HEADER
         at = first = _START
         count = size = stride = packets = supers = 0
@@ -102,8 +101,9 @@ class Outbound:
         if count:
             self._flush(first, count, size, stride)
         self._calm = packets <= 2
+        return supers > 0 or not self._calm
 
-    def _pump_one(self) -> None:
+    def _pump_one(self) -> bool:
         """Move one packet.
 
         For an IPv4 packet to a known address this is what `_route` and `_one` do, in one piece:
@@ -112,11 +112,11 @@ class Outbound:
         try:
             length = readv(self._fd, self._places) - VNET_HEADER
         except OSError:
-            return
+            return False
         view, path = self._view, self._path
         if view[_FRONT + 1]:
             self._super(_START, length)
-            return
+            return True
         first, total, ttl, protocol, check, _, target = IPV4_START.unpack_from(view, _START)
         peer = path.table.routes.get(target)
         if (
@@ -129,15 +129,15 @@ class Outbound:
         ):
             if length > 0:
                 self._one(_START, length)
-            return
+            return False
         TTL_CHECK.pack_into(view, _START + 8, ttl - 1, protocol, raised(check))
         if view[_FRONT] & NEEDS_CSUM and not self._complete(_START, length):
-            return
+            return False
         packet = view[_START : _START + length]
         line = peer.line
         if line is None or peer.encrypted:
             path.send_one(peer, packet)
-            return
+            return False
         try:
             line.send(packet)
         except OSError:
@@ -146,6 +146,7 @@ class Outbound:
         else:
             peer.sent_packets += 1
             peer.sent_bytes += length
+        return False
 
     def _route(self, at: int, length: int) -> Peer | None:
         """The peer that a packet goes to, having decremented its TTL; None where it goes no

@@ -5,8 +5,9 @@ from __future__ import annotations
 import select
 from collections.abc import Callable
 
-#: Moves what waits at a descriptor: all of it, up to a bound, or, if told False, one batch.
-Pump = Callable[[bool], None]
+#: Moves what waits at a descriptor: all of it, up to a bound, or, if told False, one batch. Whether
+#: that was many packets.
+Pump = Callable[[bool], bool]
 
 
 class Readers:

@@ -3,16 +3,15 @@
 The kernel hands over TCP and UDP packets of up to 64 KiB with the size that they are to be cut
 into (TSO, USO). Each segment becomes a datagram of its own, so each needs whole headers: IP's
 length and checksum, TCP's sequence number and flags or UDP's length, and their checksum over the
-payload. The payload stays where it is: a segment is sent from two places.
+payload.
 
-Headers are rows, one a segment. Super-packets of a flow are much alike, so everything that depends
-only on sizes is kept as a `Layout`: the views that are written through, the places that are sent
-from, and what each row adds to the checksum. What is left to do for a packet is a handful of
-operations on all rows, and the first and last row's peculiarities.
+Segments are rows. Super-packets of a flow are much alike, so everything that depends only on sizes
+is kept as a `Layout`: the views that are written and read through. What is left to do for a packet
+is a handful of operations on all rows, and the first and last row's peculiarities.
 
 Sums are in the machine's byte order (see `podwire.tunnel.checksum`). The kernel has left the sum of
-the pseudo header in the checksum field (CHECKSUM_PARTIAL), so nothing here reads the addresses. A
-number that is added in network order counts `_NETWORK` times in such a sum.
+the pseudo header in the checksum field (CHECKSUM_PARTIAL), so nothing here reads the addresses: it
+stays there, for the length that a segment has, and is part of the row when that is summed up.
 """
 
 from __future__ import annotations
@@ -38,10 +37,8 @@ MAX_HEADERS = 120
 FIN, SYN, RST, PSH, URG, CWR = 0x01, 0x02, 0x04, 0x08, 0x20, 0x80
 _ONCE = FIN | PSH | CWR
 
-#: What a step of one in network byte order adds to a native sum, modulo 0xFFFF.
-_NETWORK = swap16(1)
-_WRAP = 1 << 32
 _LAYOUTS = 256
+_ONES = np.array(0xFFFF, np.uint32)
 _U16, _U32, _NATIVE16 = struct.Struct("!H"), struct.Struct("!I"), struct.Struct("=H")
 
 
@@ -123,52 +120,50 @@ class Layout:
         self._last_row = (count - 1) * stride
         self._field = l4 + (16 if tcp else 6)
         self._checks = np.ndarray((count,), np.uint16, whole.data, self._field, (stride,))
-        number = np.arange(count, dtype=np.uint32)
         if tcp:
             self._sequence = np.ndarray((count,), ">u4", whole.data, l4 + 4, (stride,))
-            self._steps = number * np.uint32(mss)
-            self._step_sums = (number.astype(np.uint64) * mss * _NETWORK % 0xFFFF).astype(np.uint32)
+            self._steps = np.arange(count, dtype=np.uint32) * np.uint32(mss)
         start = at + head
         self._payloads: U8 = buffer[start : start + count * mss].reshape(count, mss)
-        self._words = None if mss & 1 else self._payloads.view(np.uint16)
+        #: What the checksums are over.
+        self._summed: U8 = packed[:, l4:]
+        self._words = None
+        if not mss & 1:
+            words = (count, stride - l4 >> 1)
+            self._words = np.ndarray(words, np.uint16, whole.data, l4, (stride, 2))
 
     def fill(self, size: int) -> None:
         """Put together the segments of the packet of `size` bytes; the last is filled up with
         zeros."""
         view, at, head, l4, mss = self._view, self._at, self.head, self._l4, self.mss
+        whole, row = self._whole, self._last_row
         last = size - head - (self.count - 1) * mss
-        # In one's complement, how the last segment's length differs from the others'.
-        shorter = swap16(head - l4 + last) - swap16(head - l4 + mss)
-        field = at + self._field
-        base = _NATIVE16.unpack_from(view, field)[0] - swap16(size - l4) + swap16(head - l4 + mss)
-        _NATIVE16.pack_into(view, field, 0)
-        flags = 0
+        # In one's complement: the length in the pseudo header is a segment's now.
+        field, length = at + self._field, swap16(head - l4 + mss)
+        pseudo = _NATIVE16.unpack_from(view, field)[0] - swap16(size - l4) + length
+        _NATIVE16.pack_into(view, field, pseudo % 0xFFFF)
         if self._tcp:
-            flags = view[at + l4 + 13] & _ONCE
-            view[at + l4 + 13] &= ~_ONCE & 0xFF
+            flags = view[at + l4 + 13]
+            view[at + l4 + 13] = flags & ~_ONCE
+            self._set_ip(last)
+            first = _U32.unpack_from(view, at + l4 + 4)[0]
+            np.add(self._steps, np.uint32(first), out=self._sequence)
+            # It tells something once: with the first segment. The end's flags go with the last.
+            whole[l4 + 13] |= flags & CWR
+            whole[row + l4 + 13] |= flags & (FIN | PSH)
         else:
             _U16.pack_into(view, at + l4 + 4, 8 + mss)
-        base += sum_of(view[at + l4 : at + head])
-        self._set_ip(last)
+            self._set_ip(last)
+            _U16.pack_into(whole, row + l4 + 4, 8 + last)
         if last != mss:
             self._payloads[-1, last:] = 0
-        sums = np.add.reduce(self._payload_words(), axis=1, dtype=np.uint32, initial=base % 0xFFFF)
-        if self._tcp:
-            self._set_sequence(sums)
-        if flags & CWR:
-            # It tells something once: with the first segment. The end's flags go with the last.
-            self._whole[l4 + 13] |= CWR
-            sums[0] += swap16(CWR)
-        whole, row = self._whole, self._last_row
-        if self._tcp:
-            whole[row + l4 + 13] |= flags & (FIN | PSH)
-            sums[-1] += (shorter + swap16(flags & (FIN | PSH))) % 0xFFFF
-        else:
-            _U16.pack_into(whole, row + l4 + 4, 8 + last)
-            sums[-1] += shorter * 2 % 0xFFFF
-        sums %= 0xFFFF
-        np.subtract(0xFFFF, sums, out=self._checks, casting="unsafe")
         self._packed_payloads[:] = self._payloads
+        sums = np.add.reduce(self._row_words(), axis=1, dtype=np.uint32)
+        if last != mss:
+            sums[-1] += (swap16(head - l4 + last) - length) % 0xFFFF
+        np.remainder(sums, _ONES, out=sums)
+        np.subtract(_ONES, sums, out=sums)
+        self._checks[:] = sums
 
     def _set_ip(self, last: int) -> None:
         """Write the rows, with IP's lengths and checksums; the rest is as in the packet."""
@@ -198,18 +193,9 @@ class Layout:
         words[:, 5] = 0
         words[:, 5] = row_checks(row_sums(words[:, : self._l4 >> 1]))
 
-    def _set_sequence(self, sums: NDArray[np.uint32]) -> None:
-        first = _U32.unpack_from(self._view, self._at + self._l4 + 4)[0]
-        np.add(self._steps, np.uint32(first), out=self._sequence)
-        sums += self._step_sums
-        if first + self.count * self.mss > _WRAP:
-            # What is beyond has lost 2 ** 32, which is 1 modulo 0xFFFF.
-            wrapped = -(-(_WRAP - first) // self.mss)
-            sums[wrapped:] += 0xFFFF - _NETWORK
-
-    def _payload_words(self) -> NDArray[np.uint16]:
+    def _row_words(self) -> NDArray[np.uint16]:
         if self._words is not None:
             return self._words
-        padded = np.zeros((self.count, self.mss + 1), np.uint8)
-        padded[:, : self.mss] = self._payloads
+        padded = np.zeros((self.count, self._summed.shape[1] + 1), np.uint8)
+        padded[:, :-1] = self._summed
         return padded.view(np.uint16)
