@@ -58,7 +58,8 @@ class FabricMemory:
     def _save(self, network: NetworkConfig, protocols: tuple[int, ...]) -> None:
         self._known = Remembered(network.fabric, tuple(map(str, network.network)), protocols)
         try:
-            write_atomically(self._path, msgspec.json.encode(self._known) + b"\n")
+            content = msgspec.json.encode(self._known) + b"\n"
+            write_atomically(self._path, content, parents=True)
         except PodwireError as error:
             log.warning("fabric not remembered", extra=fields(error=error))
 

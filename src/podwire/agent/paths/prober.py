@@ -143,7 +143,8 @@ class Prober:
             self._file.unlink(missing_ok=True)
             return
         try:
-            write_atomically(self._file, msgspec.json.encode(sorted(self._blocked)) + b"\n")
+            content = msgspec.json.encode(sorted(self._blocked)) + b"\n"
+            write_atomically(self._file, content, parents=True)
         except PodwireError as error:
             log.warning("blocked paths not remembered", extra=fields(error=error))
 
