@@ -102,6 +102,14 @@ def discovery(mac: bytes, kind: int, target: bytes) -> bytes:
     return bytes.fromhex("333300000001") + mac + b"\x86\xdd" + head + ips + message
 
 
+def datagram_of_nobody(mac: bytes) -> bytes:
+    """A frame for all nodes with an empty UDP datagram from `::`."""
+    datagram = struct.pack("!HHHH", PORT, PORT, 8, 0)
+    head = struct.pack("!IHBB", 6 << 28, len(datagram), UDP, 64)
+    ips = bytes(16) + ip_address("ff02::1").packed
+    return bytes.fromhex("333300000001") + mac + b"\x86\xdd" + head + ips + datagram
+
+
 def vxlan(frame_to: bytes, inner: bytes) -> bytes:
     """RFC 7348, of VNI 1."""
     return bytes.fromhex("0800000000000100") + frame_to + bytes.fromhex("02aabbccddee0800") + inner
@@ -188,6 +196,9 @@ def test_what_is_forged_is_dropped_and_counted(scene: Scene) -> None:
     )
     claim = arp_reply(mac_of(pod, "eth0"), scene.free.ip, "10.244.1.1")
     only_the_genuine_arrives("node1", "spoofed_arp", lambda: send(pod, SEND_FRAME, claim.hex()))
+    # A datagram of nobody.
+    nobody = datagram_of_nobody(mac_of(pod, "eth0")).hex()
+    only_the_genuine_arrives("node1", "spoofed_ip", lambda: send(pod, SEND_FRAME, nobody))
     # A pod that says it is another one, or a router: a node and pods would believe it.
     mac = mac_of(pod, "eth0")
     for kind, target, reason in (

@@ -134,6 +134,8 @@ def test_a_routed_pod_is_bound_to_its_addresses() -> None:
         "from_pods": ["iifgroup 7077 fib saddr . iif oif 0 goto strange_source"],
         "strange_source": [
             "iifname . ip saddr @bindings4 accept",
+            "iifname @guarded ip6 saddr :: meta l4proto != ipv6-icmp"
+            ' counter name "spoofed_ip" drop',
             "iifname . ip6 saddr @bindings6 accept",
             'iifname @guarded counter name "spoofed_ip" drop',
         ],

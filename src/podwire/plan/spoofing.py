@@ -60,8 +60,10 @@ _AS_ROUTER = (
     f'icmpv6 type {{ nd-router-advert, nd-redirect }} counter name "{SPOOFED_RA.name}" drop'
 )
 
-# Who asks whether an address is free sends from none (RFC 5227 and 4862).
+# Who asks whether an address is free sends from none (RFC 5227 and 4862); of IPv6, nobody sends
+# anything else that way.
 _NOBODY4, _NOBODY6 = IPv4Address(0), IPv6Address(0)
+_OF_NOBODY = f'ip6 saddr {_NOBODY6} meta l4proto != ipv6-icmp counter name "{SPOOFED_IP.name}" drop'
 
 
 def plan_bridge_table(config: NetworkConfig) -> tuple[NftTable, ...]:
@@ -82,6 +84,7 @@ def plan_bridge_table(config: NetworkConfig) -> tuple[NftTable, ...]:
         _AS_ROUTER,
         f"icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @{TARGETS}"
         f' counter name "{SPOOFED_ND.name}" drop',
+        _OF_NOBODY,
         f"{own} . ip6 saddr @{BINDINGS[6]} accept",
         f'ether type {{ ip, ip6 }} counter name "{SPOOFED_IP.name}" drop',
         f'counter name "{OTHER_FRAMES.name}" drop',
@@ -132,6 +135,7 @@ def plan_chains(config: NetworkConfig) -> tuple[NftChain, ...]:
     strange = (
         # What the routes don't tell: link-local addresses, and a source of none.
         f"iifname . ip saddr @{BINDINGS[4]} accept",
+        f"iifname @{GUARDED} {_OF_NOBODY}",
         f"iifname . ip6 saddr @{BINDINGS[6]} accept",
         f'iifname @{GUARDED} counter name "{SPOOFED_IP.name}" drop',
     )
