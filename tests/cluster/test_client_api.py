@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import secrets
 from typing import Any
 
@@ -31,6 +32,8 @@ from podwire.errors import (
     InvalidError,
     NotFoundError,
 )
+
+from .api_process import ApiProcess
 
 
 class Meta(msgspec.Struct):
@@ -210,3 +213,16 @@ async def test_a_file_that_is_no_socket_is_unavailable(tmp_path: Any) -> None:
         with contextlib.suppress(ApiUnavailableError):
             await client.list(PODS)
             pytest.fail("listed pods from a file")
+
+
+async def test_a_client_that_is_left_is_closed(api: ApiProcess) -> None:
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: told.append(context["message"])
+    )
+    async with KubeClient(api.config) as client:
+        await client.list(CONFIGMAPS, "default")
+    # Of a session that nobody has closed, aiohttp tells when it is collected.
+    del client
+    gc.collect()
+    assert told == []
