@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -251,8 +252,9 @@ def test_nothing_is_left_of_what_could_not_be_attached(node: Node) -> None:
     assert "cali5" not in node.node.run("ip link show") + node.elements()
     assert "dev other" in node.node.run("ip route show 10.1.0.5")
     node.node.run("ip link del other; nft delete table inet podwire")
-    with pytest.raises(KernelError, match="wait until the agent has made its nft tables"):
+    with pytest.raises(KernelError, match="wait until the agent has made its nft tables") as early:
         node.attach(5)
+    assert early.value.errno == errno.EAGAIN, "for which a runtime is told to try again"
     assert "cali5" not in node.node.run("ip link show")
 
 
