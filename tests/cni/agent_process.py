@@ -24,18 +24,23 @@ from podwire.ipam.record import PodIdentity
 from podwire.ipam.store import Store
 from podwire.kernel.reconcile import Reconciler
 from podwire.model.cluster import Lease, NetworkConfig, Underlay
+from podwire.model.fabric import Fabric
 from podwire.model.state import Desired
 from podwire.plan.node import plan_tables
 from podwire.plan.profiles import PROFILES
 from podwire.plan.profiles import fabric as choose
 from podwire.plan.wiring import wiring_of
 
+#: What the wiring looks at; addresses are always the node's own.
+FABRICS = {
+    "bridged": PROFILES["flannel-vxlan"],
+    "routed": choose("calico", ipam="node-subnet"),
+    "segment": PROFILES["weave"],
+}
 
-def network_config(subnets: str, *, routed: bool) -> NetworkConfig:
+
+def network_config(subnets: str, fabric: Fabric) -> NetworkConfig:
     """A node with these subnets; only what the wiring looks at matters."""
-    fabric = PROFILES["flannel-vxlan"]
-    if routed:
-        fabric = choose("calico", ipam="node-subnet")
     networks = tuple(map(ip_network, subnets.split(",")))
     return NetworkConfig(
         node="node1",
@@ -50,7 +55,7 @@ def network_config(subnets: str, *, routed: bool) -> NetworkConfig:
 
 
 async def main(options: argparse.Namespace) -> None:
-    config = network_config(options.subnets, routed=options.routed)
+    config = network_config(options.subnets, FABRICS[options.fabric])
     reconciler = Reconciler()
     entries = (*wiring_of(config.fabric).plan_node(config), *plan_tables(config))
     reconciler.replace(Desired({"Node/node1": entries}))
@@ -89,6 +94,6 @@ if __name__ == "__main__":
     parser.add_argument("subnets")
     parser.add_argument("--not-ready", action="store_true")
     parser.add_argument("--awaited", action="store_true")
-    parser.add_argument("--routed", action="store_true")
+    parser.add_argument("--fabric", choices=FABRICS, default="bridged")
     parser.add_argument("--annotations", type=json.loads, default={})
     asyncio.run(main(parser.parse_args()))

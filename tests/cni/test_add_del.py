@@ -177,6 +177,15 @@ def test_a_requested_mac_is_honoured(node: Node, pod: str) -> None:
     assert eth0["address"] == "02:11:22:33:44:55"
 
 
+def test_where_nodes_know_pods_macs_none_can_be_asked_for(
+    make_node: MakeNode, make_pod: MakePod
+) -> None:
+    node = make_node("10.244.1.0/24", "--fabric=segment")
+    code, message = node.cni("ADD", "c1", make_pod(), args="MAC=02:11:22:33:44:55").error
+    assert code == 7 and "no hardware address can be asked for" in message
+    assert not node.links()
+
+
 def test_a_requested_address_that_is_held_is_refused_naming_the_pod(
     node: Node, make_pod: MakePod
 ) -> None:

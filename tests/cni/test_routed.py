@@ -34,7 +34,7 @@ def ping(netns: str, target: str) -> bool:
 
 
 def test_a_routed_pod_in_both_families(make_node: MakeNode, pod: str) -> None:
-    node = make_node(DUAL, "--routed")
+    node = make_node(DUAL, "--fabric=routed")
     result = node.add("c1", pod, args=POD)
     host, inside = result["interfaces"]
     assert (host["name"], host["mac"]) == (PORT, "ee:ee:ee:ee:ee:ee")
@@ -58,7 +58,7 @@ def test_a_routed_pod_in_both_families(make_node: MakeNode, pod: str) -> None:
 
 
 def test_pods_reach_each_other_through_the_node(make_node: MakeNode, make_pod: MakePod) -> None:
-    node = make_node(DUAL, "--routed")
+    node = make_node(DUAL, "--fabric=routed")
     # The kernel answers ARP by proxy only for what it has a route to, as every node has.
     subprocess.run(["ip", "-n", node.netns, "route", "add", "default", "dev", "lo"], check=True)
     pods = [make_pod(), make_pod()]
@@ -69,7 +69,7 @@ def test_pods_reach_each_other_through_the_node(make_node: MakeNode, make_pod: M
 
 
 def test_check_sees_that_the_route_to_the_pod_is_gone(make_node: MakeNode, pod: str) -> None:
-    node = make_node("10.244.1.0/24", "--routed")
+    node = make_node("10.244.1.0/24", "--fabric=routed")
     result = node.add("c1", pod, args=POD)
     config = {"cniVersion": "1.1.0", "name": "podwire", "type": "podwire", "prevResult": result}
     assert node.cni("CHECK", "c1", pod, config=config).status == 0
@@ -82,7 +82,7 @@ def test_check_sees_that_the_route_to_the_pod_is_gone(make_node: MakeNode, pod: 
 def test_a_pod_that_gets_a_new_sandbox_first_keeps_its_name(
     make_node: MakeNode, make_pod: MakePod
 ) -> None:
-    node = make_node("10.244.1.0/24", "--routed")
+    node = make_node("10.244.1.0/24", "--fabric=routed")
     node.add("old", make_pod(), args=POD)
     node.add("new", make_pod(), args=POD)
     node.delete("old")
@@ -96,7 +96,7 @@ def test_what_a_pod_asks_for_by_annotation(make_node: MakeNode, make_pod: MakePo
         "default/wrong": {"podwire.io/ips": "10.9.9.9"},
         "default/pools": {"podwire.io/pools": "east"},
     }
-    node = make_node("10.244.1.0/24", "--routed", "--annotations", json.dumps(wishes))
+    node = make_node("10.244.1.0/24", "--fabric=routed", "--annotations", json.dumps(wishes))
     result = node.add("c1", make_pod(), args=POD)
     assert result["ips"][0]["address"] == "10.244.1.77/32"
     guarded = subprocess.run(
@@ -114,9 +114,9 @@ def test_what_a_pod_asks_for_by_annotation(make_node: MakeNode, make_pod: MakePo
 
 
 def test_del_leaves_nothing(make_node: MakeNode, pod: str) -> None:
-    node = make_node(DUAL, "--routed")
+    node = make_node(DUAL, "--fabric=routed")
     node.add("c1", pod)
     node.delete("c1", pod)
-    node.restart("--routed")
+    node.restart("--fabric=routed")
     assert node.links() == []
     assert "10.244.1.2" not in {one["dst"] for one in ip_json(node.netns, "route")}

@@ -25,7 +25,7 @@ from typing import ParamSpec, TypeAlias, TypeVar
 from podwire.cni.annotations import PodWish, parse
 from podwire.cni.locks import KeyedLocks
 from podwire.cni.naming import host_ifname
-from podwire.cni.types import Request
+from podwire.cni.types import CniError, Code, Request
 from podwire.cni.unregister import Unregistrar
 from podwire.cni.wiring import Wiring
 from podwire.errors import KernelError, PodwireError
@@ -106,6 +106,12 @@ class Attachments:
     async def add(self, network: NetworkConfig, request: Request, netns_fd: int) -> Record:
         """An attachment that there was none of. Raises PodwireError; then there is none still."""
         started = time.perf_counter()
+        if request.requested_mac is not None and network.fabric.is_one_segment:
+            raise CniError(
+                Code.INVALID_NETWORK_CONFIG,
+                "mac: no hardware address can be asked for on one segment of all nodes, which"
+                " know each pod's by its IP address",
+            )
         asked = await self._asked(network, request)
         name = host_ifname(network.fabric, request.key, request.pod)
         await self._replace(name, request.key)
