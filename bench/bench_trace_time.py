@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """How long `podwire trace` takes, from the command's start to its end.
 
-In a lab of two nodes: across nodes, within one, to the outside, TCP, UDP, and two that are
-dropped, which wait for an answer for as long as they may (500 ms). In turns with
+In a lab of two nodes: across nodes, within one, to the outside, TCP, UDP, and two that do not
+arrive: one that waits for an answer as long as it may (500 ms), since nobody answers its ARP, and
+one of whose drop a kernel tells. In turns with
 
     ping and tcpdump   what a person would do: tcpdump started at each of the ten interfaces
                        between the two pods, until all watch; one ping; until each has seen both
