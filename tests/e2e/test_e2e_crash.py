@@ -25,9 +25,9 @@ VICTIMS = ("supervisor", "api", "node1/agent", "node1/kubelet")
 
 
 @pytest.fixture(scope="module")
-def lab(make_lab: Callable[[int], Lab]) -> Lab:
-    """Two nodes; the last test takes it down, which the fixture then finds done."""
-    return make_lab(2)
+def lab(make_lab: Callable[..., Lab]) -> Lab:
+    """Two nodes, whose pods' packets pass a process."""
+    return make_lab(2, profile="flannel-udp")
 
 
 @pytest.fixture(scope="module")

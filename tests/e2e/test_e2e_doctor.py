@@ -334,7 +334,7 @@ def test_pods_with_a_larger_mtu_than_the_tunnel(
         finding = doctor("--node", node.name, "--check", "mtu").only(node.name)
     assert finding["level"] == "warn"
     assert finding["text"] == (
-        "default/large (1450) have a larger MTU than the tunnel, which carries 1430"
+        "default/large (1450) has a larger MTU than the way to other nodes, which carries 1430"
     )
 
 

@@ -57,7 +57,9 @@ class TunnelProcess:
         Raises TunnelAwayError.
         """
         with contextlib.suppress(TunnelAwayError):
-            return await TunnelClient.connect(self._path)
+            client = await TunnelClient.connect(self._path)
+            if not await _is_dead(client):
+                return client
         self.reap()
         on_start()
         process = self._process = _start(self._path)
@@ -107,6 +109,20 @@ async def listen_to(client: TunnelClient) -> None:
         finally:
             asked.cancel()
         await _closed_within(client, _BEAT_S)
+
+
+async def _is_dead(client: TunnelClient) -> bool:
+    """Whether it has hung up. The kernel may close the listener of one that was killed last, and
+    let somebody connect until then."""
+    asked = asyncio.ensure_future(client.is_alive())
+    await asyncio.wait({asked}, timeout=_WAIT_S)
+    if not asked.done():
+        asked.cancel()
+        return False
+    if not asked.result():
+        await client.close()
+        return True
+    return False
 
 
 async def _answered(asked: asyncio.Future[bool], waits: int) -> None:

@@ -108,14 +108,18 @@ def all_processes() -> Iterator[Process]:
 def marked(lab_id: str) -> dict[Process, str]:
     """The processes that the lab started, each with its name in the lab (`node1/agent`).
 
-    Not those that merely inherited the environment inside a node's PID namespace: containers get
-    a fresh one.
+    A tunnel, which has its agent's environment and outlives it, is told by its command
+    (`node1/tunnel`). Not those that merely inherited the environment inside a node's PID namespace:
+    containers get a fresh one.
     """
     found = {}
     needle = f"{LAB_ID}={lab_id}".encode()
     for process in all_processes():
         if needle in (_read(f"/proc/{process.pid}/environ") or b"").split(b"\0"):
-            found[process] = environment(process.pid).get(LAB_PROCESS, "")
+            name = environment(process.pid).get(LAB_PROCESS, "")
+            if b"podwire.tunnel" in (_read(f"/proc/{process.pid}/cmdline") or b"").split(b"\0"):
+                name = name.replace("/agent", "/tunnel")
+            found[process] = name
     return found
 
 

@@ -90,12 +90,13 @@ class Supervisor:
         self._stopping = True
 
     def _end_predecessors(self) -> None:
-        """End what a supervisor before this one left behind, but for the holders."""
+        """End what a supervisor before this one left behind, but for the holders, and the tunnels,
+        which agents take over."""
         left = processes.marked(self._record.id)
         processes.end(
             process
             for process, name in left.items()
-            if name != "supervisor" and not name.endswith("/holder")
+            if name != "supervisor" and not name.endswith(("/holder", "/tunnel"))
         )
 
     def _stop(self) -> None:
