@@ -113,7 +113,11 @@ class Wire:
         self.answers.append(head.encode() + body)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream_reader, upstream_writer = await asyncio.open_unix_connection(self.target)
+        try:
+            upstream_reader, upstream_writer = await asyncio.open_unix_connection(self.target)
+        except OSError:
+            writer.close()
+            return
         self._writers |= {writer, upstream_writer}
         try:
             async with asyncio.TaskGroup() as group:

@@ -21,7 +21,7 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-from podwire.tunnel.checksum import U8, check_of, row_checks, row_sums, sum_of, swap16
+from podwire.tunnel.checksum import U8, check_of, row_checks, row_sums, swap16
 from podwire.tunnel.headers import DONT_FRAGMENT
 from podwire.tunnel.session import BatchBuffer
 
@@ -145,15 +145,15 @@ class Layout:
         if self._tcp:
             flags = view[at + l4 + 13]
             view[at + l4 + 13] = flags & ~_ONCE
-            self._set_ip(last)
+            self._set_ip(size, last)
             first = _U32.unpack_from(view, at + l4 + 4)[0]
-            np.add(self._steps, np.uint32(first), out=self._sequence)
+            self._sequence[:] = self._steps + np.uint32(first)
             # It tells something once: with the first segment. The end's flags go with the last.
             whole[l4 + 13] |= flags & CWR
             whole[row + l4 + 13] |= flags & (FIN | PSH)
         else:
             _U16.pack_into(view, at + l4 + 4, 8 + mss)
-            self._set_ip(last)
+            self._set_ip(size, last)
             _U16.pack_into(whole, row + l4 + 4, 8 + last)
         if last != mss:
             self._payloads[-1, last:] = 0
@@ -165,7 +165,7 @@ class Layout:
         np.subtract(_ONES, sums, out=sums)
         self._checks[:] = sums
 
-    def _set_ip(self, last: int) -> None:
+    def _set_ip(self, size: int, last: int) -> None:
         """Write the rows, with IP's lengths and checksums; the rest is as in the packet."""
         view, at, length = self._view, self._at, self.head + self.mss
         whole, row = self._whole, self._last_row
@@ -174,14 +174,15 @@ class Layout:
             self._headers[:] = self._template
             _U16.pack_into(whole, row + 4, self.head + last - 40)
             return
+        # The checksum is adjusted, as for the TTL.
+        total = 0xFFFF - _NATIVE16.unpack_from(view, at + 10)[0] - swap16(size) + swap16(length)
         _U16.pack_into(view, at + 2, length)
-        _NATIVE16.pack_into(view, at + 10, 0)
-        total = sum_of(view[at : at + self._l4])
         _NATIVE16.pack_into(view, at + 10, check_of(total))
         self._headers[:] = self._template
-        _U16.pack_into(whole, row + 2, self.head + last)
-        total += swap16(self.head + last) - swap16(length)
-        _NATIVE16.pack_into(whole, row + 10, check_of(total))
+        if last != self.mss:
+            total += swap16(self.head + last) - swap16(length)
+            _U16.pack_into(whole, row + 2, self.head + last)
+            _NATIVE16.pack_into(whole, row + 10, check_of(total))
         # Of what is never fragmented nobody looks at the identification (RFC 6864).
         if not view[at + 6] & DONT_FRAGMENT >> 8:
             self._set_identifications()
