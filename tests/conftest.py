@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ settings.load_profile("podwire")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    if sys.version_info < (3, 11, 5):
+        # Such a Python sometimes can't parse a source to quote from it (gh-106905, "AST constructor
+        # recursion depth mismatch"), and one failure ended the whole run.
+        config.option.tbstyle = "native"
     if hasattr(config, "workerinput"):
         parallel.shorten_basetemp(config)
         config.pluginmanager.register(parallel.Worker())
