@@ -20,12 +20,18 @@ from podwire.trace.wire import Status
 from ..conftest import Namespace
 from ..e2e.waiting import DEADLINE_S, until
 from .conftest import AgentProcess, Cluster
-from .joined import answers, call_cni, joined, tunnel_pids
+from .joined import Joined, answers, call_cni, joined, tunnel_pids
 from .operating import connected
 
 pytestmark = pytest.mark.root
 
 FORWARDS = "flannel.alpha.coreos.com/backend-type"
+
+
+@pytest.fixture
+def nodes(make_namespace: Callable[[], Namespace], tmp_path: Path) -> Iterator[Joined]:
+    with joined(make_namespace, tmp_path) as made:
+        yield made
 
 
 @contextmanager
@@ -65,98 +71,93 @@ def refused(agent: AgentProcess, pod: Namespace) -> tuple[int, str]:
 def test_nothing_is_promised_before_the_tunnel_forwards(
     cluster: Cluster,
     kubeconfig: Path,
+    nodes: Joined,
     make_namespace: Callable[[], Namespace],
-    tmp_path: Path,
 ) -> None:
-    with joined(make_namespace, tmp_path) as nodes:
-        agents = [nodes.add(name, kubeconfig) for name in ("node1", "node2")]
-        for agent in agents:
-            nodes.register(cluster, agent.name, [f"10.244.{agent.name[-1]}.0/24"])
-        first, second = agents
-        with in_the_way(first):
-            first.start("--profile", "flannel-udp")
-            first.wait_not_ready("the UDP tunnel does not forward")
-            assert not first.conflist.exists()
-            assert FORWARDS not in cluster.node("node1")["metadata"].get("annotations", {})
-        for agent in (first, second.start("--profile", "flannel-udp")):
-            agent.wait_ready()
-        (here, _), (_, (target,)) = map(nodes.pod, agents)
-        answers(here, target)
-        tunnel = status(first).tunnel
-        assert tunnel is not None
-        assert tunnel.restarts == 0
-        with in_the_way(first, end=tunnel.pid):
-            first.wait_not_ready("the UDP tunnel does not forward")
-            code, message = refused(first, make_namespace())
-            assert code == 11
-            assert message.startswith("podwire is not ready: the UDP tunnel does not forward")
-        first.wait_ready()
-        answers(here, target)
-        after = status(first)
-        assert after.tunnel is not None
-        assert after.tunnel.restarts > 0
-        assert after.problems == ()
+    agents = [nodes.add(name, kubeconfig) for name in ("node1", "node2")]
+    for agent in agents:
+        nodes.register(cluster, agent.name, [f"10.244.{agent.name[-1]}.0/24"])
+    first, second = agents
+    with in_the_way(first):
+        first.start("--profile", "flannel-udp")
+        first.wait_not_ready("the UDP tunnel does not forward")
+        assert not first.conflist.exists()
+        assert FORWARDS not in cluster.node("node1")["metadata"].get("annotations", {})
+    for agent in (first, second.start("--profile", "flannel-udp")):
+        agent.wait_ready()
+    (here, _), (_, (target,)) = map(nodes.pod, agents)
+    answers(here, target)
+    tunnel = status(first).tunnel
+    assert tunnel is not None
+    assert tunnel.restarts == 0
+    with in_the_way(first, end=tunnel.pid):
+        first.wait_not_ready("the UDP tunnel does not forward")
+        code, message = refused(first, make_namespace())
+        assert code == 11
+        assert message.startswith("podwire is not ready: the UDP tunnel does not forward")
+    first.wait_ready()
+    answers(here, target)
+    after = status(first)
+    assert after.tunnel is not None
+    assert after.tunnel.restarts > 0
+    assert after.problems == ()
 
 
 def test_another_ones_device_is_left_alone(
     cluster: Cluster,
     kubeconfig: Path,
-    make_namespace: Callable[[], Namespace],
-    tmp_path: Path,
+    nodes: Joined,
 ) -> None:
-    with joined(make_namespace, tmp_path) as nodes:
-        agent = nodes.add("node1", kubeconfig)
-        nodes.register(cluster, "node1", ["10.244.1.0/24"])
-        agent.namespace.run("ip tuntap add flannel0 mode tun; ip link set flannel0 up")
-        agent.start("--profile", "flannel-udp")
-        agent.wait_not_ready("flannel0 exists and was not made by Podwire")
-        assert not agent.conflist.exists()
-        assert "NO-CARRIER" in agent.namespace.run("ip link show flannel0"), "nobody has it open"
-        agent.namespace.run("ip link del flannel0")
-        agent.wait_ready()
-        assert agent.log.count("tunnel forwards") == 1
-        # What the kernel made with its address, and does not make anew.
-        route = agent.namespace.run("ip route show 10.244.0.0/16")
-        assert "dev flannel0 proto kernel" in route
-        agent.namespace.run("ip route del 10.244.0.0/16")
-        until(lambda: agent.namespace.run("ip route show 10.244.0.0/16") == route, "it is back")
+    agent = nodes.add("node1", kubeconfig)
+    nodes.register(cluster, "node1", ["10.244.1.0/24"])
+    agent.namespace.run("ip tuntap add flannel0 mode tun; ip link set flannel0 up")
+    agent.start("--profile", "flannel-udp")
+    agent.wait_not_ready("flannel0 exists and was not made by Podwire")
+    assert not agent.conflist.exists()
+    assert "NO-CARRIER" in agent.namespace.run("ip link show flannel0"), "nobody has it open"
+    agent.namespace.run("ip link del flannel0")
+    agent.wait_ready()
+    assert agent.log.count("tunnel forwards") == 1
+    # What the kernel made with its address, and does not make anew.
+    route = agent.namespace.run("ip route show 10.244.0.0/16")
+    assert "dev flannel0 proto kernel" in route
+    agent.namespace.run("ip route del 10.244.0.0/16")
+    until(lambda: agent.namespace.run("ip route show 10.244.0.0/16") == route, "it is back")
 
 
 @pytest.mark.slow
 def test_a_tunnel_that_does_not_answer_is_ended(
     cluster: Cluster,
     kubeconfig: Path,
-    make_namespace: Callable[[], Namespace],
-    tmp_path: Path,
+    nodes: Joined,
 ) -> None:
-    with joined(make_namespace, tmp_path) as nodes:
-        agent = nodes.add("node1", kubeconfig)
-        nodes.register(cluster, "node1", ["10.244.1.0/24"])
-        agent.start("--profile", "flannel-udp").wait_ready()
-        before = status(agent).tunnel
-        assert before is not None
+    agent = nodes.add("node1", kubeconfig)
+    nodes.register(cluster, "node1", ["10.244.1.0/24"])
+    agent.start("--profile", "flannel-udp").wait_ready()
+    before = status(agent).tunnel
+    assert before is not None
 
-        def is_killed() -> bool:
-            if "and is killed" in agent.log:
-                return True
-            # Again and again: whoever has stopped a machine's processes lets them go on, too.
-            with suppress(ProcessLookupError):
-                os.kill(before.pid, signal.SIGSTOP)
-            return False
+    def is_killed() -> bool:
+        if "and is killed" in agent.log:
+            return True
+        # Again and again: whoever has stopped a machine's processes lets them go on, too.
+        with suppress(ProcessLookupError):
+            os.kill(before.pid, signal.SIGSTOP)
+        return False
 
-        until(is_killed, "it is killed")
-        until(lambda: agent.log.count("tunnel forwards") == 2, "another one forwards")
-        after = status(agent).tunnel
-        assert after is not None
-        assert after.pid != before.pid
-        assert (after.restarts, after.lost) == (
-            1,
-            "its process did not answer for 10 s, and was killed",
-        )
-        assert agent.http.metric('podwire_tunnel_restarts_total{reason="silent"}') == 1
-        assert tunnel_pids(agent) == [after.pid]
-        # Nor does one keep from being ended what is not wanted any more.
-        assert agent.stop() == 0
-        os.kill(after.pid, signal.SIGSTOP)
-        assert asyncio.run(stop_tunnel(agent.home / "run" / "tunnel.sock", waits=1))
-        until(lambda: tunnel_pids(agent) == [], "it is gone")
+    until(is_killed, "it is killed")
+    until(lambda: agent.log.count("tunnel forwards") == 2, "another one forwards")
+    after = status(agent).tunnel
+    assert after is not None
+    assert after.pid != before.pid
+    assert (after.restarts, after.lost) == (
+        1,
+        "its process did not answer for 10 s, and was killed",
+    )
+    assert agent.http.metric('podwire_tunnel_restarts_total{reason="silent"}') == 1
+    assert tunnel_pids(agent) == [after.pid]
+    # Nor does one keep from being ended what is not wanted any more.
+    assert agent.stop() == 0
+    os.kill(after.pid, signal.SIGSTOP)
+    assert asyncio.run(stop_tunnel(agent.home / "run" / "tunnel.sock", waits=1))
+    until(lambda: tunnel_pids(agent) == [], "it is gone")

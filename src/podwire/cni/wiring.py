@@ -71,5 +71,4 @@ def described(config: NetworkConfig, attachment: Attachment) -> tuple[list[Link]
 
 def is_own_netns(netns_fd: int) -> bool:
     """Whether a namespace is the one that this process is in."""
-    theirs, ours = os.fstat(netns_fd), Path("/proc/self/ns/net").stat()
-    return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
+    return os.path.samestat(os.fstat(netns_fd), Path("/proc/self/ns/net").stat())

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from podwire.kernel.netlink import SO_RCVBUFFORCE
 from podwire.kernel.observe import cbpf
 
 #: linux/if_ether.h
@@ -34,8 +35,8 @@ _SOLICITATION, _ADVERTISEMENT = 135, 136
 _SOURCE_MAC_OPTION = bytes([1, 1])
 _ADVERTISED = slice(8, 24)
 _HOP_LIMIT, _HOP_LIMIT_AT = 255, 7
-#: asm-generic/socket.h; Python has no names for them. A timestamp's message has the same number.
-_SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 33, 35
+#: asm-generic/socket.h; Python has no name for it. A timestamp's message has the same number.
+_SO_TIMESTAMPNS = 35
 _TIMESPEC = struct.Struct("=qq")
 _CONTROL = socket.CMSG_SPACE(_TIMESPEC.size)
 #: Room for the answers of thousands of peers that come while nobody reads.
@@ -92,7 +93,7 @@ class Solicitor:
         cbpf.attach(self._receiver, program)
         self._receiver.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         # Beyond what an ordinary process may have: the agent is root.
-        self._receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        self._receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _RECEIVE_BUFFER)
 
     def close(self) -> None:
         self._stack.close()

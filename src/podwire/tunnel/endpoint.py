@@ -168,10 +168,9 @@ def _locked(path: Path) -> int:
 
 def _is_at(path: Path, fd: int) -> bool:
     try:
-        found = path.stat()
+        return os.path.samestat(path.stat(), os.fstat(fd))
     except FileNotFoundError:
         return False
-    return (found.st_dev, found.st_ino) == (os.fstat(fd).st_dev, os.fstat(fd).st_ino)
 
 
 def _listen(path: Path) -> socket.socket:

@@ -105,7 +105,7 @@ class Inbound:
         if drain or peer is None or peer.encrypted or path.require_encryption:
             return self._pump(line, drain)
         try:
-            size = line.receive_into(underlay.place)
+            size = line.receive_into(underlay.room)
         except OSError:
             return False
         view = underlay.view

@@ -58,7 +58,7 @@ class Outbound:
         self._buffer = np.zeros(_START + _GATHERED_BYTES + 3 * _LONGEST, np.uint8)
         self._view = self._buffer.data
         self._address: int = self._buffer.ctypes.data
-        self._places = [self._view[_FRONT : _START + _LONGEST]]
+        self._rooms = [self._view[_FRONT : _START + _LONGEST]]
         self._segmenter = Segmenter(self._buffer)
         #: Whether packets came one at a time of late.
         self._calm = True
@@ -110,7 +110,7 @@ class Outbound:
         where packets come one at a time, all that is done to each adds to their latency.
         """
         try:
-            length = readv(self._fd, self._places) - VNET_HEADER
+            length = readv(self._fd, self._rooms) - VNET_HEADER
         except OSError:
             return False
         view, path = self._view, self._path

@@ -20,6 +20,8 @@ import sys
 import numpy as np
 
 from podwire.errors import KernelError
+from podwire.kernel.netlink import SO_RCVBUFFORCE
+from podwire.kernel.observe import cbpf
 from podwire.tunnel.table import Line, Peer, Place
 
 # Without letting go of the interpreter's lock: nothing here blocks, and there is one thread.
@@ -34,8 +36,9 @@ writev.restype = ctypes.c_ssize_t
 _UDP_SEGMENT, _UDP_GRO = 103, 104
 _IP_MTU_DISCOVER, _IP_MTU, _IPV6_MTU_DISCOVER, _IPV6_MTU = 10, 14, 23, 24
 _PMTUDISC_DONT, _PMTUDISC_DO = 0, 2
-_SO_ATTACH_FILTER, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 26, 32, 33
-_SO_ATTACH_REUSEPORT_CBPF = 51
+_SO_SNDBUFFORCE, _SO_ATTACH_REUSEPORT_CBPF = 32, 51
+#: The program that returns 0 for each packet.
+_ZERO = (cbpf.Insn(cbpf.RET | cbpf.K, 0, 0, 0),)
 
 _SEGMENT = struct.Struct("=H")
 #: Room for one control message of four bytes.
@@ -66,8 +69,11 @@ class Underlay:
         self._socket = self._make()
         try:
             # Those that are yet to be connected get nothing: all goes to the group's first.
-            _filtered(self._socket, _SO_ATTACH_REUSEPORT_CBPF)
+            cbpf.attach(self._socket, _ZERO, _SO_ATTACH_REUSEPORT_CBPF)
             self._socket.bind(self._local)
+        except KernelError:
+            self._socket.close()
+            raise
         except OSError as error:
             self._socket.close()
             raise KernelError(
@@ -85,8 +91,8 @@ class Underlay:
         self.buffer = np.zeros(_RECEIVE_BYTES, np.uint8)
         self.view = self.buffer.data
         self.address: int = self.buffer.ctypes.data
-        self.place = self.view[START : START + 65536]
-        self._places = [self.place]
+        self.room = self.view[START : START + 65536]
+        self._rooms = [self.room]
         #: The sender of what was received (see `Peer.place`).
         self.source: Place = ("", 0)
         #: The size of each datagram received but the last, which may be smaller.
@@ -133,7 +139,7 @@ class Underlay:
             socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
         )
         try:
-            for option in (_SO_RCVBUFFORCE, _SO_SNDBUFFORCE):
+            for option in (SO_RCVBUFFORCE, _SO_SNDBUFFORCE):
                 made.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if self.version == 6:
@@ -168,7 +174,7 @@ class Underlay:
         """
         sock = self._socket if line is None else line.socket
         try:
-            size, control, _, source = sock.recvmsg_into(self._places, _CONTROL)
+            size, control, _, source = sock.recvmsg_into(self._rooms, _CONTROL)
         except OSError:
             return -1
         self.source = source[:2]
@@ -180,13 +186,12 @@ class Underlay:
     def send(self, peer: Peer, datagram: memoryview) -> int:
         """Send one datagram."""
         line = peer.line
+        if line is None:
+            return self._send_aside(datagram, peer.place)
         try:
-            if line is None:
-                self._socket.sendto(datagram, peer.place)
-            else:
-                line.send(datagram)
+            line.send(datagram)
         except OSError as error:
-            if line is not None and error.errno in _OF_BEFORE:
+            if error.errno in _OF_BEFORE:
                 return self._send_aside(datagram, peer.place)
             return error.errno or errno.EIO
         return 0
@@ -197,13 +202,12 @@ class Underlay:
             return self.send(peer, datagrams)
         line = peer.line
         control = (socket.SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(segment))
+        if line is None:
+            return self._send_aside(datagrams, peer.place, control)
         try:
-            if line is None:
-                self._socket.sendmsg((datagrams,), (control,), 0, peer.place)
-            else:
-                line.socket.sendmsg((datagrams,), (control,))
+            line.socket.sendmsg((datagrams,), (control,))
         except OSError as error:
-            if line is not None and error.errno in _OF_BEFORE:
+            if error.errno in _OF_BEFORE:
                 return self._send_aside(datagrams, peer.place, control)
             return error.errno or errno.EIO
         return 0
@@ -251,7 +255,7 @@ class IcmpSocket:
         for one in self._sockets.values():
             # Only for sending: of what arrives, of which each raw socket gets a copy, nothing is
             # let in.
-            _filtered(one, _SO_ATTACH_FILTER)
+            cbpf.attach(one, _ZERO)
 
     def close(self) -> None:
         for one in self._sockets.values():
@@ -263,9 +267,3 @@ class IcmpSocket:
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         with contextlib.suppress(OSError):
             self._sockets[version].sendto(message, (socket.inet_ntop(family, target), 0))
-
-
-def _filtered(sock: socket.socket, option: int) -> None:
-    """Attach a classic BPF program that returns 0 for each packet."""
-    program = ctypes.create_string_buffer(struct.pack("=HBBI", 6, 0, 0, 0))
-    sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@HP", 1, ctypes.addressof(program)))

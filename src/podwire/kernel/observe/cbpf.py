@@ -1,7 +1,7 @@
 """Classic BPF: the programs that a socket filter is made of, and an assembler for them.
 
 What lives here: the instruction, an assembler with labels, and how a program is given to a
-socket (SO_ATTACH_FILTER). What does not: which packets a program lets through.
+socket (SO_ATTACH_FILTER and others). What does not: which packets a program lets through.
 
 The machine (Documentation/networking/filter.rst, linux/filter.h) has an accumulator A, an index
 register X and sixteen words of memory. It only jumps forward, so a program ends; it ends with the
@@ -210,12 +210,13 @@ def unpack(code: bytes) -> tuple[Insn, ...]:
     return tuple(Insn(*fields) for fields in _INSTRUCTION.iter_unpack(code))
 
 
-def attach(sock: socket.socket, program: Sequence[Insn]) -> None:
-    """Make `program` the filter of a socket. Raises KernelError where the kernel refuses it."""
+def attach(sock: socket.socket, program: Sequence[Insn], option: int = SO_ATTACH_FILTER) -> None:
+    """Make `program` the filter of a socket, or what else `option` says. Raises KernelError where
+    the kernel refuses it."""
     code = ctypes.create_string_buffer(pack(program))
     try:
         sock.setsockopt(
-            socket.SOL_SOCKET, SO_ATTACH_FILTER, _FPROG.pack(len(program), ctypes.addressof(code))
+            socket.SOL_SOCKET, option, _FPROG.pack(len(program), ctypes.addressof(code))
         )
     except OSError as error:
         raise KernelError(
