@@ -41,6 +41,8 @@ class Look:
     vxlan_mtus: Mapping[int, int] = field(default_factory=dict)
     vni: int = 1
     port: int = 8472
+    learning: bool = False
+    gbp: bool = False
     udp_dev: str | None = None
     udp_mtu: int = 0
     is_one_segment: bool = False

@@ -58,7 +58,8 @@ def _vxlan_amiss(seen: Seen, node: Place, version: int, link: Entry) -> Iterator
     yield from differs(f"the MTU of {name}", link["mtu"], look.vxlan_mtus[version])
     yield from differs(f"the VNI of {name}", data["id"], look.vni)
     yield from differs(f"the port of {name}", data["port"], look.port)
-    yield from differs(f"learning of {name}", data["learning"], look.is_one_segment)
+    yield from differs(f"learning of {name}", data["learning"], look.learning)
+    yield from differs(f"GBP of {name}", "gbp" in data, look.gbp)
     yield from differs(
         f"the end of {name}", data.get("local") or data.get("local6"), node.ip(version)
     )

@@ -24,6 +24,7 @@ from .looks import Lease, Look, Seen
 from .node_looks import nodes_amiss
 from .places import Place, places
 from .pod_looks import pods_amiss
+from .questions import carried
 from .ways import everybody, too_small, unanswered, unlike, unmasked, unreached
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -53,10 +54,20 @@ class Case:
 #: On a machine that has much else to do.
 _PATIENCE_S = 120.0
 
+#: All that Flannel's VXLAN backend can be told, otherwise than it is by default.
+BACKEND_OPTIONS: Mapping[str, Any] = {
+    "cross_subnet": True,
+    "vni": 77,
+    "vxlan_port": 9999,
+    "learning": True,
+    "gbp": True,
+    "mtu": 1300,
+}
+
 #: By name: the options, and the underlays that it works over.
 FABRICS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
     "flannel-vxlan": ({"profile": "flannel-vxlan"}, ("l2", "routed")),
-    "flannel-vxlan-direct": ({"profile": "flannel-vxlan", "cross_subnet": True}, ("routed",)),
+    "flannel-vxlan-direct": ({"profile": "flannel-vxlan", **BACKEND_OPTIONS}, ("routed",)),
     "flannel-host-gw": ({"profile": "flannel-host-gw"}, ("l2",)),
     "flannel-udp": ({"profile": "flannel-udp"}, ("l2", "routed")),
     "calico": ({"profile": "calico"}, ("l2",)),
@@ -103,7 +114,16 @@ def look(case: Case) -> Look:
         case "flannel-vxlan":
             return Look("vxlan", "vxlan", in_vxlan, "cni0", "veth", **flannel)
         case "flannel-vxlan-direct":
-            return Look("direct", "vxlan", in_vxlan, "cni0", "veth", **flannel)
+            told: dict[str, Any] = {
+                "vxlan_devs": {v: {4: "flannel.77", 6: "flannel-v6.77"}[v] for v in versions},
+                # With two of them each has its underlay's.
+                "vxlan_mtus": flannel["vxlan_mtus"] if len(versions) == 2 else {versions[0]: 1300},
+                "vni": 77,
+                "port": 9999,
+                "learning": True,
+                "gbp": True,
+            }
+            return Look("direct", "vxlan", 1300, "cni0", "veth", **told)
         case "flannel-host-gw":
             return Look("direct", "direct", 1500, "cni0", "veth", backend="host-gw")
         case "flannel-udp":
@@ -123,6 +143,7 @@ def look(case: Case) -> Look:
                 "vxlan_mtus": {over: 1500 - _VXLAN[over]},
                 "vni": 6784,
                 "port": 6784,
+                "learning": True,
                 "is_one_segment": True,
                 "prefix_len": {4: 12, 6: 64},
                 "backend": "l2-vxlan",
@@ -157,6 +178,8 @@ def test_a_fabric(case: Case) -> None:
             assert_nothing(unmasked(seen, echoes, b1))
             if seen.look.far == "udp":
                 assert_nothing(unanswered(seen, echoes, b1))
+            if seen.look.is_one_segment:
+                assert_nothing(carried(seen, echoes, a1))
         if seen.look.is_one_segment:
             for version in case.versions:
                 for target in {4: (GROUP, ALL), 6: (GROUP6,)}[version]:
