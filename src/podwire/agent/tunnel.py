@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 _AGAIN_S, _AGAIN_MAX_S = 0.1, 10.0
 #: One that has forwarded for so long was a good one.
 _GOOD_S = 10.0
-_STATS_S = 2.0
+#: One that is asked what it has counted answers between two batches of packets.
+_STATS_S = 1.0
 
 
 class Tunnel:
@@ -51,6 +52,8 @@ class Tunnel:
         self._all_changed = False
         self._news = asyncio.Event()
         self._client: TunnelClient | None = None
+        #: The question what it has counted, when it did not answer in time.
+        self._unanswered: asyncio.Future[Stats] | None = None
         self._problem: str | None = None
         self._is_starting = False
         #: None until one has forwarded; then how often another one had to be started.
@@ -106,14 +109,28 @@ class Tunnel:
         self._news.set()
 
     async def stats(self) -> Stats | None:
-        """What passed and what was dropped; None where no tunnel answers."""
-        if self._client is None:
+        """What passed and what was dropped; None where no tunnel answers.
+
+        One that has been silent for too long is not waited for again before it has answered: who
+        asks several times, as a trace does, waits once.
+        """
+        if self._client is None or self._unanswered is not None:
+            return None
+        asked = asyncio.ensure_future(self._client.stats())
+        asked.add_done_callback(self._note_answer)
+        if not (await asyncio.wait({asked}, timeout=_STATS_S))[0]:
+            self._unanswered = asked
             return None
         try:
-            async with asyncio.timeout(_STATS_S):
-                return await self._client.stats()
-        except (PodwireError, TimeoutError):
+            return asked.result()
+        except PodwireError:
             return None
+
+    def _note_answer(self, asked: asyncio.Future[Stats]) -> None:
+        if self._unanswered is asked:
+            self._unanswered = None
+        if not asked.cancelled():
+            asked.exception()  # Nobody else may be there to hear of it.
 
     async def run(self) -> NoReturn:
         """See to it for ever that it is as wanted. It goes on when this ends."""
@@ -155,6 +172,8 @@ class Tunnel:
             talking.result()
         finally:
             self._client = self._status = None
+            if self._unanswered is not None:
+                self._unanswered.cancel()
             for task in (talking, listening):
                 task.cancel()
             await asyncio.gather(talking, listening, return_exceptions=True)
