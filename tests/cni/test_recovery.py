@@ -100,19 +100,25 @@ def test_a_lost_database_is_made_up_from_what_stands(
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("flags", [(), ("--fabric=routed",)], ids=["bridge", "routed"])
 def test_what_the_runtime_still_has_is_not_collected(
-    make_node: Callable[..., Node], make_pod: Callable[[], str]
+    make_node: Callable[..., Node], make_pod: Callable[[], str], flags: tuple[str, ...]
 ) -> None:
-    node = make_node()
+    node = make_node(DUAL, *flags)
     node.add(LONG, make_pod())
     node.add("c2", make_pod(), args=WEB)
-    lose(node)
+    lose(node, *flags)
+    node.delete("c9", "", args=WEB.replace("web", "other"))
     valid = [{"containerID": one, "ifname": "eth0"} for one in (LONG, "c2")]
-    for left in (valid, valid[:1]):
+    # Calico's names are of pods, and a list of containers says nothing of those.
+    for left, stay in ((valid, 2), (valid[:1], 2 if flags else 1)):
         answer = node.cni("GC", config={**asking(), "cni.dev/valid-attachments": left})
         assert answer.status == 0, answer
-        node.restart()
-        assert len(node.links()) == len(left)
+        node.restart(*flags)
+        assert len(node.links()) == stay
+    node.delete("c2", "", args=WEB)
+    node.restart(*flags)
+    assert len(node.links()) == 1
 
 
 PORT = PodPort(
