@@ -28,7 +28,7 @@ _HELD = """
     ip rule; ip route show table all; ip -6 route show table all
     ip neigh show nud permanent; bridge fdb show
     nft -s list ruleset
-    sysctl -a -r 'forwarding|proxy_arp|rp_filter|accept_local|bridge-nf' 2> /dev/null | sort
+    sysctl -a -r 'forwarding|accept_(ra|local)$|proxy_arp|rp_filter|bridge-nf' 2> /dev/null | sort
     find /etc/cni/net.d /run/podwire /run/flannel | sort; cat /run/flannel/subnet.env
     ps -eo args | grep -c '[p]odwire.tunnel'
 """

@@ -86,6 +86,9 @@ def host(number: int, *, protocol: int = 80) -> tuple[Entry, ...]:
         ),
         Sysctl(key=f"net/ipv4/conf/{name}/proxy_arp", value="1", why=WHY),
         Sysctl(key=f"net/ipv4/neigh/{name}/proxy_delay", value="0", why=WHY),
+        Sysctl(key=f"net/ipv6/conf/{name}/accept_ra", value="0", why=WHY),
+        # As all of IPv6 on a machine without it.
+        Sysctl(key=f"net/ipv6/conf/{name}/of_no_kernel", value="0", why=WHY),
         Route(dst=ip_network(ip), dev=name, protocol=protocol, why=WHY),
         Route(dst=ip_network(f"fd00:1::{number}"), dev=name, protocol=protocol, why=WHY),
         Neighbor(dev=name, ip=ip, mac=pod_mac(number), why=WHY),
@@ -192,6 +195,10 @@ def test_what_is_attached_is_as_wanted(node: Node) -> None:
             node.reconciler.reconcile()
         assert node.reconciler.plan() == [], disturbance
         assert not node.is_amiss()
+    node.node.run("sysctl -qw net.ipv6.conf.cali5.accept_ra=2")  # Which nobody is notified of.
+    assert node.check(5) == ["sysctl net/ipv6/conf/cali5/accept_ra is not 0"]
+    node.reconciler.reconcile()
+    assert node.check(5) == []
 
 
 def test_a_comparison_in_between_takes_nothing_from_a_pod_that_is_just_attached(

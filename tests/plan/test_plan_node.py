@@ -90,6 +90,7 @@ def test_own_entries_are_flannels() -> None:
             alias="podwire pods of node1",
             why=WHY,
         ),
+        Sysctl(key="net/ipv6/conf/cni0/accept_ra", value="0", why=WHY),
         Address(dev="cni0", ip=ip_interface("10.244.1.1/24"), why=WHY),
         Sysctl(key="net/ipv4/ip_forward", value="1", why=WHY),
         Link(

@@ -25,8 +25,9 @@ def test_a_routed_pod_is_a_network_of_its_own() -> None:
         "fd00:172:31::1:5/128 dev eth0",
         "::/0 via fe80::ecee:eeff:feee:eeee dev eth0",
     ]
-    assert lines(plan.host)[:5] == [
+    assert lines(plan.host)[:6] == [
         "veth1 veth to eth0 mtu 1450 address ee:ee:ee:ee:ee:ee",
+        "net.ipv6.conf.veth1.accept_ra = 0",
         "net.ipv4.conf.veth1.proxy_arp = 1",
         "net.ipv4.neigh.veth1.proxy_delay = 0",
         "172.31.1.70/32 dev veth1",
@@ -70,7 +71,9 @@ def test_in_one_segment_the_whole_network_is_on_link() -> None:
     of = config("weave")
     plan = plan_attachment(of, attachment(of, "10.32.0.8"))
     assert lines(plan.pod) == ["10.32.0.8/12 dev eth0", "0.0.0.0/0 via 10.32.0.1 dev eth0"]
-    assert "10.32.0.1/12 dev weave" in lines(bridge.plan_node(of))
+    own = lines(bridge.plan_node(of))
+    assert "10.32.0.1/12 dev weave" in own
+    assert "net.ipv6.conf.weave.accept_ra = 0" in own
 
 
 def test_bridge_options() -> None:

@@ -120,7 +120,7 @@ def _bridge_index(sock: NetlinkSocket, name: str) -> int:
 
 def _configure_host(sock: NetlinkSocket, port: Link, entries: Sequence[Entry]) -> None:
     for one in entries:
-        if isinstance(one, Sysctl):
+        if isinstance(one, Sysctl) and _is_amiss(one):
             sysctl.write(one.key, one.value)
     _set_elements(entries)
     index = _index_of(sock, port.name)
@@ -137,6 +137,12 @@ def _configure_host(sock: NetlinkSocket, port: Link, entries: Sequence[Entry]) -
         if failure.index >= len(batch):
             what = ops[failure.index - len(batch)].line({index: port.name})
         raise kernel_error(what, failure)
+
+
+def _is_amiss(one: Sysctl) -> bool:
+    """Of a machine without IPv6 none of its settings is."""
+    value = sysctl.read(one.key)
+    return value != one.value and not (value is None and one.key.startswith("net/ipv6/"))
 
 
 def _ops(entries: Iterable[Entry], scope: Scope) -> list[Op]:
@@ -262,7 +268,7 @@ def _host_faults(
     faults += [
         f"sysctl {one.key} is not {one.value}"
         for one in entries
-        if isinstance(one, Sysctl) and sysctl.read(one.key) != one.value
+        if isinstance(one, Sysctl) and _is_amiss(one)
     ]
     keys = [nft_elements.untyped_key(one) for one in entries if isinstance(one, NftElement)]
     if keys:

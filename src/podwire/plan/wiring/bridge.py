@@ -29,7 +29,7 @@ from podwire.model.state import (
 )
 from podwire.plan import spoofing
 from podwire.plan.macs import mac_for
-from podwire.plan.wiring.pods import PodPlan, has, owner, veth
+from podwire.plan.wiring.pods import PodPlan, has, no_routers, owner, veth
 
 
 def gateway(subnet: IPNetwork) -> IPAddress:
@@ -69,7 +69,8 @@ def plan_node(config: NetworkConfig) -> tuple[Entry, ...]:
             promiscuous=True if fabric.promiscuous else None,
             alias=f"podwire pods of {config.node}",
             why=why,
-        )
+        ),
+        no_routers(config.bridge, why),
     ]
     for ip in own:
         entries.append(Address(dev=config.bridge, ip=ip, why=why))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from podwire.model.cluster import Attachment, NetworkConfig
-from podwire.model.state import Address, Entry, Link, Route, Veth, Why
+from podwire.model.state import Address, Entry, Link, Route, Sysctl, Veth, Why
 from podwire.model.tunnel import BATCH_BYTES, OVERHEAD_ENCRYPTED
 
 #: What of a super-packet's size the kernel keeps for headers of its own (MAX_TCP_HEADER and one,
@@ -49,6 +49,12 @@ def gso_max_size(mtu: int, *, encrypt: bool) -> int:
     """
     count = BATCH_BYTES // (mtu + (OVERHEAD_ENCRYPTED if encrypt else 0))
     return count * (mtu - _HEADERS) + _HEADERS_KEPT
+
+
+def no_routers(dev: str, why: Why) -> Sysctl:
+    """No pod becomes the node's IPv6 router by saying that it is one, whether or not anything
+    guards what it sends. A link accepts that by default, also where no pod has IPv6."""
+    return Sysctl(key=f"net/ipv6/conf/{dev}/accept_ra", value="0", why=why)
 
 
 def owner(attachment: Attachment) -> str:

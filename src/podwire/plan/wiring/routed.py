@@ -26,7 +26,7 @@ from podwire.model.state import (
 )
 from podwire.plan import spoofing
 from podwire.plan.macs import link_local
-from podwire.plan.wiring.pods import PodPlan, has, owner, veth
+from podwire.plan.wiring.pods import PodPlan, has, no_routers, owner, veth
 
 #: Of every host end, so that pods' neighbour entries outlive whatever happens on the node.
 HOST_MAC = bytes([0xEE] * 6)
@@ -90,6 +90,7 @@ def plan_attachment(config: NetworkConfig, attachment: Attachment) -> PodPlan:
     return PodPlan(
         host=(
             plan_port(config, attachment),
+            no_routers(attachment.host_ifname, why),
             *_answers(attachment),
             *_routes(config, attachment),
             *spoofing.plan_attachment(config, attachment),
