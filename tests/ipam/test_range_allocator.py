@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from podwire.ipam import range_ring
 from podwire.ipam.node_subnet import ExhaustedError, RequestedAddressError
 from podwire.ipam.range_allocator import RangeAllocator
 from podwire.ipam.ranges import Token, decode_token, encode_token, lenders, ranges
@@ -169,6 +170,28 @@ async def test_what_is_in_use_is_never_given_away(make: Make) -> None:
     await two.start()
     assert not used & set(await fill(two, "q"))
     assert not set(await fill(one, "r")) & used
+
+
+async def test_what_is_being_given_away_is_used_no_more(
+    stored: Stored, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while nobody can tell whether it has arrived."""
+    monkeypatch.setattr(range_ring, "_RETRY_S", 0.01)
+    network = (ip_network("10.32.0.0/28"),)
+    one = make(networks=network)
+    await one.start()
+    await stored.away()
+    giving = asyncio.create_task(one._ring._give(network[0], "n2"))
+    while not one._ring._given:
+        await asyncio.sleep(0)
+    (given,) = one._ring._given.values()
+    with pytest.raises(RequestedAddressError, match="is in a range of node n2"):
+        await add(one, "a", str(given.first))
+    await stored.back()
+    await giving
+    two = make("n2", networks=network)
+    await two.start()
+    assert ips_of(await add(two, "b", str(given.first + 2))) == [str(given.first + 2)]
 
 
 async def test_who_has_nothing_to_give_says_so(make: Make) -> None:
