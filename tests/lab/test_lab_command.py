@@ -6,8 +6,12 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +20,7 @@ import pytest
 
 from podwire.errors import InputError, LabError
 from podwire.lab import Lab, checks, readiness, registry
+from podwire.lab.control import Control, Snapshot
 from podwire.lab.registry import LabInfo
 
 PODWIRE = str(Path(sys.executable).parent / "podwire")
@@ -65,6 +70,29 @@ def test_socket_paths_fit_the_longest_names() -> None:
     lab = LabInfo("a" * registry.MAX_NAME)
     for path in (lab.api_socket, lab.supervisor_socket, lab.node_dir("node100") / "kubelet.sock"):
         assert len(str(path)) < 108, path
+
+
+def test_what_is_said_again_and_again_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The path of a Unix socket has to be short.
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        monkeypatch.setattr(registry, "LABS", Path(directory))
+        lab = LabInfo("x")
+        lab.dir.mkdir()
+        with socket.create_server(str(lab.supervisor_socket), family=socket.AF_UNIX) as listener:
+            threading.Thread(target=_repeat_snapshot, args=(listener,)).start()
+            with Control(lab) as control:
+                news = control.watch(timeout_s=0.3)
+                assert next(news) == Snapshot(nodes=("node1",))
+                with pytest.raises(TimeoutError):
+                    next(news)
+
+
+def _repeat_snapshot(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection, suppress(OSError):
+        while True:
+            connection.sendall(b'{"nodes":["node1"]}\n')
+            time.sleep(0.01)
 
 
 def test_command_that_needs_root_says_so() -> None:

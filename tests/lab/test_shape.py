@@ -106,6 +106,8 @@ def test_only_a_network_of_node_subnets_in_the_api_gives_nodes_cidrs() -> None:
         ({"network": "10.1.0.0/16,10.2.0.0/16"}, "two networks of one family"),
         ({"network": "10.1.0.1/16"}, "has host bits set"),
         ({"network": "172.16.0.0/12"}, "overlaps the underlay"),
+        ({"network": "127.0.0.0/8"}, "can't be a pod network: its addresses are loopback"),
+        ({"mtu": 1000, "family": "dual"}, "less than the 1280 bytes that IPv6 needs"),
         ({"network": "10.0.0.0/25"}, "too small for node-subnet"),
         ({"network": "10.0.0.0/7"}, "too large to be cut"),
         ({"profile": "calico", "network": "10.0.0.0/27"}, "too small for blocks"),

@@ -11,6 +11,7 @@ import msgspec
 from podwire.agent.fabrics import FabricOptions
 from podwire.errors import InputError
 from podwire.model.state import IPNetwork
+from podwire.plan.profiles import not_for_pods
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +99,7 @@ def parse_network(text: str) -> tuple[IPNetwork, ...]:
             raise InputError(
                 f"{error}", field="--network", remedy="give a CIDR such as 10.244.0.0/16"
             ) from error
-        if reason := _not_for_pods(network):
+        if reason := not_for_pods(network):
             raise InputError(
                 f"{network} can't be a pod network: {reason}",
                 field="--network",
@@ -111,18 +112,6 @@ def parse_network(text: str) -> tuple[IPNetwork, ...]:
             f"{text} names two networks of one family", field="--network", remedy="give one each"
         )
     return tuple(networks)
-
-
-def _not_for_pods(network: IPNetwork) -> str | None:
-    """Why no pod may have an address of it; None where pods may."""
-    special = {
-        "loopback": network.is_loopback,
-        "link-local": network.is_link_local,
-        "multicast": network.is_multicast,
-    }
-    if network.prefixlen == 0:
-        return "it is all addresses there are"
-    return next((f"its addresses are {name}" for name, found in special.items() if found), None)
 
 
 def parse_block_size(text: str) -> dict[int, int]:

@@ -17,6 +17,7 @@ import click
 
 from podwire.cli.context import target_options
 from podwire.cli.fabrics import chosen_fabric, fabric_options, warn_of_idle
+from podwire.cli.options import Interval
 
 if TYPE_CHECKING:
     from podwire.agent.config import AgentConfig
@@ -68,7 +69,7 @@ Examples:
 )
 @click.option(
     "--probe-interval",
-    type=click.FloatRange(0.1, 60),
+    type=Interval(0.1, 60),
     metavar="SECONDS",
     default=1.0,
     show_default=True,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from podwire.cli.context import target
 from podwire.cli.fabrics import chosen_fabric
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+#: Parameters of `podwire agent` by which a lab's agents, kubelets and commands find each other.
+_LABS_OWN = frozenset(
+    {"node_name", "kubeconfig", "run_dir", "state_dir", "cni_conf_dir", "cni_bin_dir"}
+)
 _FAMILY = click.Choice(["ipv4", "ipv6", "dual"])
 
 _OPTIONS = (
@@ -108,6 +113,28 @@ def _check_agent_options(words: tuple[str, ...]) -> None:
         raise click.BadParameter(error.format_message(), param_hint="--agent-option") from error
     if context.args or context._protected_args:
         raise click.BadParameter(f"{shlex.join(words)!r} is no option", param_hint="--agent-option")
+    for option in agent.params:
+        source = context.get_parameter_source(option.name or "")
+        if source is not ParameterSource.COMMANDLINE:
+            continue
+        name = option.opts[0]
+        if option.name in _LABS_OWN:
+            raise click.BadParameter(
+                f"{name} is for the lab to say to its agents", param_hint="--agent-option"
+            )
+        if option.name in {"network", "store", "block_size"} | _fabric_options():
+            raise click.BadParameter(
+                f"{name} is about the lab; give it without --agent-option",
+                param_hint="--agent-option",
+            )
+
+
+def _fabric_options() -> set[str]:
+    import msgspec
+
+    from podwire.agent.fabrics import FabricOptions
+
+    return {field.name for field in msgspec.structs.fields(FabricOptions)}
 
 
 def resolve() -> LabInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -48,3 +49,15 @@ class Duration(click.ParamType[float]):
 
 
 DURATION = Duration()
+
+
+class Interval(click.FloatRange):
+    """Seconds within a range, of which `nan`, which no comparison finds outside, is none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number", param, ctx)
+        return seconds

@@ -14,6 +14,7 @@ One JSON object a line, over a Unix stream socket. A request is `{"op": ...}`:
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from typing import Literal
 
@@ -118,10 +119,19 @@ class Control:
         Raises TimeoutError when nothing has changed for `timeout_s`, LabError when the supervisor
         ends.
         """
-        self._socket.settimeout(timeout_s)
         self._send(Request("watch"))
+        last = None
+        deadline = time.monotonic() + timeout_s
         while True:
-            yield self._receive()
+            # A socket without time to wait would not block at all.
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            snapshot = self._receive()
+            # Kubelets say again and again how they are, which is no news.
+            if snapshot != last:
+                yield snapshot
+                last, deadline = snapshot, time.monotonic() + timeout_s
+            elif time.monotonic() > deadline:
+                raise TimeoutError
 
     def _send(self, request: Request) -> None:
         try:

@@ -20,6 +20,10 @@ from podwire.lab.registry import LabInfo, LabRecord
 _HOPELESS_RESTARTS = 5
 #: Clients that could not connect for a while wait 10 s at most before they try again.
 _AT_WORK_S = 60.0
+#: So many nodes are asked what they wait for.
+_NAMED_NODES = 3
+#: A command that fails ends with its error and a hint.
+_LAST_LINES = 2
 _LOOK_AGAIN_S = 0.05
 
 
@@ -182,30 +186,41 @@ def _raise_if_hopeless(lab: LabInfo, snapshot: Snapshot) -> None:
         raise LabError(snapshot.error, remedy=snapshot.remedy)
     for process in snapshot.processes:
         if process.state == "backoff" and process.restarts >= _HOPELESS_RESTARTS:
-            said = _last_line(lab, process.name) or process.message
+            said = _last_words(lab, process.name) or process.message
             raise _not_ready(lab, snapshot, f"{process.name} ends at once: {said}")
 
 
-def _last_line(lab: LabInfo, process: str) -> str:
-    """The last line that a process wrote to its log."""
+def _last_words(lab: LabInfo, process: str) -> str:
+    """What a process wrote to its log last: its error, where it ended with one."""
     try:
         lines = lab.log(process).read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return ""
-    return lines[-1] if lines else ""
+    last = lines[-_LAST_LINES:]
+    return next((line for line in reversed(last) if line.startswith("error: ")), "".join(last[-1:]))
 
 
 def _not_ready(lab: LabInfo, snapshot: Snapshot, why: str) -> NotReadyError:
-    unready = [
-        process.name + (f" ({process.message})" if process.message else "")
-        for process in snapshot.processes
-        if process.state != "ready"
-    ]
-    suspects = [process for process in snapshot.processes if process.state == "backoff"]
-    suspects += [process for process in snapshot.processes if process.state != "ready"]
-    look_at = suspects[0].name if suspects else "supervisor"
+    problems = {
+        process.name: process.message for process in snapshot.processes if process.state != "ready"
+    }
+    ended = [process.name for process in snapshot.processes if process.state == "backoff"]
+    waiting = _waiting_agents(lab, snapshot)
+    problems |= waiting
+    look_at = next(iter((*ended, *waiting, *problems)), "supervisor")
+    named = [name + (f" ({problem})" if problem else "") for name, problem in problems.items()]
     return NotReadyError(
-        f'lab "{lab.name}" is not ready ({", ".join(unready[:6]) or "no node"}): {why}',
+        f'lab "{lab.name}" is not ready ({", ".join(named[:6]) or "no node"}): {why}',
         remedy=f"see `podwire --lab {lab.name} lab logs {look_at}`; "
         f"remove the lab with `podwire lab down {lab.name}`",
     )
+
+
+def _waiting_agents(lab: LabInfo, snapshot: Snapshot) -> Mapping[str, str]:
+    """Agents that run, which is all that a supervisor knows of them, and why pods wait for them."""
+    names = [node for node in snapshot.nodes if not snapshot.node_ready(node)][:_NAMED_NODES]
+    running = {process.name for process in snapshot.processes if process.state == "ready"}
+    asked = {
+        f"{node}/agent": agents.not_ready(lab, node) for node in names if f"{node}/agent" in running
+    }
+    return {name: why for name, why in asked.items() if why is not None}

@@ -32,6 +32,8 @@ _FAMILIES: Mapping[tuple[int, ...], Family] = {(4,): "ipv4", (6,): "ipv6", (4, 6
 NODE_SUBNET = {4: 24, 6: 64}
 #: At most so many bits are left to number the nodes' subnets.
 _SUBNET_BITS = 16
+#: What every link has to carry, of IPv6 (RFC 8200, section 5).
+IPV6_MIN_MTU = 1280
 #: How long a node may be silent before it counts as not ready, as Kubernetes has it.
 NODE_GRACE_S = 40.0
 
@@ -187,6 +189,12 @@ def check(shape: Shape) -> None:
             remedy="give one CIDR of each family, or leave --family away",
         )
     for network in networks:
+        if reason := profiles.not_for_pods(network):
+            raise InputError(
+                f"{network} can't be a pod network: {reason}",
+                field="network",
+                remedy="give one for private use, such as 10.244.0.0/16 or fd00:10:244::/48",
+            )
         if any(network.overlaps(one) for one in RESERVED):
             raise InputError(
                 f"{network} overlaps the underlay, which is in {' and '.join(map(str, RESERVED))}",
@@ -208,6 +216,12 @@ def check(shape: Shape) -> None:
                 field="network",
                 remedy=f"choose one of /{shortest} or longer",
             )
+    if fabric.mtu is not None and fabric.mtu < IPV6_MIN_MTU and 6 in versions:
+        raise InputError(
+            f"{fabric.mtu} is less than the {IPV6_MIN_MTU} bytes that IPv6 needs",
+            field="mtu",
+            remedy=f"choose {IPV6_MIN_MTU} or more, or --family ipv4",
+        )
     if not 1.0 <= shape.node_grace_s <= 3600:
         raise InputError(
             f"{shape.node_grace_s:g} is not between 1 and 3600 seconds", field="node-grace"

@@ -191,6 +191,18 @@ def senseless(fabric: Fabric) -> str | None:
     return None
 
 
+def not_for_pods(network: IPNetwork) -> str | None:
+    """Why no pod may have an address of this network; None where pods may."""
+    special = {
+        "loopback": network.is_loopback,
+        "link-local": network.is_link_local,
+        "multicast": network.is_multicast,
+    }
+    if network.prefixlen == 0:
+        return "it is all addresses there are"
+    return next((f"its addresses are {name}" for name, found in special.items() if found), None)
+
+
 def default_network(fabric: Fabric, versions: tuple[int, ...] = (4,)) -> tuple[IPNetwork, ...]:
     """The pod network that a fabric has where none is given, for each of the IP versions."""
     ipv4, ipv6 = _NETWORKS[fabric.ipam]

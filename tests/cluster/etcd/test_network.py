@@ -65,6 +65,7 @@ def test_both_families() -> None:
         ({"Network": "10.5.0.0"}, "Network: 10.5.0.0/32 is too small"),
         ({"Network": "ten"}, "Network: 'ten' is not a CIDR"),
         ({"Network": "fd00::/48"}, "Network: fd00::/48 is not an IPv4 CIDR"),
+        ({"Network": "127.0.0.0/8"}, "Network: 127.0.0.0/8 can't be a pod network"),
         ({"Network": "10.5.0.0/29"}, "Network: 10.5.0.0/29 is too small; at most /28"),
         ({"Network": "10.5.0.0/16", "SubnetLen": 31}, "SubnetLen: 31 is too long"),
         ({"Network": "10.5.0.0/16", "SubnetLen": 17}, "less than four subnets"),

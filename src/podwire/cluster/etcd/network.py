@@ -18,6 +18,7 @@ from podwire.cluster.nodes import VXLAN_BACKENDS
 from podwire.cluster.source import BackendOptions, StoredNetwork
 from podwire.errors import InputError
 from podwire.model.state import IPAddress, IPNetwork
+from podwire.plan.profiles import not_for_pods
 from podwire.plan.transport import vxlan
 
 T = TypeVar("T")
@@ -151,6 +152,8 @@ def _network(fields: _Fields, name: str, version: Version) -> IPNetwork:
         raise fields.wrong(name, f"{text!r} is not a CIDR") from None
     if network.version != version:
         raise fields.wrong(name, f"{text} is not an IPv{version} CIDR")
+    if reason := not_for_pods(network):
+        raise fields.wrong(name, f"{network} can't be a pod network: {reason}")
     return network
 
 
