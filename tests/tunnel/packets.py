@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
-from podwire.tunnel.headers import TCP, UDP
-from podwire.tunnel.segment import CWR, FIN, PSH
+from podwire.tunnel.headers import CWR, FIN, PSH, TCP, UDP
 
 SOURCE = {4: bytes([10, 244, 1, 2]), 6: bytes.fromhex("fd0002440001" + "00" * 9 + "02")}
 TARGET = {4: bytes([10, 244, 2, 2]), 6: bytes.fromhex("fd0002440002" + "00" * 9 + "02")}

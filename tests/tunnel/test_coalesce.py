@@ -9,21 +9,21 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from podwire.tunnel.coalesce import VNET, Batches, Shape, merge, runs, shape_of
-from podwire.tunnel.headers import TCP, UDP
-from podwire.tunnel.segment import CWR, FIN, NEEDS_CSUM, PSH
+from podwire.tunnel.batches import Batches
+from podwire.tunnel.coalesce import Shape, merge, runs, shape_of
+from podwire.tunnel.headers import CWR, FIN, NEEDS_CSUM, PSH, TCP, UDP, VNET
 from tests.tunnel.packets import Packet, is_valid, packets
 from tests.tunnel.test_segment import Cutter, _with_ffff
 
-AT = 64
+AT, ROOM, SLOTS = 64, 64 + 3 * 65536, 3
 
 
 class Batch:
     """A buffer with datagrams in it, as UDP GRO leaves them."""
 
     def __init__(self) -> None:
-        self.buffer = np.zeros(AT + 3 * 65536, np.uint8)
-        self.batches = Batches(self.buffer, AT)
+        self.buffer = np.zeros(SLOTS * ROOM, np.uint8)
+        self.batches = Batches(self.buffer, AT, ROOM)
 
     def find(self, datagrams: list[bytes]) -> list[int]:
         """Where runs begin, the quick way, which has to agree with the slow one."""
@@ -35,16 +35,16 @@ class Batch:
             return list(range(count + 1))
         slow = runs(self.buffer, AT, count, stride, last, shape)
         self.put(datagrams)
-        quick = self.batches.borders(count, stride, last, shape)
+        quick = self.batches.borders(0, count, stride, last, shape)
         assert quick == slow
         return quick
 
-    def put(self, datagrams: list[bytes]) -> Shape | None:
-        data = b"".join(datagrams)
-        self.buffer[AT : AT + len(data)] = np.frombuffer(data, np.uint8)
+    def put(self, datagrams: list[bytes], slot: int = 0) -> Shape | None:
+        data, at = b"".join(datagrams), AT + slot * ROOM
+        self.buffer[at : at + len(data)] = np.frombuffer(data, np.uint8)
         # What was there before must not matter.
-        self.buffer[AT + len(data) : AT + len(data) + len(datagrams[0])] = 0xA5
-        return shape_of(self.buffer.data, AT, len(datagrams[0]))
+        self.buffer[at + len(data) : at + len(data) + len(datagrams[0])] = 0xA5
+        return shape_of(self.buffer.data, at, len(datagrams[0]))
 
 
 BATCH, CUTTER = Batch(), Cutter()
@@ -78,6 +78,35 @@ def test_segments_of_one_packet_are_one_run_and_give_it_back(packet: Packet, mss
     assert merged == packet.partial()
     # And what the kernel does with it then:
     assert CUTTER.cut(packet, mss) == [_with_ffff(one, packet) for one in datagrams]
+
+
+@given(
+    packets(min_payload=40, max_payload=40),
+    st.integers(0, 1),
+    st.none() | st.tuples(st.integers(0, SLOTS - 1), st.integers(0, 3), st.integers(0, 49)),
+)
+@settings(max_examples=80)
+def test_batches_are_runs_together_if_each_is_one(
+    packet: Packet, first: int, damage: tuple[int, int, int] | None
+) -> None:
+    """In slots from `first` on; one byte of one packet of one batch is damaged, or none."""
+    packet = replace(packet, dont_fragment=True, flags=packet.flags & ~CWR)
+    batches, shapes = [], []
+    for slot in range(first, SLOTS):
+        # What differs from one super-packet to the next.
+        flow = replace(packet, sequence=77 * slot, ack=slot, window=slot, ident=slot)
+        datagrams = [bytearray(one.data()) for one in flow.segments(10)]
+        if damage is not None and damage[0] == slot:
+            datagrams[damage[1]][damage[2] % len(datagrams[0])] ^= 0x40
+        batches.append([bytes(one) for one in datagrams])
+        shapes.append(BATCH.put(batches[-1], slot))
+    if any(shape is not shapes[0] or shape is None for shape in shapes):
+        return
+    shape, stride = shapes[0], len(batches[0][0])
+    assert shape is not None
+    together = BATCH.batches.are_runs(first, len(batches), 4, stride, stride, shape)
+    assert together == all(BATCH.find(one) == [0, 4] for one in batches)
+    assert together or damage is not None
 
 
 @given(

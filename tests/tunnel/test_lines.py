@@ -35,7 +35,7 @@ class Some:
         for _ in range(batches):
             peer.received_packets += 1
             if peer.place not in self.underlay.lines:
-                self.lines.earn(peer.place)
+                self.lines.earn(peer.place, 1)
 
     def have_one(self) -> list[Peer]:
         assert {line.fd for line in self.underlay.lines.values()} == self.readers.pumps.keys()

@@ -9,7 +9,7 @@ Putting packets together says that their checksums were right, since the kernel 
 without looking. So only packets whose checksums hold are put together; all others go on alone, as
 they came, for the kernel to judge.
 
-Nearly always a batch is one run, as the peer's tunnel has cut it up: `Batches` finds that out with
+Nearly always a batch is one run, as the peer's tunnel has cut it up: `batches` finds that out with
 a few operations on everything at once. Only when it is not, `runs` looks at each packet.
 """
 
@@ -22,31 +22,27 @@ from numpy.typing import NDArray
 
 from podwire.tunnel.checksum import U8, U16, check_of, row_sums, sum_of, swap16
 from podwire.tunnel.headers import (
-    DONT_FRAGMENT,
-    FRAGMENT_OFFSET,
-    IPV4,
-    MORE_FRAGMENTS,
-    TCP,
-    UDP,
-)
-from podwire.tunnel.segment import (
     CWR,
+    DONT_FRAGMENT,
     FIN,
+    FRAGMENT_OFFSET,
     GSO_ECN,
     GSO_TCPV4,
     GSO_TCPV6,
     GSO_UDP_L4,
+    IPV4,
+    MORE_FRAGMENTS,
     NEEDS_CSUM,
     PSH,
     RST,
     SYN,
+    TCP,
+    UDP,
     URG,
+    VNET,
 )
 
-#: struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset.
-VNET = struct.Struct("=BBHHHH")
-_U16, _U32 = struct.Struct("!H"), struct.Struct("!I")
-_LAYOUTS = 256
+_U16 = struct.Struct("!H")
 _NATIVE16 = struct.Struct("=H")
 
 
@@ -131,107 +127,6 @@ def merge(view: memoryview, at: int, count: int, stride: int, last: int, shape: 
         _U16.pack_into(view, at + l4 + 4, total - l4)
         gso_type = GSO_UDP_L4
     VNET.pack_into(view, at - VNET.size, NEEDS_CSUM, gso_type, head, size, l4, shape.field)
-
-
-class Batches:
-    """Batches of datagrams in `buffer` from `at` on, which is even. Behind them it has room for one
-    more datagram, which is overwritten."""
-
-    def __init__(self, buffer: U8, at: int) -> None:
-        self._buffer, self._at = buffer, at
-        self._layouts: dict[tuple[int, int, Shape], Layout] = {}
-
-    def borders(self, count: int, stride: int, last: int, shape: Shape) -> list[int]:
-        """Where runs begin among `count` packets, one every `stride` bytes; and `count`.
-
-        The last packet has `last` bytes. `shape` is the first packet's.
-        """
-        key = (count, stride, shape)
-        layout = self._layouts.get(key)
-        if layout is None:
-            if len(self._layouts) >= _LAYOUTS:
-                self._layouts.clear()
-            layout = self._layouts[key] = Layout(self._buffer, self._at, count, stride, shape)
-        if layout.is_run(last):
-            return [0, count]
-        return runs(self._buffer, self._at, count, stride, last, shape)
-
-
-class Layout:
-    """Batches of one division: views of all headers at once, and what a run looks like in them."""
-
-    def __init__(self, buffer: U8, at: int, count: int, stride: int, shape: Shape) -> None:
-        self._view, self._at, self._count, self._stride = buffer.data, at, count, stride
-        self._shape = shape
-        data = buffer[at : at + count * stride]
-        self._tail: U8 = data[-stride:]
-        self._words = None if stride & 1 else data.view(np.uint16)
-        words = (count, shape.head >> 2)
-        #: All headers, to be compared with the first one.
-        self._headers = np.ndarray(words, np.uint32, buffer.data, at, (stride, 4))
-        self._mask = np.empty(words, np.uint32)
-        self._mask[:] = shape.mask.view(np.uint32)
-        self._mask[:-1] |= _not_last(shape).view(np.uint32)
-        self._flags_at = at + shape.l4 + 13
-        self._last_at = at + (count - 1) * stride
-        self._differences = np.empty(words, np.uint32)
-        if shape.protocol == TCP:
-            place = at + shape.l4 + 4
-            self._sequence = np.ndarray((count,), ">u4", buffer.data, place, (stride,))
-            steps = np.arange(count, dtype=np.uint32) * np.uint32(stride - shape.head)
-            self._steps = steps.tobytes()
-
-    def is_run(self, last: int) -> bool:
-        """Whether all packets are one run, of which the last has `last` bytes.
-
-        Yes is certain but for errors that cancel each other out in a checksum; no is not.
-        """
-        shape, view, at, stride = self._shape, self._view, self._at, self._stride
-        if self._words is None or last <= shape.head:
-            return False
-        if shape.version == 4:
-            # The identification is not compared: nobody looks at it where DF is set (RFC 6864).
-            if not view[at + 6] & DONT_FRAGMENT >> 8:
-                return False
-            place, whole, rest = 2, stride, last
-        else:
-            place, whole, rest = 4, stride - 40, last - 40
-        length = _U16.unpack_from
-        if length(view, at + place)[0] != whole or length(view, self._last_at + place)[0] != rest:
-            return False
-        if shape.protocol == TCP:
-            if view[self._flags_at] & (FIN | PSH):
-                return False
-            differences = self._sequence - np.uint32(_U32.unpack_from(view, at + shape.l4 + 4)[0])
-            if differences.tobytes() != self._steps:
-                return False
-        else:
-            place = shape.l4 + 4
-            if length(view, at + place)[0] != stride - shape.l4:
-                return False
-            if length(view, self._last_at + place)[0] != last - shape.l4:
-                return False
-        np.bitwise_xor(self._headers, self._headers[0], out=self._differences)
-        np.bitwise_and(self._differences, self._mask, out=self._differences)
-        return not np.count_nonzero(self._differences) and self._sums_up(last)
-
-    def _sums_up(self, last: int) -> bool:
-        """Whether the sum of everything is what it is with all checksums right."""
-        shape, view, at, l4 = self._shape, self._view, self._at, self._shape.l4
-        assert self._words is not None  # noqa: S101  is_run has seen to that
-        self._tail[last:] = 0
-        total = int(np.add.reduce(self._words, dtype=np.uint32))
-        # TCP's and UDP's part of each packet is zero together with its pseudo header: addresses,
-        # protocol and length.
-        if shape.version == 4:
-            # IP's own header is zero by itself.
-            each = sum_of(view[at + 12 : at + 20])
-            total += (self._count - 1) * swap16(self._stride - l4) + swap16(last - l4)
-        else:
-            # The addresses and the length are in the header already, and three words more.
-            each = -sum_of(view[at : at + 4]) - sum_of(view[at + 6 : at + 8])
-        total += self._count * (each + swap16(shape.protocol))
-        return total % 0xFFFF == 0
 
 
 def runs(buffer: U8, at: int, count: int, stride: int, last: int, shape: Shape) -> list[int]:
@@ -320,7 +215,7 @@ def _mask(version: int, protocol: int, l4: int, head: int) -> U16:
     return mask
 
 
-def _not_last(shape: Shape) -> U16:
+def not_last(shape: Shape) -> U16:
     """The bits that all packets of a run but the last have in common besides: lengths, flags."""
     mask = np.zeros(shape.head >> 1, np.uint16)
     mask[1 if shape.version == 4 else 2] = 0xFFFF

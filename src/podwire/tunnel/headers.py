@@ -19,9 +19,15 @@ IPV4_START = struct.Struct("!BxHxxxxBBH4s4s")
 PLAIN_IPV4 = 0x45
 #: From the eighth byte of IPv4's on.
 TTL_CHECK = struct.Struct("!BBH")
+#: struct virtio_net_hdr (include/uapi/linux/virtio_net.h): flags, gso_type, hdr_len, gso_size,
+#: csum_start, csum_offset; and its `flags` and `gso_type`.
+VNET = struct.Struct("=BBHHHH")
+NEEDS_CSUM = 1
+GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 4, 5, 0x80
 _NATIVE16 = struct.Struct("=H")
 
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
+FIN, SYN, RST, PSH, URG, CWR = 0x01, 0x02, 0x04, 0x08, 0x20, 0x80
 #: Of IPv4's third word of 16 bits: don't fragment, more fragments follow, and the offset.
 DONT_FRAGMENT, MORE_FRAGMENTS, FRAGMENT_OFFSET = 0x4000, 0x2000, 0x1FFF
 

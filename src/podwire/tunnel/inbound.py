@@ -10,17 +10,18 @@ decremented, as Flannel does at either end.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from os import write
 from time import monotonic
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from podwire.kernel.tun import VNET_HEADER
-from podwire.tunnel.coalesce import Batches, Shape, merge, shape_of
+from podwire.tunnel.area import MAX_RUN, Area
+from podwire.tunnel.coalesce import Shape, merge, shape_of
 from podwire.tunnel.headers import (
     IPV4_START,
     PLAIN_IPV4,
@@ -35,17 +36,14 @@ from podwire.tunnel.icmp import Problem
 from podwire.tunnel.lines import Lines
 from podwire.tunnel.path import Path
 from podwire.tunnel.readers import Readers
-from podwire.tunnel.secure import OVERHEAD, BatchBuffer
-from podwire.tunnel.sockets import START, Underlay, writev
+from podwire.tunnel.secure import OVERHEAD
+from podwire.tunnel.sockets import ROOM, SLOTS, START, Underlay
 from podwire.tunnel.table import Line, Peer
 
 #: Where the `virtio_net_hdr` of what was received is: all zeros, but while a run is written.
 _FRONT: Final = START - VNET_HEADER
-#: Batches in a row, until the other direction has its turn.
-_BATCHES: Final = 8
-#: Packets that a run may have: the kernel puts no more than 64 datagrams together (GRO), and
-#: writev takes 1024 places (UIO_MAXIOV).
-_MAX_RUN: Final = 512
+#: Times that all slots are filled, until the other direction has its turn.
+_ROUNDS: Final = 2
 
 
 class Inbound:
@@ -54,18 +52,11 @@ class Inbound:
     def __init__(self, path: Path, underlay: Underlay, readers: Readers) -> None:
         self._path, self._underlay = path, underlay
         self._fd = path.tun.fd
-        self._opened = np.zeros_like(underlay.buffer)
-        self._opened_view = self._opened.data
-        self._opened_at: int = self._opened.ctypes.data
-        self._closed_batch = BatchBuffer(underlay.view[START:])
-        self._opened_batch = BatchBuffer(self._opened_view[START:])
-        self._bare = Batches(underlay.buffer, START)
-        self._sealed = Batches(self._opened, START)
+        self._received, self._opened = Area(underlay.buffer), Area(np.zeros(ROOM, np.uint8))
         self._lines = Lines(
             underlay, path.table, readers, lambda line: partial(self._pump_line, line)
         )
         readers.set(underlay.fd, self.pump)
-        self._iovecs: dict[tuple[int, int, int], tuple[NDArray[np.uint64], int]] = {}
         features = path.tun.features
         self._merges = {
             (4, True): "tso4" in features,
@@ -85,13 +76,30 @@ class Inbound:
     def _pump(self, line: Line | None, drain: bool) -> bool:
         underlay = self._underlay
         many = False
-        for _ in range(_BATCHES if drain else 1):
-            size = underlay.receive(line)
-            if size < 0:
+        for _ in range(_ROUNDS if drain else 1):
+            found = []
+            for slot in range(SLOTS if drain else 1):
+                size = underlay.receive(line, slot)
+                if size < 0:
+                    break
+                found.append((underlay.source, size, underlay.segment))
+            slot = 0
+            for batch, alike in groupby(found):
+                source, size, segment = batch
+                many |= size > segment
+                number = len(list(alike))
+                peer = self._path.table.by_source.get(source)
+                if peer is None:
+                    self._path.drops["not_a_peer"] += number * max(1, -(-size // (segment or 1)))
+                else:
+                    self._receive(peer, slot, number, size, segment)
+                    if line is None:
+                        self._lines.earn(source, number)
+                slot += number
+            if slot < SLOTS:
                 break
-            if self._receive(size) and line is None:
-                self._lines.earn(underlay.source)
-            many |= size > underlay.segment
+        if line is not None:
+            line.bulk = many
         return many
 
     def _pump_line(self, line: Line, drain: bool) -> bool:
@@ -100,15 +108,14 @@ class Inbound:
         A whole IPv4 packet of known addresses goes the short way: what `_accept` and `_one` do, in
         one piece, since where packets come one at a time all that is done to each is latency.
         """
-        underlay, path = self._underlay, self._path
+        path, view = self._path, self._received.view
         peer = line.peer
-        if drain or peer is None or peer.encrypted or path.require_encryption:
-            return self._pump(line, drain)
+        if drain or line.bulk or peer is None or peer.encrypted or path.require_encryption:
+            return self._pump(line, drain or line.bulk)
         try:
-            size = line.receive_into(underlay.room)
+            size = line.receive_into(self._underlay.room)
         except OSError:
             return False
-        view = underlay.view
         first, total, ttl, protocol, check, source, target = IPV4_START.unpack_from(view, START)
         if (
             total != size
@@ -119,8 +126,9 @@ class Inbound:
             or not path.table.local.get(target)
         ):
             segment = _segment_of(view, size)
-            self._receive_from(peer, size, segment)
-            return size > segment
+            self._receive(peer, 0, 1, size, segment)
+            line.bulk = size > segment
+            return line.bulk
         TTL_CHECK.pack_into(view, START + 8, ttl - 1, protocol, raised(check))
         peer.heard = monotonic()
         try:
@@ -132,72 +140,98 @@ class Inbound:
             peer.received_bytes += size
         return False
 
-    def _receive(self, size: int) -> bool:
-        """Pass on what was received; whether it came from a peer."""
-        underlay, path = self._underlay, self._path
-        peer = path.table.by_source.get(underlay.source)
-        if peer is None:
-            path.drops["not_a_peer"] += -(-size // underlay.segment) if size else 1
-            return False
-        self._receive_from(peer, size, underlay.segment)
-        return True
-
-    def _receive_from(self, peer: Peer, size: int, segment: int) -> None:
-        underlay, path = self._underlay, self._path
+    def _receive(self, peer: Peer, first: int, number: int, size: int, segment: int) -> None:
+        """Pass on `number` batches of a peer, in slots from `first` on, each of `size` bytes in
+        datagrams of `segment` bytes, the last maybe shorter."""
+        drops = self._path.drops
         if size == 0:
-            path.drops["malformed"] += 1
+            drops["malformed"] += number
         elif peer.encrypted:
-            self._open(peer, size, segment)
-        elif path.require_encryption:
-            path.drops["not_encrypted"] += -(-size // segment)
+            for slot in range(first, first + number):
+                self._open(peer, slot, size, segment)
+        elif self._path.require_encryption:
+            drops["not_encrypted"] += number * -(-size // segment)
         else:
-            self._batch(peer, self._bare, underlay.view, underlay.address, size, segment)
+            self._pass_on(peer, self._received, first, number, size, segment)
 
-    def _open(self, peer: Peer, size: int, segment: int) -> None:
-        secure = self._path.secure
+    def _open(self, peer: Peer, slot: int, size: int, segment: int) -> None:
+        secure, closed, opened = self._path.secure, self._received, self._opened
         assert secure is not None  # noqa: S101  no peer is encrypted without
-        opened = secure.open_into(peer.name, self._closed_batch, size, segment, self._opened_batch)
+        length = secure.open_into(peer.name, closed.whole[slot], size, segment, opened.whole[0])
         if secure.outbox:
             self._path.flush_outbox()
-        if opened:
-            each = min(opened, segment - OVERHEAD)
-            self._batch(peer, self._sealed, self._opened_view, self._opened_at, opened, each)
+        if length:
+            self._pass_on(peer, opened, 0, 1, length, min(length, segment - OVERHEAD))
 
-    def _batch(
-        self,
-        peer: Peer,
-        batches: Batches,
-        view: memoryview,
-        address: int,
-        size: int,
-        segment: int,
+    def _pass_on(
+        self, peer: Peer, area: Area, first: int, number: int, size: int, segment: int
     ) -> None:
-        """Pass on the packets from `START` on, each of `segment` bytes but the last."""
+        """The same of what is bare."""
         peer.heard = monotonic()
+        view, starts = area.view, area.starts[first : first + number]
         if size <= segment:
-            self._one(peer, view, START, size)
+            for at in starts:
+                self._one(peer, view, at, size)
             return
         count = -(-size // segment)
         last = size - (count - 1) * segment
-        shape = shape_of(view, START, segment) if count <= _MAX_RUN else None
-        if shape is None or not self._merges[shape.version, shape.protocol == TCP]:
-            for at in range(START, START + size, segment):
-                self._one(peer, view, at, min(segment, START + size - at))
+        shapes = [self._mergeable(view, at, segment, count) for at in starts]
+        shape = shapes[0]
+        if (
+            number > 1
+            and shape is not None
+            and shapes.count(shape) == number
+            and area.batches.are_runs(first, number, count, segment, last, shape)
+        ):
+            for at in starts:
+                self._run(peer, area, at, count, segment, last, shape)
             return
-        borders = batches.borders(count, segment, last, shape)
+        for slot, shape in enumerate(shapes, first):
+            self._split(peer, area, slot, count, segment, last, shape)
+
+    def _split(
+        self,
+        peer: Peer,
+        area: Area,
+        slot: int,
+        count: int,
+        segment: int,
+        last: int,
+        shape: Shape | None,
+    ) -> None:
+        """Pass on a batch of packets that are not all one run."""
+        view, at = area.view, area.starts[slot]
+        borders: Iterable[int] = range(count + 1)
+        if shape is not None:
+            borders = area.batches.borders(slot, count, segment, last, shape)
         for first, end in pairwise(borders):
-            at = START + first * segment
-            length = last if end == count else segment
-            if end > first + 1 and shape_of(view, at, segment) is shape:
-                self._run(peer, view, address, at, end - first, segment, length, shape)
+            begin, length = at + first * segment, last if end == count else segment
+            if shape and end > first + 1 and shape_of(view, begin, segment) is shape:
+                self._run(peer, area, begin, end - first, segment, length, shape)
                 continue
             for one in range(first, end):
-                at = START + one * segment
-                self._one(peer, view, at, last if one == count - 1 else segment)
+                self._one(peer, view, at + one * segment, last if one == count - 1 else segment)
+
+    def _mergeable(self, view: memoryview, at: int, size: int, count: int) -> Shape | None:
+        """The shape of `count` packets like the one at `at`, if they may be put together."""
+        shape = shape_of(view, at, size) if count <= MAX_RUN else None
+        if shape is None or not self._merges[shape.version, shape.protocol == TCP]:
+            return None
+        return shape
 
     def _accept(self, peer: Peer, view: memoryview, at: int, size: int, count: int) -> bool:
         """Whether `count` packets with the header at `at` may pass; it is decremented then."""
         path = self._path
+        first, total, ttl, protocol, check, source, target = IPV4_START.unpack_from(view, at)
+        if (
+            first == PLAIN_IPV4
+            and total == size
+            and ttl > 1
+            and peer.owned.get(source)
+            and path.table.local.get(target)
+        ):
+            TTL_CHECK.pack_into(view, at + 8, ttl - 1, protocol, raised(check))
+            return True
         header = parse(view, at, size)
         if header is None:
             path.drops["malformed"] += count
@@ -231,46 +265,20 @@ class Inbound:
             peer.received_bytes += size
 
     def _run(
-        self,
-        peer: Peer,
-        view: memoryview,
-        address: int,
-        at: int,
-        count: int,
-        stride: int,
-        last: int,
-        shape: Shape,
+        self, peer: Peer, area: Area, at: int, count: int, stride: int, last: int, shape: Shape
     ) -> None:
         """Pass on packets that are one run, as one super-packet."""
+        view = area.view
         if not self._accept(peer, view, at, stride, count):
             return
         merge(view, at, count, stride, last, shape)
-        places = self._iovecs.get((address + at, stride, shape.head))
-        if places is None:
-            places = self._lay_out(address + at, stride, shape.head)
-        iovecs, iovecs_at = places
-        payload = stride - shape.head
-        iovecs[count - 1, 1] = last - shape.head
-        written = writev(self._fd, iovecs_at, count)
-        iovecs[count - 1, 1] = payload
+        written = area.write_run(self._fd, at, count, stride, last, shape.head)
         view[at - VNET_HEADER : at] = _NO_OFFLOAD
-        if written < 0:
-            self._path.drops["tun_refused"] += count
-        else:
+        if written:
             peer.received_packets += count
             peer.received_bytes += (count - 1) * stride + last
-
-    def _lay_out(self, address: int, stride: int, head: int) -> tuple[NDArray[np.uint64], int]:
-        """Where the header with the first payload is, and the other payloads."""
-        if len(self._iovecs) > 256:
-            self._iovecs.clear()
-        iovecs = np.empty((_MAX_RUN, 2), np.uint64)
-        iovecs[:, 0] = np.arange(_MAX_RUN, dtype=np.uint64) * np.uint64(stride)
-        iovecs[:, 0] += np.uint64(address + head)
-        iovecs[:, 1] = stride - head
-        iovecs[0] = address - VNET_HEADER, VNET_HEADER + stride
-        places = self._iovecs[address, stride, head] = iovecs, iovecs.ctypes.data
-        return places
+        else:
+            self._path.drops["tun_refused"] += count
 
 
 def _segment_of(view: memoryview, size: int) -> int:

@@ -42,12 +42,14 @@ class Lines:
         for line in underlay.lines.values():
             readers.set(line.fd, pump_of(line))
 
-    def earn(self, place: Place) -> None:
-        """A peer without a line has sent a batch."""
-        earned = self._earned.get(place, 0) + 1
-        self._earned[place] = earned % EARNED
-        if earned == EARNED and self._has_room():
-            self._open(place)
+    def earn(self, place: Place, batches: int) -> None:
+        """A peer without a line has sent so many batches."""
+        earned = self._earned.get(place, 0) + batches
+        if earned >= EARNED:
+            earned = 0
+            if self._has_room():
+                self._open(place)
+        self._earned[place] = earned
 
     def look_again(self) -> None:
         """Peers have changed: lines go to those that are there now, or are closed."""

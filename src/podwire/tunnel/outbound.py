@@ -1,29 +1,32 @@
 """From the TUN device to the peers.
 
-    TUN ─ read ─▶ a super-packet ────────▶ put together as segments (`segment`) ─▶ one send
-               └▶ packets of equal size ─▶ checked and patched in rows ─────────▶ one send
-               └▶ a single packet ──────▶ checked and patched ────────────────▶ one send
+    TUN ─ read ─▶ super-packets ─────────▶ put together as segments (`segment`) ─▶ one send each
+               └▶ packets of equal size ─▶ patched in rows (`rows`) ─────────────▶ one send
+               └▶ a single packet ───────▶ checked and patched ──────────────────▶ one send
 
 A packet's way is decided by its destination's lease; its TTL is decremented, as Flannel does at
 either end. While packets come one at a time each is sent at once; when more than that were waiting,
-those of equal size that follow each other are gathered into one batch.
+those of equal size that follow each other are gathered into one batch. While super-packets come,
+several are read before any is sent: those that are divided alike are cut up together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import readv
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
 from podwire.kernel.tun import VNET_HEADER
 from podwire.model.tunnel import BATCH_BYTES
-from podwire.tunnel.checksum import row_checks, row_sums, swap16
-from podwire.tunnel.coalesce import VNET
 from podwire.tunnel.headers import (
+    GSO_NONE,
     IPV4_START,
+    NEEDS_CSUM,
     PLAIN_IPV4,
     TTL_CHECK,
+    VNET,
     complete_checksum,
     decrement_ttl,
     parse,
@@ -31,21 +34,24 @@ from podwire.tunnel.headers import (
 )
 from podwire.tunnel.icmp import Problem, is_multicast, stays_on_link
 from podwire.tunnel.path import Path
-from podwire.tunnel.segment import NEEDS_CSUM, Segmenter
-from podwire.tunnel.sockets import read
+from podwire.tunnel.rows import Rows
+from podwire.tunnel.segment import Division, Segmenter
+from podwire.tunnel.sockets import SLOTS, read
 from podwire.tunnel.table import Peer
 
 #: Where the first packet is read to: an even place with room for the header in front.
 _START: Final = 16
 _FRONT: Final = _START - VNET_HEADER
 _LONGEST = 65536 + VNET_HEADER
+#: A slot: a packet, and as much again for its last segment to be made as long as the others.
+_ROOM: Final = _START + 2 * 65536
 #: Packets that are gathered, and bytes, before they are sent.
 _GATHERED = 64
 _GATHERED_BYTES = BATCH_BYTES - 2048
 #: Packets from which on rows are quicker than one after the other.
 _FEW = 4
-#: Super-packets in a row, until the other direction has its turn.
-_SUPERS = 8
+#: Times that all slots are filled, until the other direction has its turn.
+_ROUNDS: Final = 2
 
 
 class Outbound:
@@ -54,37 +60,36 @@ class Outbound:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = path.tun.fd
-        # Packets gathered, one more of any size, and room for the segmenter behind it.
-        self._buffer = np.zeros(_START + _GATHERED_BYTES + 3 * _LONGEST, np.uint8)
+        # The slots of super-packets; or packets gathered, and one more of any size.
+        self._buffer = np.zeros(max(SLOTS * _ROOM, _START + _GATHERED_BYTES + _LONGEST), np.uint8)
         self._view = self._buffer.data
         self._address: int = self._buffer.ctypes.data
         self._rooms = [self._view[_FRONT : _START + _LONGEST]]
-        self._segmenter = Segmenter(self._buffer)
-        #: Whether packets came one at a time of late.
-        self._calm = True
+        self._segmenter = Segmenter(self._buffer[: SLOTS * _ROOM], _START, _ROOM)
+        #: Whether packets came one at a time of late; whether super-packets did.
+        self._calm, self._bulk = True, False
 
     def pump(self, drain: bool) -> bool:
         """Move what waits at the device, up to a bound, or one packet; whether it was many."""
+        if self._bulk:
+            return self._pump_slots(())
         if not drain:
             return self._pump_one()
         fd, view, start = self._fd, self._view, self._address - VNET_HEADER
         at = first = _START
-        count = size = stride = packets = supers = 0
-        while True:
+        count = size = stride = packets = 0
+        while packets < _GATHERED and at <= _GATHERED_BYTES:
             length = read(fd, start + at, _LONGEST) - VNET_HEADER
             if length <= 0:
                 break
             packets += 1
-            if view[at - VNET_HEADER + 1]:
+            if view[at - VNET_HEADER + 1] != GSO_NONE:
                 if count:
                     self._flush(first, count, size, stride)
-                    count = 0
-                self._super(at, length)
-                at = first = _START
-                supers += 1
-                if supers == _SUPERS:
-                    break
-                continue
+                if at != _START:
+                    front = at - VNET_HEADER
+                    self._buffer[_FRONT : _START + length] = self._buffer[front : at + length]
+                return self._pump_slots((length,))
             if packets == 1 and self._calm:
                 self._one(at, length)
                 continue
@@ -96,12 +101,64 @@ class Outbound:
                 first, count, size = at, 1, length
                 stride = (length + VNET_HEADER + 15) & ~15
             at += stride
-            if packets >= _GATHERED or at > _GATHERED_BYTES:
-                break
         if count:
             self._flush(first, count, size, stride)
         self._calm = packets <= 2
-        return supers > 0 or not self._calm
+        return not self._calm
+
+    def _pump_slots(self, lengths: Sequence[int]) -> bool:
+        """Move what waits, as many packets at once as there are slots; whether there was a
+        super-packet. The first slots have packets of `lengths` already."""
+        fd, begin = self._fd, self._address + _FRONT
+        self._bulk = False
+        for _ in range(_ROUNDS):
+            lengths = list(lengths)
+            for slot in range(len(lengths), SLOTS):
+                length = read(fd, begin + slot * _ROOM, _LONGEST) - VNET_HEADER
+                if length <= 0:
+                    break
+                lengths.append(length)
+            self._pass_on(lengths)
+            if len(lengths) < SLOTS:
+                break
+            lengths = ()
+        return self._bulk
+
+    def _pass_on(self, lengths: Sequence[int]) -> None:
+        """Send what is in the slots; neighbours that are divided alike are cut up together."""
+        first, peers, division = 0, list[Peer](), None
+        for slot, length in enumerate(lengths):
+            at = _START + slot * _ROOM
+            is_super = self._view[at - VNET_HEADER + 1] != GSO_NONE
+            peer = self._route(at, length) if is_super else None
+            alike = self._divide(slot, length) if peer is not None else None
+            if alike is None or alike is not division:
+                self._send_segments(first, lengths, peers, division)
+                first, peers, division = slot, [], alike
+            if peer is not None and alike is not None:
+                peers.append(peer)
+            elif not is_super:
+                self._one(at, length)
+        self._send_segments(first, lengths, peers, division)
+
+    def _divide(self, slot: int, length: int) -> Division | None:
+        division = self._segmenter.divide(slot, length)
+        if division is None:
+            self._path.drops["tun_malformed"] += 1
+        self._bulk = True
+        return division
+
+    def _send_segments(
+        self, first: int, lengths: Sequence[int], peers: Sequence[Peer], division: Division | None
+    ) -> None:
+        """Cut up super-packets, in slots from `first` on, and send each to its peer."""
+        if division is None:
+            return
+        lengths = lengths[first : first + len(peers)]
+        self._segmenter.cut(first, lengths, division)
+        for slot, (length, peer) in enumerate(zip(lengths, peers, strict=True), first):
+            packed, size = self._segmenter.packed[slot], division.size_of(length)
+            self._path.send_packed(peer, packed, size, division.segment)
 
     def _pump_one(self) -> bool:
         """Move one packet.
@@ -114,9 +171,8 @@ class Outbound:
         except OSError:
             return False
         view, path = self._view, self._path
-        if view[_FRONT + 1]:
-            self._super(_START, length)
-            return True
+        if view[_FRONT + 1] != GSO_NONE:
+            return self._pump_slots((length,))
         first, total, ttl, protocol, check, _, target = IPV4_START.unpack_from(view, _START)
         peer = path.table.routes.get(target)
         if (
@@ -152,6 +208,17 @@ class Outbound:
         """The peer that a packet goes to, having decremented its TTL; None where it goes no
         further, which is then counted and answered."""
         path = self._path
+        first, total, ttl, protocol, check, _, target = IPV4_START.unpack_from(self._view, at)
+        peer = path.table.routes.get(target)
+        if (
+            peer is not None
+            and first == PLAIN_IPV4
+            and total == length
+            and ttl > 1
+            and (peer.encrypted or not path.require_encryption)
+        ):
+            TTL_CHECK.pack_into(self._view, at + 8, ttl - 1, protocol, raised(check))
+            return peer
         header = parse(self._view, at, length)
         if header is None:
             path.drops["tun_malformed"] += 1
@@ -195,20 +262,6 @@ class Outbound:
         self._path.drops["tun_malformed"] += 1
         return False
 
-    def _super(self, at: int, length: int) -> None:
-        peer = self._route(at, length)
-        if peer is None:
-            return
-        _, gso_type, _, mss, l4, _ = VNET.unpack_from(self._view, at - VNET_HEADER)
-        layout = self._segmenter.segment(at, length, gso_type, mss, l4)
-        if layout is None:
-            self._path.drops["tun_malformed"] += 1
-            return
-        size = length + (layout.count - 1) * layout.head
-        segment = layout.head + mss
-        segmenter = self._segmenter
-        self._path.send_packed(peer, segmenter.packed, size, segment)
-
     def _flush(self, first: int, count: int, size: int, stride: int) -> None:
         """Send the `count` packets of `size` bytes, one every `stride` bytes from `first`."""
         if count < _FEW or not self._flush_rows(first, count, size, stride):
@@ -217,56 +270,15 @@ class Outbound:
 
     def _flush_rows(self, first: int, count: int, size: int, stride: int) -> bool:
         """Send them in one go; False, and nothing is changed, where they are not alike."""
-        view, path = self._view, self._path
-        header = parse(view, first, size)
-        if header is None:
+        path = self._path
+        rows = Rows(self._buffer, first, count, size, stride)
+        if rows.target is None or not rows.are_alike():
             return False
-        begin = first - VNET_HEADER
-        rows = self._buffer[begin : begin + count * stride].reshape(count, stride)
-        ip = _IPV6 if view[first] >> 4 == 6 else _IPV4
-        lengths, targets = rows[:, ip.length], rows[:, ip.target]
-        if (rows[:, _SAME] != rows[0, _SAME]).any() or (lengths != lengths[0]).any():
-            return False
-        flags, _, _, _, start, offset = VNET.unpack_from(view, begin)
-        if flags & NEEDS_CSUM and (start & 1 or offset & 1 or start + offset + 2 > size):
-            return False
-        peer = path.table.route(header[2])
+        route = path.table.route
+        peer = route(rows.target)
         if peer is None or (path.require_encryption and not peer.encrypted):
             return False
-        if (targets != targets[0]).any():
-            packed, each = targets.tobytes(), targets.shape[1]
-            route = path.table.route
-            if any(route(packed[at : at + each]) is not peer for at in range(0, len(packed), each)):
-                return False
-        words = rows.view(np.uint16)
-        ttl = rows[:, ip.ttl]
-        if (ttl <= 1).any():
+        if any(route(target) is not peer for target in rows.other_targets()):
             return False
-        ttl -= 1
-        if ip is _IPV4:
-            checks = words[:, ip.check].astype(np.uint32) + np.uint32(swap16(0x100))
-            words[:, ip.check] = (checks & 0xFFFF) + (checks >> 16)
-        if flags & NEEDS_CSUM:
-            rows[:, VNET_HEADER + size : VNET_HEADER + size + (size & 1)] = 0
-            end = VNET_HEADER + size + 1 >> 1
-            sums = row_sums(words[:, VNET_HEADER + start >> 1 : end])
-            words[:, VNET_HEADER + start + offset >> 1] = row_checks(sums)
-        segmenter = self._segmenter
-        segmenter.pack(rows[:, VNET_HEADER : VNET_HEADER + size])
-        path.send_packed(peer, segmenter.packed, count * size, size)
+        path.send_packed(peer, self._segmenter.pack(rows.patch()), count * size, size)
         return True
-
-
-class _Places(NamedTuple):
-    """Where IP's fields are in a row, which begins with a `virtio_net_hdr`; `check` in words."""
-
-    length: slice
-    ttl: int
-    target: slice
-    check: int
-
-
-_IPV4 = _Places(slice(12, 14), 18, slice(26, 30), 10)
-_IPV6 = _Places(slice(14, 16), 17, slice(34, 50), 0)
-#: What is the same in all rows that are alike: the header in front, IP's version and header length.
-_SAME = slice(0, VNET_HEADER + 1)

@@ -1,13 +1,14 @@
-"""A super-packet from the TUN device cut up: the headers of all segments, made at once.
+"""Super-packets from the TUN device cut up: the headers of all segments, made at once.
 
 The kernel hands over TCP and UDP packets of up to 64 KiB with the size that they are to be cut
 into (TSO, USO). Each segment becomes a datagram of its own, so each needs whole headers: IP's
 length and checksum, TCP's sequence number and flags or UDP's length, and their checksum over the
 payload.
 
-Segments are rows. Super-packets of a flow are much alike, so everything that depends only on sizes
-is kept as a `Layout`: the views that are written and read through. What is left to do for a packet
-is a handful of operations on all rows, and the first and last row's peculiarities.
+Segments are rows. Super-packets of a flow are much alike, and several are cut up at once, so
+everything that depends only on sizes is kept as a `Layout`: the views that are written and read
+through. What is left to do is a handful of operations on all rows of all packets, and the
+peculiarities of each packet's first and last row.
 
 Sums are in the machine's byte order (see `podwire.tunnel.checksum`). The kernel has left the sum of
 the pseudo header in the checksum field (CHECKSUM_PARTIAL), so nothing here reads the addresses: it
@@ -17,186 +18,239 @@ stays there, for the length that a segment has, and is part of the row when that
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from podwire.tunnel.checksum import U8, check_of, row_checks, row_sums, swap16
-from podwire.tunnel.headers import DONT_FRAGMENT
+from podwire.tunnel.headers import (
+    CWR,
+    DONT_FRAGMENT,
+    FIN,
+    GSO_ECN,
+    GSO_UDP_L4,
+    PSH,
+    VNET,
+)
 from podwire.tunnel.session import BatchBuffer
-
-#: struct virtio_net_hdr's `gso_type` (include/uapi/linux/virtio_net.h) and `flags`.
-GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 4, 5, 0x80
-NEEDS_CSUM = 1
 
 #: A packet of 64 KiB in segments of the smallest MSS that Linux takes (48 bytes).
 MAX_SEGMENTS = 1366
 #: Both headers: IPv4 and TCP with all their options, or IPv6 with a short extension.
 MAX_HEADERS = 120
 
-FIN, SYN, RST, PSH, URG, CWR = 0x01, 0x02, 0x04, 0x08, 0x20, 0x80
+#: What a packet tells once: with its first segment or with its last.
 _ONCE = FIN | PSH | CWR
+#: All segments of a packet, of which the last is filled up.
+_PACKED = MAX_SEGMENTS * MAX_HEADERS + (1 << 17)
 
-_LAYOUTS = 256
+_KNOWN = 256
 _ONES = np.array(0xFFFF, np.uint32)
-_U16, _U32, _NATIVE16 = struct.Struct("!H"), struct.Struct("!I"), struct.Struct("=H")
+_U16, _NATIVE16 = struct.Struct("!H"), struct.Struct("=H")
+#: Of IPv4's header, in the machine's byte order: total length and checksum.
+_LENGTH_CHECK = struct.Struct("=2xH6xH")
+
+
+class Division:
+    """How a super-packet is cut up: into `count` segments of a header of `head` bytes and `mss`
+    bytes of payload, the last maybe shorter. `l4` is the offset of the TCP or UDP header."""
+
+    __slots__ = ("before", "count", "head", "l4", "mss", "segment", "six", "tcp")
+
+    def __init__(self, *, six: bool, tcp: bool, l4: int, head: int, mss: int, count: int) -> None:
+        self.six, self.tcp, self.l4, self.head = six, tcp, l4, head
+        self.mss, self.count, self.segment = mss, count, head + mss
+        #: Of the packet, the bytes that are before the last segment's payload.
+        self.before = head + (count - 1) * mss
+
+    def size_of(self, length: int) -> int:
+        """Of all segments, for a packet of `length` bytes."""
+        return length + (self.count - 1) * self.head
 
 
 class Segmenter:
-    """Cuts up packets in `buffer`, one at a time: what it returns is valid until the next one.
+    """Cuts up packets in `buffer`, in slots of `room` bytes, the first packet at `at`. All three
+    are even, and behind a packet its slot has room for one more segment, which is overwritten."""
 
-    Behind a packet the buffer has room for one more segment, which is overwritten.
-    """
-
-    def __init__(self, buffer: U8) -> None:
+    def __init__(self, buffer: U8, at: int, room: int) -> None:
         self._buffer, self._view = buffer, buffer.data
-        self._whole = np.zeros(MAX_SEGMENTS * MAX_HEADERS + (1 << 17), np.uint8)
-        #: Where packets are put back to back.
-        self.packed = BatchBuffer(self._whole.data)
-        self._layouts: dict[tuple[int, int, int, int, int, int], Layout] = {}
+        self._at, self._room = at, room
+        slots = len(buffer) // room
+        self._whole: U8 = np.zeros(slots * _PACKED, np.uint8)
+        whole = self._whole.data
+        #: Where packets are put back to back, by slots.
+        self.packed = [
+            BatchBuffer(whole[begin : begin + _PACKED])
+            for begin in range(0, slots * _PACKED, _PACKED)
+        ]
+        self._divisions: dict[tuple[int, int, int, int, int], Division] = {}
+        self._layouts: dict[tuple[int, int, Division], Layout] = {}
 
-    def segment(self, at: int, size: int, gso_type: int, mss: int, l4: int) -> Layout | None:
-        """Put the segments of the packet of `size` bytes at `at`, which is even, into `packed`.
+    def divide(self, slot: int, length: int) -> Division | None:
+        """How the super-packet of `length` bytes in a slot is to be cut up, as the `virtio_net_hdr`
+        in front of it has it. None for what can be no super-packet.
 
-        `mss` is the payload of each segment but the last, `l4` the offset of the TCP or UDP header
-        in the packet. The packet's own header is used up. None for what can be no super-packet.
+        Equal divisions are nearly always the same object.
         """
-        view = self._view
+        view, at = self._view, self._at + slot * self._room
+        _, gso_type, _, mss, l4, _ = VNET.unpack_from(view, at - VNET.size)
         tcp = gso_type & ~GSO_ECN != GSO_UDP_L4
-        if mss <= 0 or l4 & 1 or not 20 <= l4 <= size - (20 if tcp else 8):
+        least = l4 + (20 if tcp else 8)
+        if mss <= 0 or l4 & 1 or l4 < 20 or least > length:
             return None
-        head = l4 + (view[at + l4 + 12] >> 4 << 2 if tcp else 8)
-        payload = size - head
-        count = -(-payload // mss)
-        key = (at, l4, head, mss, count, view[at] & 0xF0 | tcp)
+        head = l4 + (view[at + l4 + 12] >> 4 << 2) if tcp else least
+        count = -(-(length - head) // mss)
+        key = (view[at] & 0xF0 | tcp, l4, head, mss, count)
+        known = self._divisions.get(key)
+        if known is None:
+            if not 0 < count <= MAX_SEGMENTS or not least <= head <= MAX_HEADERS:
+                return None
+            if len(self._divisions) >= _KNOWN:
+                self._divisions.clear()
+            six = view[at] >> 4 == 6
+            known = Division(six=six, tcp=tcp, l4=l4, head=head, mss=mss, count=count)
+            self._divisions[key] = known
+        return known
+
+    def cut(self, first: int, lengths: Sequence[int], division: Division) -> None:
+        """Put the segments of packets of these lengths, in slots from `first` on and all divided
+        like that, into `packed`. The packets' own headers are used up."""
+        key = (first, len(lengths), division)
         layout = self._layouts.get(key)
         if layout is None:
-            least = l4 + (20 if tcp else 8)
-            if payload <= 0 or count > MAX_SEGMENTS or not least <= head <= MAX_HEADERS:
-                return None
-            if len(self._layouts) >= _LAYOUTS:
+            if len(self._layouts) >= _KNOWN:
                 self._layouts.clear()
-            layout = self._layouts[key] = Layout(
-                self._buffer, self._whole, at, l4, head, mss, count, tcp=tcp
-            )
-        layout.fill(size)
-        return layout
+            at = self._at + first * self._room
+            layout = Layout(self._buffer, at, self._room, self._whole, *key)
+            self._layouts[key] = layout
+        layout.fill(lengths)
 
-    def pack(self, rows: U8) -> None:
-        """Put packets of one size back to back in `packed`."""
-        self._whole[: rows.size].reshape(rows.shape)[:] = rows
+    def pack(self, packets: U8) -> BatchBuffer:
+        """Put packets of one size back to back; what was in the first of `packed` is lost."""
+        self._whole[: packets.size].reshape(packets.shape)[:] = packets
+        return self.packed[0]
 
 
 class Layout:
-    """Packets at `at` of one division: `count` segments of `mss` bytes, and where they are put."""
+    """`number` packets of one division, in slots from `first` on: the first at `at`, and then one
+    every `room` bytes. Their segments are put in `whole`."""
 
     def __init__(
-        self,
-        buffer: U8,
-        whole: U8,
-        at: int,
-        l4: int,
-        head: int,
-        mss: int,
-        count: int,
-        *,
-        tcp: bool,
+        self, buffer: U8, at: int, room: int, whole: U8, first: int, number: int, division: Division
     ) -> None:
-        self._at, self._l4, self.head, self.mss, self.count, self._tcp = (
-            at,
-            l4,
-            head,
-            mss,
-            count,
-            tcp,
+        self._division, self._view, self._whole = division, buffer.data, whole.data
+        count, l4, head, stride = division.count, division.l4, division.head, division.segment
+        to = first * _PACKED
+        #: Where each packet begins, and its segments.
+        self._places = [(at + slot * room, to + slot * _PACKED) for slot in range(number)]
+        shape, places, all_segments = (number, count), (buffer.data, at), (whole.data, to)
+        template, payload = (number, 1, head), (*shape, division.mss)
+        self._templates: U8 = np.ndarray(template, np.uint8, *places, (room, 0, 1))
+        self._payloads: U8 = np.ndarray(
+            payload, np.uint8, buffer.data, at + head, (room, division.mss, 1)
         )
-        self._six = buffer.item(at) >> 4 == 6
-        self._view, self._whole = buffer.data, whole.data
-        stride = head + mss
-        packed = whole[: count * stride].reshape(count, stride)
-        self._headers: U8 = packed[:, :head]
-        self._packed_payloads: U8 = packed[:, head:]
-        self._template: U8 = buffer[at : at + head]
-        self._last_row = (count - 1) * stride
-        self._field = l4 + (16 if tcp else 6)
-        self._checks = np.ndarray((count,), np.uint16, whole.data, self._field, (stride,))
-        if tcp:
-            self._sequence = np.ndarray((count,), ">u4", whole.data, l4 + 4, (stride,))
-            self._steps = np.arange(count, dtype=np.uint32) * np.uint32(mss)
-        start = at + head
-        self._payloads: U8 = buffer[start : start + count * mss].reshape(count, mss)
-        #: What the checksums are over.
-        self._summed: U8 = packed[:, l4:]
-        self._words = None
-        if not mss & 1:
-            words = (count, stride - l4 >> 1)
-            self._words = np.ndarray(words, np.uint16, whole.data, l4, (stride, 2))
+        segments: U8 = np.ndarray((*shape, stride), np.uint8, *all_segments, (_PACKED, stride, 1))
+        self._headers, self._packed_payloads = segments[:, :, :head], segments[:, :, head:]
+        #: What TCP's and UDP's checksums are over.
+        self._summed = segments[:, :, l4:]
+        self._words: NDArray[np.uint16] | None = None
+        if not stride & 1:
+            words, strides = (*shape, stride - l4 >> 1), (_PACKED, stride, 2)
+            self._words = np.ndarray(words, np.uint16, whole.data, to + l4, strides)
+        self._field = l4 + (16 if division.tcp else 6)
+        rows = (_PACKED, stride)
+        self._checks = np.ndarray(shape, np.uint16, whole.data, to + self._field, rows)
+        if division.tcp:
+            self._sequence = np.ndarray(shape, ">u4", whole.data, to + l4 + 4, rows)
+            self._steps = np.arange(count, dtype=np.uint32) * np.uint32(division.mss)
+        #: A segment's length in the pseudo header, and what IP's header says of its length.
+        self._l4_length = swap16(stride - l4)
+        self._ip_length = stride - 40 if division.six else stride
 
-    def fill(self, size: int) -> None:
-        """Put together the segments of the packet of `size` bytes; the last is filled up with
-        zeros."""
-        view, at, head, l4, mss = self._view, self._at, self.head, self._l4, self.mss
-        whole, row = self._whole, self._last_row
-        last = size - head - (self.count - 1) * mss
-        # In one's complement: the length in the pseudo header is a segment's now.
-        field, length = at + self._field, swap16(head - l4 + mss)
-        pseudo = _NATIVE16.unpack_from(view, field)[0] - swap16(size - l4) + length
-        _NATIVE16.pack_into(view, field, pseudo % 0xFFFF)
-        if self._tcp:
-            flags = view[at + l4 + 13]
-            view[at + l4 + 13] = flags & ~_ONCE
-            self._set_ip(size, last)
-            first = _U32.unpack_from(view, at + l4 + 4)[0]
-            self._sequence[:] = self._steps + np.uint32(first)
-            # It tells something once: with the first segment. The end's flags go with the last.
-            whole[l4 + 13] |= flags & CWR
-            whole[row + l4 + 13] |= flags & (FIN | PSH)
-        else:
-            _U16.pack_into(view, at + l4 + 4, 8 + mss)
-            self._set_ip(size, last)
-            _U16.pack_into(whole, row + l4 + 4, 8 + last)
-        if last != mss:
-            self._payloads[-1, last:] = 0
+    def fill(self, lengths: Sequence[int]) -> None:
+        """Put together the segments of packets of these lengths; a last one that is shorter is
+        filled up with zeros."""
+        division, view = self._division, self._view
+        tcp, flags_at = division.tcp, division.l4 + 13
+        once: list[tuple[int, int]] = []
+        short: list[tuple[int, int]] = []
+        for number, (length, (at, to)) in enumerate(zip(lengths, self._places, strict=True)):
+            self._set_lengths(at, length)
+            if tcp and (flags := view[at + flags_at]) & _ONCE:
+                view[at + flags_at] = flags & ~_ONCE
+                once.append((to, flags))
+            if length != division.before + division.mss:
+                self._payloads[number, -1, length - division.before :] = 0
+                short.append((number, length - division.before))
+        self._headers[:] = self._templates
         self._packed_payloads[:] = self._payloads
-        sums = np.add.reduce(self._row_words(), axis=1, dtype=np.uint32)
-        if last != mss:
-            sums[-1] += (swap16(head - l4 + last) - length) % 0xFFFF
+        if tcp:
+            self._sequence[:] = self._sequence[:, :1] + self._steps
+        for to, flags in once:
+            # The end's flags go with the last segment.
+            last = to + (division.count - 1) * division.segment
+            self._whole[to + flags_at] |= flags & CWR
+            self._whole[last + flags_at] |= flags & (FIN | PSH)
+        for number, last in short:
+            self._shorten(number, last)
+        if not division.six:
+            for number, (_, to) in enumerate(self._places):
+                # Of what is never fragmented nobody looks at the identification (RFC 6864).
+                if not self._whole[to + 6] & DONT_FRAGMENT >> 8:
+                    self._set_identifications(number)
+        sums = np.add.reduce(self._row_words(), axis=2, dtype=np.uint32)
+        for number, last in short:
+            length = swap16(division.head - division.l4 + last)
+            sums[number, -1] += (length - self._l4_length) % 0xFFFF
         np.remainder(sums, _ONES, out=sums)
         np.subtract(_ONES, sums, out=sums)
         self._checks[:] = sums
 
-    def _set_ip(self, size: int, last: int) -> None:
-        """Write the rows, with IP's lengths and checksums; the rest is as in the packet."""
-        view, at, length = self._view, self._at, self.head + self.mss
-        whole, row = self._whole, self._last_row
-        if self._six:
-            _U16.pack_into(view, at + 4, length - 40)
-            self._headers[:] = self._template
-            _U16.pack_into(whole, row + 4, self.head + last - 40)
-            return
-        # The checksum is adjusted, as for the TTL.
-        total = 0xFFFF - _NATIVE16.unpack_from(view, at + 10)[0] - swap16(size) + swap16(length)
-        _U16.pack_into(view, at + 2, length)
-        _NATIVE16.pack_into(view, at + 10, check_of(total))
-        self._headers[:] = self._template
-        if last != self.mss:
-            total += swap16(self.head + last) - swap16(length)
-            _U16.pack_into(whole, row + 2, self.head + last)
-            _NATIVE16.pack_into(whole, row + 10, check_of(total))
-        # Of what is never fragmented nobody looks at the identification (RFC 6864).
-        if not view[at + 6] & DONT_FRAGMENT >> 8:
-            self._set_identifications()
+    def _set_lengths(self, at: int, length: int) -> None:
+        """Make the lengths in the header at `at` those of a segment, also where they are summed."""
+        division, view = self._division, self._view
+        field = at + self._field
+        # In one's complement, as all sums here.
+        pseudo = _NATIVE16.unpack_from(view, field)[0] - swap16(length - division.l4)
+        _NATIVE16.pack_into(view, field, (pseudo + self._l4_length) % 0xFFFF)
+        if not division.tcp:
+            _U16.pack_into(view, at + division.l4 + 4, division.segment - division.l4)
+        _set_ip_length(view, at, self._ip_length, six=division.six)
 
-    def _set_identifications(self) -> None:
-        words = self._headers.view(np.uint16)
+    def _shorten(self, number: int, last: int) -> None:
+        """The last segment of a packet has only `last` bytes of payload."""
+        division, whole = self._division, self._whole
+        at = self._places[number][1] + (division.count - 1) * division.segment
+        size = division.head + last
+        if not division.tcp:
+            _U16.pack_into(whole, at + division.l4 + 4, size - division.l4)
+        _set_ip_length(whole, at, size - 40 if division.six else size, six=division.six)
+
+    def _set_identifications(self, number: int) -> None:
+        headers = self._headers[number]
+        words = headers.copy().view(np.uint16)
         first = np.uint16(swap16(int(words[0, 2])))
-        words[:, 2] = (np.arange(self.count, dtype=np.uint16) + first).astype(">u2").view(np.uint16)
+        words[:, 2] = (np.arange(len(words), dtype=np.uint16) + first).astype(">u2").view(np.uint16)
         words[:, 5] = 0
-        words[:, 5] = row_checks(row_sums(words[:, : self._l4 >> 1]))
+        words[:, 5] = row_checks(row_sums(words[:, : self._division.l4 >> 1]))
+        headers[:] = words.view(np.uint8)
 
     def _row_words(self) -> NDArray[np.uint16]:
         if self._words is not None:
             return self._words
-        padded = np.zeros((self.count, self._summed.shape[1] + 1), np.uint8)
-        padded[:, :-1] = self._summed
+        *shape, size = self._summed.shape
+        padded = np.zeros((*shape, size + 1), np.uint8)
+        padded[:, :, :-1] = self._summed
         return padded.view(np.uint16)
+
+
+def _set_ip_length(view: memoryview, at: int, length: int, *, six: bool) -> None:
+    """Change the length in IP's header: the payload's in IPv6's, and in IPv4's the whole, with the
+    checksum, which is adjusted as for the TTL."""
+    if six:
+        _U16.pack_into(view, at + 4, length)
+        return
+    old, check = _LENGTH_CHECK.unpack_from(view, at)
+    _U16.pack_into(view, at + 2, length)
+    _NATIVE16.pack_into(view, at + 10, check_of(0xFFFF - check - old + swap16(length)))

@@ -26,12 +26,14 @@ class Line:
     """A socket that is connected to one place. How long the datagrams are of a batch that
     `receive_into` gives is not told."""
 
-    __slots__ = ("fd", "peer", "place", "receive_into", "received", "send", "socket")
+    __slots__ = ("bulk", "fd", "peer", "place", "receive_into", "received", "send", "socket")
 
     def __init__(self, sock: socket.socket, place: Place) -> None:
         self.socket, self.place = sock, place
         self.fd = sock.fileno()
         self.send, self.receive_into = sock.send, sock.recv_into
+        #: Whether many packets came at once of late.
+        self.bulk = False
         #: Who is at that place.
         self.peer: Peer | None = None
         #: For `lines.Lines`: packets that came from there when it was last looked.
