@@ -10,7 +10,8 @@ import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from podwire.errors import KernelError
-from podwire.kernel import link_messages, messages, nft_elements, sysctl
+from podwire.kernel import guards, link_messages, messages, nft_elements, sysctl
+from podwire.kernel.guards import Guards
 from podwire.kernel.links import LinkOp, refusal, unlike
 from podwire.kernel.netlink import Failure, kernel_error
 from podwire.kernel.nft_context import Nft
@@ -25,9 +26,12 @@ _ALREADY_GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
 class Applier:
     """Applies differences to one namespace. With `record`, `report.lines` says what was done."""
 
-    def __init__(self, socks: Sockets, nft: Nft, report: Report, *, record: bool = False) -> None:
+    def __init__(
+        self, socks: Sockets, nft: Nft, ports: Guards, report: Report, *, record: bool = False
+    ) -> None:
         self._socks = socks
         self._nft = nft
+        self._guards = ports
         self._report = report
         self._record = record
 
@@ -77,10 +81,24 @@ class Applier:
             sent = [op.message() for op in in_nft]
             failures = nft_elements.transact(self._socks.netfilter, sent)
             self._entries(in_nft, failures, names)
-        others = [op for op in ops if not op.table.in_nft] if in_nft else ops
+        by_program = [op for op in ops if op.table.by_program]
+        if by_program:
+            self._entries(by_program, self._hang(by_program), names)
+        others = [op for op in ops if not (op.table.in_nft or op.table.by_program)]
         if others:
             sent = [op.message() for op in others]
             self._entries(others, self._socks.route.request(sent), names)
+
+    def _hang(self, ops: Sequence[Op]) -> list[Failure]:
+        sock, failures = self._socks.route, []
+        for number, op in enumerate(ops):
+            if op.action == "delete":
+                failure = guards.remove(sock, op.ifindex)
+            else:
+                failure = self._guards.add(sock, op.ifindex, op.value)
+            if failure is not None:
+                failures.append(Failure(number, failure.errno, failure.text))
+        return failures
 
     def _entries(
         self, ops: Sequence[Op], failures: Sequence[Failure], names: Callable[[], Names]

@@ -7,6 +7,7 @@ the routes that hang on it, when settings and guards are there. A failure takes 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -17,7 +18,8 @@ from ipaddress import ip_address
 from typing import Any
 
 from podwire.errors import KernelError
-from podwire.kernel import link_messages, messages, netns, nft_elements, sysctl
+from podwire.kernel import guards, link_messages, messages, netns, nft_elements, sysctl
+from podwire.kernel.guards import Guards
 from podwire.kernel.link_messages import LinkState
 from podwire.kernel.links import settings
 from podwire.kernel.messages import NeighborKey, RouteValue
@@ -31,6 +33,7 @@ from podwire.model.state import (
     Link,
     Neighbor,
     NftElement,
+    PortGuard,
     Route,
     Sysctl,
     Veth,
@@ -66,13 +69,18 @@ def socket_in(netns_fd: int) -> NetlinkSocket:
 
 
 def attach(
-    sock: NetlinkSocket, host: Link | Sequence[Entry], pod: Sequence[PodEntry], netns_fd: int
+    sock: NetlinkSocket,
+    host: Link | Sequence[Entry],
+    pod: Sequence[PodEntry],
+    netns_fd: int,
+    ports: Guards | None = None,
 ) -> None:
     """Make a pod's veth pair, configure its inside and what the node holds for it.
 
-    `host` is the veth's link first, then its sysctls, routes, neighbours and set elements. `sock`
-    is of the node's namespace, as the calling thread is; `netns_fd` is the pod's. Raises
-    KernelError, with EEXIST where either interface exists; nothing is left behind then.
+    `host` is the veth's link first, then its sysctls, routes, neighbours, set elements and guard,
+    which `ports` loads. `sock` is of the node's namespace, as the calling thread is; `netns_fd` is
+    the pod's. Raises KernelError, with EEXIST where either interface exists; nothing is left behind
+    then.
     """
     entries = (host,) if isinstance(host, Link) else host
     port, veth = _port(entries)
@@ -82,7 +90,7 @@ def attach(
         creation = link_messages.create_link(port, master, peer_netns_fd=netns_fd)
         sock.do(creation, what=f"create {port.name} with peer {veth.peer}")
         try:
-            _configure_host(sock, port, entries)
+            _configure_host(sock, port, entries, ports)
             _configure_pod(inside, veth.peer, pod)
             for bridge in master.values():
                 _resolve_anew(sock, bridge, pod)
@@ -118,7 +126,9 @@ def _bridge_index(sock: NetlinkSocket, name: str) -> int:
     return bridge.index
 
 
-def _configure_host(sock: NetlinkSocket, port: Link, entries: Sequence[Entry]) -> None:
+def _configure_host(
+    sock: NetlinkSocket, port: Link, entries: Sequence[Entry], ports: Guards | None
+) -> None:
     for one in entries:
         if isinstance(one, Sysctl) and _is_amiss(one):
             sysctl.write(one.key, one.value)
@@ -127,16 +137,36 @@ def _configure_host(sock: NetlinkSocket, port: Link, entries: Sequence[Entry]) -
     ops = _ops(entries, Scope({port.name: index}))
     changes = settings(port)
     first = {name: changes.pop(name) for name in ("no_ipv6_address",) if name in changes}
-    # Whether the link is up is what the rest asks for.
-    batch = [link_messages.set_link(port.name, **step) for step in (first, changes) if step]
-    for failure in sock.request([*batch, *(op.message() for op in ops)]):
-        # A setting of IPv6, on a machine that has none.
-        if failure.index == 0 and failure.errno == errno.EAFNOSUPPORT:
+    with contextlib.ExitStack() as opened:
+        # Whether the link is up is what the rest asks for.
+        batch = [
+            *([link_messages.set_link(port.name, **first)] if first else []),
+            *_guard(entries, index, ports, opened),
+            link_messages.set_link(port.name, **changes),
+        ]
+        failures = sock.request([*batch, *(op.message() for op in ops)])
+    for failure in failures:
+        # A setting of IPv6, on a machine that has none; a place for filters, where there is one.
+        if (failure.index, failure.errno) in ((0, errno.EAFNOSUPPORT), (len(first), errno.EEXIST)):
             continue
         what = f"set up {port.name}"
         if failure.index >= len(batch):
             what = ops[failure.index - len(batch)].line({index: port.name})
         raise kernel_error(what, failure)
+
+
+def _guard(
+    entries: Iterable[Entry], index: int, ports: Guards | None, opened: contextlib.ExitStack
+) -> list[bytes]:
+    """What hangs the port's guard up. The program is held until `opened` ends."""
+    found: list[bytes] = []
+    for one in entries:
+        if isinstance(one, PortGuard):
+            value = guards.wire(one)
+            program = (ports or opened.enter_context(Guards())).load(value)
+            opened.callback(os.close, program)
+            found += guards.hang(index, program, value)
+    return found
 
 
 def _is_amiss(one: Sysctl) -> bool:
@@ -278,6 +308,11 @@ def _host_faults(
                 for key in keys
                 if not nft_elements.is_there(netfilter, key)
             ]
+    for one in entries:
+        if isinstance(one, PortGuard):
+            found = guards.guard_at(sock, state.index)
+            if found is None or found.name != guards.name_of(guards.wire(one)):
+                faults.append(f"{port.name} has no guard, or another one (tc filter show)")
     return faults + _missing(sock, entries, Scope({port.name: state.index}), "on the node")
 
 

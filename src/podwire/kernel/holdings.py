@@ -19,6 +19,7 @@ from podwire.kernel.read import Mine
 from podwire.kernel.tables import (
     ADDRESSES,
     CONNECTED,
+    GUARDS,
     ROUTES,
     TABLE_OF,
     TABLES,
@@ -150,6 +151,7 @@ class Holdings:
             sets=self.scope.sets,
             kept=frozenset(self.wanted[ADDRESSES.name]),
             connected={key: want.value for key, want in self.wanted[CONNECTED.name].items()},
+            guards={key: want.value for key, want in self.wanted[GUARDS.name].items()},
         )
 
     # --- one cause ------------------------------------------------------------------------

@@ -14,7 +14,8 @@ import socket
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from podwire.kernel import link_messages, links, messages, nft, nft_elements, sysctl
+from podwire.kernel import guards, link_messages, links, messages, nft, nft_elements, sysctl
+from podwire.kernel.guards import GuardKey
 from podwire.kernel.holdings import Holdings
 from podwire.kernel.link_messages import LinkState
 from podwire.kernel.messages import ConnectedKey, NeighborKey, RouteKey, RouteValue
@@ -27,6 +28,7 @@ from podwire.kernel.tables import (
     CONNECTED,
     ELEMENTS,
     FDB,
+    GUARDS,
     NEIGHBORS,
     PORT_FDB,
     ROUTES,
@@ -47,6 +49,7 @@ ROUTE_GROUPS = (
     messages.RTNLGRP_IPV6_ROUTE,
     messages.RTNLGRP_IPV4_NETCONF,
     messages.RTNLGRP_IPV6_NETCONF,
+    guards.RTNLGRP_TC,
 )
 
 
@@ -110,7 +113,20 @@ class Judge:
             case messages.RTM_NEWNETCONF:
                 index = messages.netconf_index(payload)
                 return index is not None and any(self.wrong_sysctls(index))
+            case guards.RTM_NEWTFILTER | guards.RTM_DELTFILTER | guards.RTM_DELQDISC:
+                return self._guard_amiss(guards.index_of(payload))
         return False
+
+    def _guard_amiss(self, index: int) -> bool:
+        """Looks at the port as it is now; of one that is gone, its link tells."""
+        want = self._wanted(GUARDS).get(GuardKey(index))
+        if want is None:
+            return False
+        sock = self._socks.route
+        found = guards.guard_at(sock, index)
+        if found is not None:
+            return found.name != guards.name_of(want.value)
+        return sock.get(messages.RTM_GETLINK, link_messages.get_link(index)) is not None
 
     def _link_amiss(self, notified: LinkState) -> bool:
         """Looks at the link as it is now: our own making of one is notified in several steps."""

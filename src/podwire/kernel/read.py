@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from podwire.kernel import messages, nft_elements
+from podwire.kernel import guards, messages, nft_elements
+from podwire.kernel.guards import GuardKey, GuardValue
 from podwire.kernel.messages import (
     ANY_MAC,
     ConnectedKey,
@@ -27,6 +28,7 @@ from podwire.kernel.tables import (
     CONNECTED,
     ELEMENTS,
     FDB,
+    GUARDS,
     NEIGHBORS,
     PORT_FDB,
     ROUTES,
@@ -41,8 +43,8 @@ class Mine(msgspec.Struct, frozen=True):
     pods' and of the VXLAN devices (`ports`: those in a bridge); routes' protocols; open sets with
     the types of their parts.
 
-    `kept` are the addresses that are ours on links where others are not; `connected` the routes
-    that the kernel makes with ours, and their sources.
+    `guards` are those that ports are to have; `kept` the addresses that are ours on links where
+    others are not; `connected` the routes that the kernel makes with ours, and their sources.
     """
 
     links: frozenset[int]
@@ -53,6 +55,7 @@ class Mine(msgspec.Struct, frozen=True):
     sets: Mapping[SetName, tuple[str, ...]]
     kept: frozenset[Any]
     connected: Mapping[ConnectedKey, bytes]
+    guards: Mapping[GuardKey, GuardValue]
 
 
 class Sockets(msgspec.Struct, frozen=True):
@@ -153,6 +156,17 @@ def _elements(socks: Sockets, mine: Mine) -> dict[Any, Any]:
     }
 
 
+def _guards(socks: Sockets, mine: Mine) -> dict[Any, Any]:
+    """One that is not as wanted, be it an older program for the same pod, has no value."""
+    found: dict[Any, Any] = {}
+    for index, guard in guards.guarded(socks.route).items():
+        if index in mine.links:
+            wanted = mine.guards.get(key := GuardKey(index))
+            same = wanted is not None and guards.name_of(wanted) == guard.name
+            found[key] = wanted if same else None
+    return found
+
+
 #: By the table's name.
 READERS: Mapping[str, Callable[[Sockets, Mine], dict[Any, Any]]] = {
     ADDRESSES.name: _addresses,
@@ -162,4 +176,5 @@ READERS: Mapping[str, Callable[[Sockets, Mine], dict[Any, Any]]] = {
     ROUTES.name: _routes,
     CONNECTED.name: _connected,
     ELEMENTS.name: _elements,
+    GUARDS.name: _guards,
 }

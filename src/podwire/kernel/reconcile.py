@@ -23,6 +23,7 @@ from podwire.kernel import links, nft, nft_elements, read, sysctl, tables
 from podwire.kernel.apply import Applier
 from podwire.kernel.attach import find_link
 from podwire.kernel.attach import links as read_links
+from podwire.kernel.guards import Guards
 from podwire.kernel.holdings import Holdings, Pairs
 from podwire.kernel.judge import Judge
 from podwire.kernel.netlink import NETLINK_NETFILTER, Message, NetlinkSocket
@@ -35,6 +36,7 @@ from podwire.kernel.tables import (
     CONNECTED,
     ELEMENTS,
     FDB,
+    GUARDS,
     NEIGHBORS,
     PORT_FDB,
     ROUTES,
@@ -53,6 +55,8 @@ class Reconciler:
         """`protocols`: routes of these are ours as well, from an earlier life."""
         self._socks = read.Sockets(NetlinkSocket(), NetlinkSocket(NETLINK_NETFILTER))
         self._nft = Nft()
+        #: What hangs programs to pods' ports, and has what they count.
+        self.guards = Guards()
         self._holdings = Holdings(protocols)
         self._judge = Judge(self._holdings, self._socks, self._nft)
 
@@ -60,6 +64,7 @@ class Reconciler:
         self._socks.route.close()
         self._socks.netfilter.close()
         self._nft.close()
+        self.guards.close()
 
     @property
     def desired(self) -> Mapping[str, tuple[Entry, ...]]:
@@ -118,7 +123,7 @@ class Reconciler:
         started = time.perf_counter()
         report = Report()
         holdings = self._holdings
-        applier = Applier(self._socks, self._nft, report, record=record)
+        applier = Applier(self._socks, self._nft, self.guards, report, record=record)
         actual = read_links(self._socks.route)
         holdings.index()
         link_diff = links.diff(holdings.links, actual)
@@ -132,9 +137,12 @@ class Reconciler:
         names = holdings.names
         report.failures += holdings.strays.values()
         mine = holdings.mine(actual)
-        # Guards first, then what they guard.
+        # Guards first, then what they guard; of one kind before those of the other are gone.
+        programs = self._diff(GUARDS, mine)
+        applier.entries((op for op in programs if op.action != "delete"), names)
         applier.nft(self._nft_transactions())
         applier.entries(self._diff(ELEMENTS, mine), names)
+        applier.entries((op for op in programs if op.action == "delete"), names)
         applier.sysctls(self._judge.wrong_sysctls())
         applier.entries(self._diff(ADDRESSES, mine), names)
         # Read after the addresses are right: changing one makes the kernel drop routes.
@@ -150,14 +158,14 @@ class Reconciler:
     def _diff(self, table: tables.Table, mine: read.Mine) -> list[Op]:
         actual = read.READERS[table.name](self._socks, mine)
         ops = tables.diff(table, self._holdings.wanted[table.name], actual)
-        if table not in (ROUTES, ELEMENTS):
+        if table not in (ROUTES, ELEMENTS, GUARDS):
             return ops
         spared: dict[str | int, bool] = {}
         return [op for op in ops if op.action != "delete" or not self._is_pods(op, spared)]
 
     def _is_pods(self, op: Op, known: dict[str | int, bool]) -> bool:
         """Whether what nobody wants is of a pod that is just being attached."""
-        which = op.ifindex if op.table is ROUTES else nft_elements.ifname_of(op.key)
+        which = nft_elements.ifname_of(op.key) if op.table is ELEMENTS else op.ifindex
         if which not in known:
             known[which] = self._judge.is_pods(which)
         return known[which]
@@ -214,7 +222,7 @@ class Reconciler:
         holdings.replace_few(before, entries)
         if cause in holdings.strays:
             report.failures.append(holdings.strays[cause])
-        applier = Applier(self._socks, self._nft, report)
+        applier = Applier(self._socks, self._nft, self.guards, report)
         applier.entries(ops, holdings.names)
         applier.sysctls(
             one
@@ -246,7 +254,8 @@ class Reconciler:
         holdings.add(new)
         holdings.replace_few(before, entries)
         if left := [op for op in ops if op.action == "delete" and op.table is ELEMENTS]:
-            Applier(self._socks, self._nft, Report()).entries(left, holdings.names)
+            applier = Applier(self._socks, self._nft, self.guards, Report())
+            applier.entries(left, holdings.names)
 
     # --- notifications and counters -------------------------------------------------------
 

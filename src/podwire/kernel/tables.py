@@ -1,5 +1,5 @@
-"""The kernel's tables that are compared entry by entry: addresses, neighbours, FDBs, routes and
-the elements of nft sets.
+"""The kernel's tables that are compared entry by entry: addresses, neighbours, FDBs, routes, the
+elements of nft sets and the guards of pods' ports.
 
 What lives here: for each table how a desired entry becomes a key and a value, the messages that
 add, change and delete one, and the same as the line that a person would type. The comparison
@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from podwire.kernel import messages, nft_elements
+from podwire.kernel import guards, messages, nft_elements
+from podwire.kernel.guards import GuardKey, GuardValue
 from podwire.kernel.messages import (
     ANY_MAC,
     IPV6_CONNECTED_METRIC,
@@ -30,6 +31,7 @@ from podwire.kernel.messages import (
     PortFdbKey,
     RouteKey,
     RouteValue,
+    link_local,
 )
 from podwire.kernel.nft_elements import ElementKey
 from podwire.model.state import (
@@ -40,6 +42,7 @@ from podwire.model.state import (
     Neighbor,
     NftElement,
     PortFdbEntry,
+    PortGuard,
     Route,
     Why,
     format_mac,
@@ -47,7 +50,6 @@ from podwire.model.state import (
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
-BulkEntry = Address | Neighbor | FdbEntry | PortFdbEntry | Route | Blackhole | NftElement
 Pair = tuple[Any, Any]
 Names = Mapping[int, str]
 
@@ -80,7 +82,8 @@ class Scope(dict[str, int]):
 class Table(msgspec.Struct, frozen=True):
     """One table: its name and its ways to say a thing. `wire` maps an entry to (key, value).
 
-    `kind` is what people call it. `in_nft` tells what goes to nf_tables, and not to rtnetlink.
+    `kind` is what people call it. `in_nft` tells what goes to nf_tables, and not to rtnetlink;
+    `by_program` what takes more than a message, which `podwire.kernel.guards` does.
     """
 
     name: str
@@ -91,6 +94,7 @@ class Table(msgspec.Struct, frozen=True):
     delete: Callable[[Any, Any], bytes]
     line: Callable[[str, Any, Any, Names], str]
     in_nft: bool = False
+    by_program: bool = False
 
 
 class Wanted(msgspec.Struct, frozen=True, gc=False):
@@ -152,12 +156,6 @@ def changes(table: Table, key: Any, old: Any, want: Wanted) -> tuple[Op, ...]:
     if old.ifindex == want.value.ifindex or ip_address(want.value.via) not in network:
         return (change,)
     return Op(table, "delete", key, old), Op(table, "add", key, want.value, want.why)
-
-
-def link_local(mac: bytes) -> bytes:
-    """The IPv6 link-local address (packed) that belongs to a MAC: its modified EUI-64 (RFC 4291,
-    appendix A)."""
-    return b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
 
 
 def _address_wire(entry: Address | Link, scope: Scope) -> Pair:
@@ -291,6 +289,18 @@ def _element_line(action: str, key: ElementKey, _: None, __: Names) -> str:
     return nft_elements.line("delete" if action == "delete" else "add", key)
 
 
+def _guard_wire(entry: PortGuard, scope: Scope) -> Pair:
+    return GuardKey(scope[entry.dev]), guards.wire(entry)
+
+
+def _guard_line(action: str, key: GuardKey, value: GuardValue, names: Names) -> str:
+    return guards.line(action, names.get(key.ifindex, "?"), value)
+
+
+def _no_message(*_: Any) -> bytes:
+    raise TypeError("a program is no message")
+
+
 ADDRESSES = Table(
     "address",
     "address",
@@ -350,9 +360,20 @@ ELEMENTS = Table(
     in_nft=True,
 )
 
+GUARDS = Table(
+    "guard",
+    "tc",
+    _guard_wire,
+    _no_message,
+    _no_message,
+    _no_message,
+    _guard_line,
+    by_program=True,
+)
+
 #: In the order in which entries are added: a route is the last to appear, when what it leads to
 #: is there, and the first to go.
-TABLES = (ADDRESSES, ELEMENTS, NEIGHBORS, FDB, PORT_FDB, ROUTES, CONNECTED)
+TABLES = (ADDRESSES, GUARDS, ELEMENTS, NEIGHBORS, FDB, PORT_FDB, ROUTES, CONNECTED)
 BY_NAME = {table.name: table for table in TABLES}
 
 TABLE_OF: dict[type, Table] = {
@@ -363,4 +384,5 @@ TABLE_OF: dict[type, Table] = {
     Route: ROUTES,
     Blackhole: ROUTES,
     NftElement: ELEMENTS,
+    PortGuard: GUARDS,
 }

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from podwire.model.fabric import DEFAULT, Fabric
+from podwire.model.fabric import DEFAULT, Fabric, Guard
 from podwire.model.state import IPAddress, IPInterface, IPNetwork
 
 
@@ -105,6 +105,8 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int
     fabric: Fabric = DEFAULT
     masquerade: bool = True
+    #: By what this node does anti-spoofing.
+    guard: Guard = "nftables"
 
     @property
     def bridge(self) -> str:

@@ -14,6 +14,7 @@ from podwire.model.state import (
     NftElement,
     NftTable,
     PortFdbEntry,
+    PortGuard,
     Route,
     Sysctl,
     Tun,
@@ -24,7 +25,7 @@ from podwire.model.state import (
 
 
 def kind_of(entry: Entry) -> str:
-    """`link`, `address`, `route`, `neigh`, `fdb`, `sysctl` or `nft`."""
+    """`link`, `address`, `route`, `neigh`, `fdb`, `sysctl`, `nft` or `tc`."""
     return _KINDS[type(entry)]
 
 
@@ -56,6 +57,9 @@ def describe(entry: Entry) -> str:
             return _nft(entry)
         case NftElement(family=family, table=table, set=name, key=key):
             return f"{family} {table} {name} {{ {' . '.join(map(_part, key))} }}"
+        case PortGuard(dev=dev, mac=mac, ips=ips, frames=frames):
+            sender = f"{format_mac(mac)} " if frames else ""
+            return f"{dev} ingress bpf: passes {sender}{', '.join(map(str, ips))}"
 
 
 def _part(part: KeyPart) -> str:
@@ -101,4 +105,5 @@ _KINDS: dict[type, str] = {
     Sysctl: "sysctl",
     NftTable: "nft",
     NftElement: "nft",
+    PortGuard: "tc",
 }

@@ -24,6 +24,9 @@ Wiring: TypeAlias = Literal["bridge", "routed"]
 #: works for each peer.
 Transport: TypeAlias = Literal["direct", "vxlan", "l2-vxlan", "udp", "auto"]
 
+#: What keeps a pod to its own addresses: programs at its port, or nftables.
+Guard: TypeAlias = Literal["ebpf", "nftables"]
+
 
 class Fabric(msgspec.Struct, frozen=True, kw_only=True):
     """All that does not differ between the nodes of one pod network.

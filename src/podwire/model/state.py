@@ -270,6 +270,18 @@ class NftElement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     family: str = "inet"
 
 
+class PortGuard(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A program at a pod's port `dev` drops what does not come from `ips`, or from the link-local
+    address of `mac`. On a bridge whole `frames` are looked at: their MAC, ARP and neighbour
+    discovery as well."""
+
+    dev: str
+    mac: bytes
+    ips: tuple[IPAddress, ...]
+    frames: bool
+    why: Why
+
+
 Entry = (
     Link
     | Address
@@ -281,6 +293,7 @@ Entry = (
     | Sysctl
     | NftTable
     | NftElement
+    | PortGuard
 )
 
 

@@ -1,22 +1,25 @@
 """Anti-spoofing: a pod sends with its own addresses only, and answers ARP and NDP for these only.
 
+By a program at each pod's port where the kernel takes them (`PortGuard`), which costs a packet
+least; else by nft:
+
     bridge wiring   table bridge podwire, prerouting: MAC and address of each frame that enters by
                     a pod's port, those inside ARP, and the target of neighbour advertisements
     routed wiring   table inet podwire, prerouting: the source address of each packet that enters
                     by a pod's link; its ARP and NDP reach nobody but the node, at input
 
-Whose port it is and what may come out of it are elements of sets, kept under the pod's attachment.
-A pod with `may_spoof` is not in them, and nothing of it is looked at. What is dropped is counted by
+Whose port it is and what may come out of it are, of either, kept under the pod's attachment. A pod
+with `may_spoof` has none of it, and nothing of it is looked at. What is dropped is counted by
 kind. Frames that are neither ARP nor IP are dropped too: a VLAN tag would hide an address. And no
 pod is a router: a node without IPv6 of its own, and other pods on the bridge, would believe one
 that says so, and send it all that they have for outside.
 
-Every packet pays for this, so what is usual is asked first, in one look-up: on a bridge, whether
+Every packet pays for nft's, so what is usual is asked first, in one look-up: on a bridge, whether
 the address is the port's; of a routed pod, whether the way to the source is the link that the
 packet came by, as strict reverse path filtering asks (RFC 3704, section 2.2). The kernel's own
 (rp_filter) is cheaper still, but what a host sets for all of its links overrules it, and it tells
 nobody whose packets it dropped. What comes from the underlay is passed by the group of its link.
-Pure: values in, nft objects out.
+Pure: values in, entries out.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from podwire.model.state import (
     NftOpenSet,
     NftRule,
     NftTable,
+    PortGuard,
     Why,
 )
 from podwire.plan.macs import link_local
@@ -68,7 +72,7 @@ _OF_NOBODY = f'ip6 saddr {_NOBODY6} meta l4proto != ipv6-icmp counter name "{SPO
 
 def plan_bridge_table(config: NetworkConfig) -> tuple[NftTable, ...]:
     """The table that looks at what enters the bridge."""
-    if not config.fabric.anti_spoofing or config.fabric.wiring != "bridge":
+    if not _by_nft(config) or config.fabric.wiring != "bridge":
         return ()
     why = _why(config)
     own = "iifname . ether saddr"
@@ -167,10 +171,12 @@ def plan_attachment(config: NetworkConfig, attachment: Attachment) -> tuple[Entr
     if not config.fabric.anti_spoofing or attachment.may_spoof:
         return ()
     port, mac = attachment.host_ifname, attachment.mac
+    routed = config.fabric.wiring == "routed"
     pod = attachment.pod or attachment.container_id[:12]
     ips = [ip.ip for ip in attachment.ips]
     why = Why(f"Pod/{pod}", f"has {', '.join(map(str, ips))}")
-    routed = config.fabric.wiring == "routed"
+    if config.guard == "ebpf":
+        return (PortGuard(dev=port, mac=mac, ips=tuple(ips), frames=not routed, why=why),)
     family = "inet" if routed else "bridge"
 
     def element(name: str, *key: KeyPart) -> NftElement:
@@ -188,8 +194,21 @@ def plan_attachment(config: NetworkConfig, attachment: Attachment) -> tuple[Entr
     return tuple(entries)
 
 
+def counted_at_ports(config: NetworkConfig) -> tuple[NftCounter, ...]:
+    """What the programs at the ports count, under the same names."""
+    if not config.fabric.anti_spoofing or config.guard != "ebpf":
+        return ()
+    if config.fabric.wiring == "routed":
+        return SPOOFED_IP, SPOOFED_RA, OTHER_FRAMES
+    return SPOOFED_IP, SPOOFED_ARP, SPOOFED_ND, SPOOFED_RA, OTHER_FRAMES
+
+
+def _by_nft(config: NetworkConfig) -> bool:
+    return config.fabric.anti_spoofing and config.guard == "nftables"
+
+
 def _at_ip(config: NetworkConfig) -> bool:
-    return config.fabric.anti_spoofing and config.fabric.wiring == "routed"
+    return _by_nft(config) and config.fabric.wiring == "routed"
 
 
 def _why(config: NetworkConfig) -> Why:

@@ -14,9 +14,10 @@ import msgspec
 import pytest
 
 from podwire.errors import KernelError, UnsupportedError
-from podwire.kernel.observe import bpf, btf
+from podwire.kernel import bpf
+from podwire.kernel.ebpf import Program, Reg
+from podwire.kernel.observe import btf
 from podwire.kernel.observe.drops import DropTap
-from podwire.kernel.observe.ebpf import Program, Reg
 from podwire.model.probe import ProbeMatch, Protocol
 
 pytestmark = pytest.mark.root

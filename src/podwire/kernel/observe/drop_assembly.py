@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 
+from podwire.kernel.ebpf import Program, Reg
 from podwire.kernel.observe.drop_layout import Layout
-from podwire.kernel.observe.ebpf import Program, Reg
 
 R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = Reg
 

@@ -22,7 +22,8 @@ import time
 from functools import cache
 from typing import NamedTuple
 
-from podwire.kernel.observe import bpf, btf, drop_assembly, drop_layout, drop_program
+from podwire.kernel import bpf
+from podwire.kernel.observe import btf, drop_assembly, drop_layout, drop_program
 from podwire.model.probe import ProbeMatch
 
 #: Some 200 drops. The ring is kernel memory, and a probe's drops are few.

@@ -4,8 +4,8 @@ What lives here: the instructions that Podwire's programs use, as methods of a `
 appends them. What does not: loading (`bpf`), and what the programs do.
 
 An operand that is a `Reg` is a register, an int is an immediate of 32 bits, sign-extended by the
-machine to 64; jumps compare 64 bits, unsigned. Sizes of loads and stores are in bytes. Encoding:
-RFC 9669 ("BPF Instruction Set Architecture"), little-endian.
+machine to 64; jumps compare 64 bits, unsigned, where they don't say otherwise. Sizes of loads and
+stores are in bytes. Encoding: RFC 9669 ("BPF Instruction Set Architecture"), little-endian.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import struct
 _INSN = struct.Struct("<BBhi")  # opcode, registers, offset, immediate
 
 # Instruction classes and what completes them (RFC 9669, section 3).
-_LD, _LDX, _ST, _STX, _JMP, _ALU64 = 0x00, 0x01, 0x02, 0x03, 0x05, 0x07
-_IMM, _MEM = 0x00, 0x60
+_LD, _LDX, _ST, _STX, _JMP, _JMP32, _ALU64 = 0x00, 0x01, 0x02, 0x03, 0x05, 0x06, 0x07
+_IMM, _MEM, _ATOMIC = 0x00, 0x60, 0xC0
 _REGISTER = 0x08
 _SIZES = {4: 0x00, 2: 0x08, 1: 0x10, 8: 0x18}
 _ALU = {"+": 0x00, "-": 0x10, "|": 0x40, "&": 0x50, "<<": 0x60, ">>": 0x70, "=": 0xB0}
@@ -74,9 +74,9 @@ class Program:
         """The map itself, as helpers take it."""
         self._wide(target, _PSEUDO_MAP_FD, fd)
 
-    def map_value(self, target: Reg, fd: int) -> None:
-        """The address of an array map's first value."""
-        self._wide(target, _PSEUDO_MAP_VALUE, fd)
+    def map_value(self, target: Reg, fd: int, offset: int = 0) -> None:
+        """The address of an array map's first value, so many bytes into it."""
+        self._wide(target, _PSEUDO_MAP_VALUE, fd | offset << 32)
 
     def load(self, size: int, target: Reg, base: Reg, offset: int) -> None:
         """`target` = the `size` bytes at `base` + `offset`, zero-extended."""
@@ -88,6 +88,10 @@ class Program:
         else:
             self._emit(_ST | _MEM | _SIZES[size], base, offset, operand)
 
+    def add_atomically(self, base: Reg, offset: int, operand: Reg) -> None:
+        """The 8 bytes at `base` + `offset` += `operand`, as one step to whoever else does so."""
+        self._emit(_STX | _ATOMIC | _SIZES[8], operand << 4 | base, offset, _ALU["+"])
+
     def jump(self, label: str) -> None:
         self._jumps.append((len(self._code), label))
         self._emit(_JMP, 0, 0, 0)
@@ -96,6 +100,11 @@ class Program:
         """Compares unsigned: `==`, `!=`, `>`, `>=`, `<`, `<=`; `&` is "has bits in common"."""
         self._jumps.append((len(self._code), label))
         self._operate(_JMP | _JUMPS[comparison], left, right, 0)
+
+    def jump_if32(self, left: Reg, comparison: str, right: Operand, label: str) -> None:
+        """The same of the lower 32 bits only, which an immediate has as they are."""
+        self._jumps.append((len(self._code), label))
+        self._operate(_JMP32 | _JUMPS[comparison], left, right, 0)
 
     def label(self, name: str) -> None:
         """Names the next instruction."""

@@ -1,9 +1,10 @@
-"""bpf(2): load a program, attach it to a raw tracepoint, read what it tells through a ring.
+"""bpf(2): maps and programs, by descriptor; a raw tracepoint's program, and the ring that it fills.
 
 What lives here: the system calls and the ring buffer's consumer. What does not: the programs.
 
 Maps, programs and attachments are descriptors and nothing else: nothing is pinned, so all of it
-goes with the process, however that ends. Needs CAP_BPF and CAP_PERFMON, or root.
+goes with the process, however that ends, but for a classifier that netlink has hung to a device,
+and the maps that it uses. Needs CAP_BPF and CAP_PERFMON, or root.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from threading import Lock
 from podwire.errors import KernelError, PodwireError, UnsupportedError
 
 # enum bpf_cmd, enum bpf_map_type, enum bpf_prog_type (include/uapi/linux/bpf.h)
-_MAP_CREATE, _MAP_UPDATE_ELEM, _PROG_LOAD, _RAW_TRACEPOINT_OPEN, _MAP_FREEZE = 0, 2, 5, 17, 22
+_MAP_CREATE, _MAP_LOOKUP_ELEM, _MAP_UPDATE_ELEM, _PROG_LOAD = 0, 1, 2, 5
+_PROG_GET_FD_BY_ID, _MAP_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD = 13, 14, 15
+_RAW_TRACEPOINT_OPEN, _MAP_FREEZE = 17, 22
 _MAP_TYPE_ARRAY, _MAP_TYPE_RINGBUF = 2, 27
-_PROG_TYPE_RAW_TRACEPOINT = 17
+_PROG_TYPE_SCHED_CLS, _PROG_TYPE_RAW_TRACEPOINT = 3, 17
 _F_RDONLY_PROG = 1 << 7
 
 # union bpf_attr, by command
@@ -32,6 +35,15 @@ _MAP = struct.Struct("<IIIII8x16s")  # type, key, value, entries, flags, …, na
 _UPDATE = struct.Struct("<I4xQQQ")  # map, key, value, flags
 _PROGRAM = struct.Struct("<IIQQIIQ8x16s")  # type, length, code, licence, log (level, size, at), …
 _ATTACH = struct.Struct("<QI4x")  # tracepoint, program
+_LOOKUP = struct.Struct("<I4xQQQ")  # map, key, value, flags
+_BY_ID = struct.Struct("<III")  # id, next id, flags
+_INFO = struct.Struct("<IIQ")  # descriptor, length, where to
+
+# struct bpf_prog_info and struct bpf_map_info: how long they are here, and where in them what is.
+_PROGRAM_INFO_BYTES, _MAP_COUNT_AT, _MAP_IDS_AT = 80, 52, 56
+_MAP_INFO_BYTES, _MAP_NAME_AT, _NAME_BYTES = 40, 24, 16
+#: So many maps of a program are looked at.
+_MAPS = 16
 
 #: bpf(2)'s number; glibc has no function for it.
 _CALL_NUMBER = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280}
@@ -68,18 +80,73 @@ def new_constant(name: str, value: bytes) -> int:
     return fd
 
 
+def new_array(name: str, size: int) -> int:
+    """The descriptor of a map of one value, `size` bytes of zeros."""
+    return call(_MAP_CREATE, _MAP.pack(_MAP_TYPE_ARRAY, 4, size, 1, 0, name.encode()), "array")
+
+
+def read_array(fd: int, size: int) -> bytes:
+    """The value of such a map."""
+    key, value = ctypes.c_uint32(0), ctypes.create_string_buffer(size)
+    where = _LOOKUP.pack(fd, ctypes.addressof(key), ctypes.addressof(value), 0)
+    call(_MAP_LOOKUP_ELEM, where, "array")
+    return value.raw
+
+
+def map_of_program(program_id: int, name: str) -> int | None:
+    """The descriptor of the map of that name which a loaded program uses; None where it uses none.
+
+    Raises PodwireError where the program is gone. Takes CAP_SYS_ADMIN.
+    """
+    program = call(_PROG_GET_FD_BY_ID, _BY_ID.pack(program_id, 0, 0), "program")
+    try:
+        ids = (ctypes.c_uint32 * _MAPS)()
+        info = ctypes.create_string_buffer(_PROGRAM_INFO_BYTES)
+        struct.pack_into("<IQ", info, _MAP_COUNT_AT, _MAPS, ctypes.addressof(ids))
+        _read_info(program, info)
+        (count,) = struct.unpack_from("<I", info, _MAP_COUNT_AT)
+    finally:
+        os.close(program)
+    for one in ids[: min(count, _MAPS)]:
+        fd = call(_MAP_GET_FD_BY_ID, _BY_ID.pack(one, 0, 0), "map")
+        info = ctypes.create_string_buffer(_MAP_INFO_BYTES)
+        _read_info(fd, info)
+        if info.raw[_MAP_NAME_AT:][:_NAME_BYTES].rstrip(b"\0") == name.encode():
+            return fd
+        os.close(fd)
+    return None
+
+
+def _read_info(fd: int, info: ctypes.Array[ctypes.c_char]) -> None:
+    call(_OBJ_GET_INFO_BY_FD, _INFO.pack(fd, len(info), ctypes.addressof(info)), "information")
+
+
+def load_classifier(name: str, code: bytes, licence: str) -> int:
+    """The descriptor of a program for the traffic control of a device.
+
+    Raises UnsupportedError as `load_raw_tracepoint`.
+    """
+    return _load(_PROG_TYPE_SCHED_CLS, name, code, licence)
+
+
 def load_raw_tracepoint(name: str, code: bytes, licence: str) -> int:
     """A program's descriptor; `licence` decides which helpers it may call.
 
     Raises UnsupportedError where this process may not, or the machine can't: with the verifier's
     words where it is the program that is refused.
     """
+    if _locked_down():
+        raise UnsupportedError("the kernel is locked down: programs may not read its memory")
+    return _load(_PROG_TYPE_RAW_TRACEPOINT, name, code, licence)
+
+
+def _load(kind: int, name: str, code: bytes, licence: str) -> int:
     instructions = ctypes.create_string_buffer(code, len(code))
     words = ctypes.create_string_buffer(licence.encode())
 
     def load(log: ctypes.Array[ctypes.c_char] | None) -> int:
         attributes = _PROGRAM.pack(
-            _PROG_TYPE_RAW_TRACEPOINT,
+            kind,
             len(code) // _INSTRUCTION_BYTES,
             ctypes.addressof(instructions),
             ctypes.addressof(words),
@@ -90,8 +157,6 @@ def load_raw_tracepoint(name: str, code: bytes, licence: str) -> int:
         )
         return call(_PROG_LOAD, attributes, "program")
 
-    if _locked_down():
-        raise UnsupportedError("the kernel is locked down: programs may not read its memory")
     try:
         return load(None)
     except PodwireError as error:

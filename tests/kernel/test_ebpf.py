@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from podwire.kernel.observe.ebpf import Program, Reg
+from podwire.kernel.ebpf import Program, Reg
 
 R0, R1, R2, R10 = Reg.R0, Reg.R1, Reg.R2, Reg.R10
 
@@ -22,6 +22,8 @@ def test_each_instruction() -> None:
     program.load64(R1, 0xFFFFFFFF80000001)
     program.map(R1, 5)
     program.map_value(R2, 6)
+    program.map_value(R2, 6, 8)
+    program.add_atomically(R1, 16, R2)
     program.call(113)
     program.exit()
     assert program.assemble().hex(" ", 8).split() == [
@@ -39,6 +41,9 @@ def test_each_instruction() -> None:
         "0000000000000000",
         "1822000006000000",  # r2 = value of map 6
         "0000000000000000",
+        "1822000006000000",  # r2 = value of map 6, 8 bytes in
+        "0000000008000000",
+        "db21100000000000",  # lock *(u64 *)(r1 + 16) += r2
         "8500000071000000",  # call 113
         "9500000000000000",  # exit
     ]
@@ -50,15 +55,17 @@ def test_jumps_count_instructions_from_the_next_one() -> None:
     program.jump_if(R1, "==", R2, "end")
     program.load64(R0, 1)  # two instructions long
     program.jump_if(R1, "<", 9, "again")
+    program.jump_if32(R1, "==", -1, "again")
     program.jump("end")
     program.label("end")
     program.exit()
-    assert len(program) == 6
+    assert len(program) == 7
     assert program.assemble().hex(" ", 8).split() == [
-        "1d21040000000000",
+        "1d21050000000000",
         "1800000001000000",
         "0000000000000000",
         "a501fcff09000000",
+        "1601fbffffffffff",
         "0500000000000000",
         "9500000000000000",
     ]
