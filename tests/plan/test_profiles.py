@@ -65,6 +65,7 @@ def test_a_profile_with_another_part_is_custom_and_keeps_the_names() -> None:
         ({"profile": "cilium"}, "'cilium' is none of flannel-vxlan"),
         ({"transport": "geneve"}, "'geneve' is none of direct"),
         ({"transport": "udp", "cross_subnet": True}, "cross-subnet is about when"),
+        ({"vni": 10_000_000}, r"flannel\.10000000, and names have 15 characters"),
         ({"transport": "vxlan", "encrypt": True}, "only the udp transport encrypts"),
     ],
 )

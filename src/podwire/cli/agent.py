@@ -268,5 +268,9 @@ async def _run(config: AgentConfig, source: LeaseSource) -> None:
     except asyncio.CancelledError:
         return
     except BaseExceptionGroup as group:
-        # One task's failure ends the agent; the first error is the one to read.
-        raise group.exceptions[0] from group
+        # One task's failure ends the agent; the first error is the one to read. Its task may be of
+        # a group that is a task itself.
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from group

@@ -44,8 +44,7 @@ _OPTIONS = (
     ),
     click.option(
         "--vni",
-        # The device's name has to fit into 15 characters (IFNAMSIZ), which the largest VNIs do not.
-        type=click.IntRange(1, 9_999_999),
+        type=click.IntRange(1, (1 << 24) - 1),
         metavar="VNI",
         help="VXLAN network identifier; Flannel's devices are named after it."
         "  [default: the profile's, 1 in Flannel's]",

@@ -146,9 +146,18 @@ def _base(profile: str | None, chosen: Mapping[str, str]) -> Fabric:
 
 
 def _devices(base: Fabric, given: Mapping[str, Any]) -> dict[str, str]:
-    """Names of devices that are made of a number, which may be another one than the profile's."""
+    """Names of devices that are made of a number, which may be another one than the profile's.
+
+    Raises InputError for one that leaves no room for the name.
+    """
     if base.vxlan_dev.startswith("flannel.") and "vni" in given:
         vni = given["vni"]
+        if len(f"flannel.{vni}") > _NAME_LEN:
+            raise InputError(
+                f"the device would be flannel.{vni}, and names have {_NAME_LEN} characters at most",
+                field="vni",
+                remedy=f"choose one up to {10 ** (_NAME_LEN - len('flannel.')) - 1}",
+            )
         dev6 = f"flannel-v6.{vni}"
         if len(dev6) > _NAME_LEN:
             # Flannel's own name for it is one that the kernel refuses.
