@@ -20,7 +20,7 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-from podwire.tunnel.checksum import U8, U16, check_of, row_sums, sum_of, swap16
+from podwire.tunnel.checksum import U8, U16, row_sums, sum_of, swap16
 from podwire.tunnel.headers import (
     CWR,
     DONT_FRAGMENT,
@@ -40,6 +40,7 @@ from podwire.tunnel.headers import (
     UDP,
     URG,
     VNET,
+    set_ip_length,
 )
 
 _U16 = struct.Struct("!H")
@@ -107,15 +108,9 @@ def merge(view: memoryview, at: int, count: int, stride: int, last: int, shape: 
     """
     l4, head, size = shape.l4, shape.head, stride - shape.head
     total = head + (count - 1) * size + last - head
-    if shape.version == 4:
-        _U16.pack_into(view, at + 2, total)
-        _NATIVE16.pack_into(view, at + 10, 0)
-        _NATIVE16.pack_into(view, at + 10, check_of(sum_of(view[at : at + l4])))
-        pseudo = sum_of(view[at + 12 : at + 20])
-    else:
-        _U16.pack_into(view, at + 4, total - 40)
-        pseudo = sum_of(view[at + 8 : at + 40])
-    pseudo += swap16(shape.protocol) + swap16(total - l4)
+    set_ip_length(view, at, total)
+    addresses = view[at + 12 : at + 20] if shape.version == 4 else view[at + 8 : at + 40]
+    pseudo = sum_of(addresses) + swap16(shape.protocol) + swap16(total - l4)
     # Not complemented: the sum of the pseudo header, from which the kernel goes on.
     _NATIVE16.pack_into(view, at + l4 + shape.field, pseudo % 0xFFFF)
     if shape.protocol == TCP:

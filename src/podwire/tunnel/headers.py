@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from podwire.tunnel.checksum import check_of, sum_of
+from podwire.tunnel.checksum import check_of, sum_of, swap16
 
 IPV4 = struct.Struct("!BBHHHBBH4s4s")
 IPV6 = struct.Struct("!IHBB16s16s")
@@ -24,7 +24,9 @@ TTL_CHECK = struct.Struct("!BBH")
 VNET = struct.Struct("=BBHHHH")
 NEEDS_CSUM = 1
 GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 4, 5, 0x80
-_NATIVE16 = struct.Struct("=H")
+#: Of IPv4's, in the machine's byte order: total length and checksum.
+_SIZE_CHECK = struct.Struct("=2xH6xH")
+_U16, _NATIVE16 = struct.Struct("!H"), struct.Struct("=H")
 
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
 FIN, SYN, RST, PSH, URG, CWR = 0x01, 0x02, 0x04, 0x08, 0x20, 0x80
@@ -71,6 +73,17 @@ def raised(check: int) -> int:
     """IPv4's checksum for a TTL that is one less."""
     check += 0x100
     return check if check < 0xFFFF else (check + 1) & 0xFFFF
+
+
+def set_ip_length(buffer: Buffer, at: int, size: int) -> None:
+    """Make `size` the size that the packet at `at` says it has; IPv4's checksum follows, as for the
+    TTL."""
+    if buffer[at] >> 4 == 6:
+        _U16.pack_into(buffer, at + 4, size - 40)
+        return
+    old, check = _SIZE_CHECK.unpack_from(buffer, at)
+    _U16.pack_into(buffer, at + 2, size)
+    _NATIVE16.pack_into(buffer, at + 10, check_of(0xFFFF - check - old + swap16(size)))
 
 
 def packet_size(buffer: Buffer, at: int) -> int:

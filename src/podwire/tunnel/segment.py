@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from podwire.tunnel.checksum import U8, check_of, row_checks, row_sums, swap16
+from podwire.tunnel.checksum import U8, row_checks, row_sums, swap16
 from podwire.tunnel.headers import (
     CWR,
     DONT_FRAGMENT,
@@ -32,6 +32,7 @@ from podwire.tunnel.headers import (
     GSO_UDP_L4,
     PSH,
     VNET,
+    set_ip_length,
 )
 from podwire.tunnel.session import BatchBuffer
 
@@ -48,8 +49,6 @@ _PACKED = MAX_SEGMENTS * MAX_HEADERS + (1 << 17)
 _KNOWN = 256
 _ONES = np.array(0xFFFF, np.uint32)
 _U16, _NATIVE16 = struct.Struct("!H"), struct.Struct("=H")
-#: Of IPv4's header, in the machine's byte order: total length and checksum.
-_LENGTH_CHECK = struct.Struct("=2xH6xH")
 
 
 class Division:
@@ -164,9 +163,8 @@ class Layout:
         if division.tcp:
             self._sequence = np.ndarray(shape, ">u4", whole.data, to + l4 + 4, rows)
             self._steps = np.arange(count, dtype=np.uint32) * np.uint32(division.mss)
-        #: A segment's length in the pseudo header, and what IP's header says of its length.
+        #: Of a segment, as it is in the pseudo header.
         self._l4_length = swap16(stride - l4)
-        self._ip_length = stride - 40 if division.six else stride
 
     def fill(self, lengths: Sequence[int]) -> None:
         """Put together the segments of packets of these lengths; a last one that is shorter is
@@ -216,7 +214,7 @@ class Layout:
         _NATIVE16.pack_into(view, field, (pseudo + self._l4_length) % 0xFFFF)
         if not division.tcp:
             _U16.pack_into(view, at + division.l4 + 4, division.segment - division.l4)
-        _set_ip_length(view, at, self._ip_length, six=division.six)
+        set_ip_length(view, at, division.segment)
 
     def _shorten(self, number: int, last: int) -> None:
         """The last segment of a packet has only `last` bytes of payload."""
@@ -225,7 +223,7 @@ class Layout:
         size = division.head + last
         if not division.tcp:
             _U16.pack_into(whole, at + division.l4 + 4, size - division.l4)
-        _set_ip_length(whole, at, size - 40 if division.six else size, six=division.six)
+        set_ip_length(whole, at, size)
 
     def _set_identifications(self, number: int) -> None:
         headers = self._headers[number]
@@ -243,14 +241,3 @@ class Layout:
         padded = np.zeros((*shape, size + 1), np.uint8)
         padded[:, :, :-1] = self._summed
         return padded.view(np.uint16)
-
-
-def _set_ip_length(view: memoryview, at: int, length: int, *, six: bool) -> None:
-    """Change the length in IP's header: the payload's in IPv6's, and in IPv4's the whole, with the
-    checksum, which is adjusted as for the TTL."""
-    if six:
-        _U16.pack_into(view, at + 4, length)
-        return
-    old, check = _LENGTH_CHECK.unpack_from(view, at)
-    _U16.pack_into(view, at + 2, length)
-    _NATIVE16.pack_into(view, at + 10, check_of(0xFFFF - check - old + swap16(length)))
