@@ -3,7 +3,8 @@
     pod → … → TUN device ─ super-packets ─▶ outbound ─ datagrams (UDP GSO) ─▶ underlay
     pod ← … ← TUN device ◀─ super-packets ─ inbound  ◀─ datagrams (UDP GRO) ─ underlay
 
-Sans-I/O, functions on bytes and arrays: `checksum`, `headers`, `segment`, `coalesce`, `icmp`,
-`table`, `control`. What moves bytes: `sockets`, `outbound`, `inbound`, `endpoint` and `loop`.
+Sans-I/O, functions on bytes and arrays: `checksum`, `headers`, `segment`, `rows`, `coalesce`,
+`batches`, `icmp`, `table`, `control`. What moves bytes: `sockets`, `outbound`, `inbound`, `area`,
+`endpoint` and `loop`.
 `client` is the agent's side. The values that both sides exchange are in `podwire.model.tunnel`.
 """
