@@ -223,6 +223,60 @@ async def test_empty_blocks_are_released_but_for_the_first(
     running.cancel()
 
 
+async def test_what_is_given_back_is_told_first(documents: Documents, make: Make) -> None:
+    """Peers would otherwise hear of the next one who has it, and believe the one of before."""
+    now = [1_000_000.0]
+    told = 0
+
+    def tell() -> None:
+        nonlocal told
+        told += 1
+
+    one, two = tiny(make, clock=lambda: now[0], changed=tell), tiny(make, "n2")
+    await one.start()
+    (first,) = one.subnets
+    for number in range(4):
+        await add(one, f"p{number}")
+    (_, second) = one.subnets
+    for number in range(4):
+        delete(one, one._store, f"p{number}")
+    running = asyncio.create_task(one.run())
+
+    async def later(seconds: float) -> None:
+        now[0] += seconds
+        one.labels_are({"looked": str(now[0])})
+
+    async def left() -> bool:
+        await later(200.0 if second in one.subnets else 0.0)
+        return one.subnets == (first,)
+
+    await until(left)
+    assert set(await owners(documents)) == {str(first), str(second)}
+    # Which it has back as soon as it needs it.
+    for number in range(4):
+        await add(one, f"q{number}")
+    assert set(one.subnets) == {first, second}
+    for number in range(4):
+        delete(one, one._store, f"q{number}")
+    await until(left)
+
+    async def gone() -> bool:
+        await later(5.0)
+        return set(await owners(documents)) == {str(first)}
+
+    await until(gone)
+    running.cancel()
+    # Also what was borrowed.
+    await two.start()
+    for number in range(4):
+        await add(one, f"r{number}")
+    assert len(one.subnets) == 2
+    before = told
+    delete(one, one._store, "r3")
+    assert list(one.subnets) == [first]
+    assert (told - before, len(await held(documents))) == (1, 4)
+
+
 async def test_an_address_that_is_asked_for(documents: Documents, make: Make) -> None:
     one, two = make(), make("n2")
     await asyncio.gather(one.start(), two.start())

@@ -11,7 +11,9 @@ An address is a pod's once the document says so: then nobody else takes it. The 
 after that, and is what this node goes by. Whatever a crash, a lost answer or a store that is away
 leaves between the two is mended by writing the documents anew from the database: at the start, and
 before a document is used whose state is not known. Peers learn of a new block by the node's lease;
-the first pod in it does not wait for that, as it does not with Calico.
+the first pod in it does not wait for that, as it does not with Calico. What this node gives back is
+told first, and then free for others: peers that heard of the next one earlier would have two nodes
+with one block, and believe the older one.
 """
 
 from __future__ import annotations
@@ -55,6 +57,9 @@ _ATTEMPTS = 16
 
 #: Seconds that a block stays claimed which this node has nothing of.
 KEEP_EMPTY_S = 300.0
+
+#: Seconds from when the lease is without a block to when it is given up.
+_LEAVING_S = 5.0
 
 #: Seconds between two tries to write what nobody waits for.
 _RETRY_S = 2.0
@@ -102,6 +107,7 @@ class BlockAllocator:
         self._changed = changed
         self._reuse_delay_s = reuse_delay_s
         self._keep_empty_s = keep_empty_s
+        self._leaving_s = min(_LEAVING_S, keep_empty_s)
         self._clock = clock
         self._announced: tuple[IPNetwork, ...] = ()
         self._starts = 0
@@ -199,7 +205,7 @@ class BlockAllocator:
                 log.warning("blocks are not up to date", extra=fields(reason=error))
                 delay_s = _RETRY_S
             else:
-                delay_s = self._keep_empty_s / 2
+                delay_s = self._leaving_s if self._blocks.is_leaving else self._keep_empty_s / 2
             self._announce()
             try:
                 async with asyncio.timeout(delay_s):
@@ -209,13 +215,19 @@ class BlockAllocator:
             self._wake.clear()
 
     async def _give_up_empty(self) -> None:
-        """Delete own blocks that have been empty for long; the first of each family stays."""
+        """Leave own blocks that have been empty for long, and delete those that were left a while
+        ago; the first of each family stays."""
+        now = self._clock()
         for version in self.pools.versions:
             for ledger in self._blocks.of_version(version)[1:]:
-                empty = ledger.is_empty(self._clock(), self._keep_empty_s)
+                empty = ledger.is_empty(now, self._keep_empty_s)
                 if empty and ledger.block.held:  # By others, when it was last read.
                     await ledger.reread()
-                if empty and not ledger.block.held:
+                if not empty or ledger.block.held:
+                    ledger.leaving_since = None
+                elif ledger.leaving_since is None:
+                    ledger.leaving_since = now
+                elif ledger.leaving_since + self._leaving_s <= now:
                     await self._blocks.give_up(ledger.cidr)
 
     def _announce(self) -> None:
@@ -257,6 +269,7 @@ class BlockAllocator:
             ledger = self._blocks.with_address(interface.ip)
             if ledger is not None:
                 ledger.unwant(ledger.block.offset(interface.ip), now)
+        self._announce()
         self._wake.set()
 
     async def _take(self, picks: list[_Pick], holder: Holder, wish: Wish) -> None:

@@ -53,11 +53,20 @@ class BlockSet:
     @property
     def subnets(self) -> tuple[IPNetwork, ...]:
         """The node's blocks, those claimed first in front, and then what it has borrowed."""
-        own = [one for one in self.ledgers.values() if one.is_own and not one.is_gone]
+        own = [
+            one
+            for one in self.ledgers.values()
+            if one.is_own and not one.is_gone and one.leaving_since is None
+        ]
         own.sort(key=lambda one: (one.cidr.version, one.block.sequence))
         borrowed = [ip for one in self.ledgers.values() for ip in one.borrowed]
         borrowed.sort(key=lambda ip: (ip.version, int(ip)))
         return (*(one.cidr for one in own), *map(ip_network, borrowed))
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether a block is on its way to being given up."""
+        return any(one.leaving_since is not None for one in self.ledgers.values())
 
     def own(self, pools: Sequence[Pool]) -> list[Ledger]:
         """The node's own blocks of these pools, in the order that addresses are taken from them."""

@@ -55,6 +55,8 @@ class Ledger:
         self.cooling: dict[int, float] = {}
         #: Since when the node has been seen to have nothing of it.
         self.empty_since: float | None = None
+        #: Since when it is no longer told of as this node's, to be deleted; None for one that is.
+        self.leaving_since: float | None = None
 
     @property
     def cidr(self) -> IPNetwork:
@@ -71,12 +73,14 @@ class Ledger:
 
     @property
     def borrowed(self) -> list[IPAddress]:
-        """What the document says that this node has of another one's block."""
+        """What the document says that this node has of another one's block, and that it wants."""
         if self.is_own:
             return []
         held = self.block.held.items()
         return [
-            self.block.address(offset) for offset, one in sorted(held) if one.node == self._node
+            self.block.address(offset)
+            for offset, one in sorted(held)
+            if one.node == self._node and offset in self.wanted
         ]
 
     @property
@@ -140,7 +144,7 @@ class Ledger:
         if in_use:
             self._in_use.add(offset)
         self.cooling.pop(offset, None)
-        self.empty_since = None
+        self.empty_since = self.leaving_since = None
 
     def unwant(self, offset: int, now: float | None = None) -> None:
         """Have it no longer; released at `now`, None for one that was never used."""
