@@ -55,11 +55,15 @@ def test_a_node_that_moved_has_its_new_address_and_keeps_the_other_family() -> N
 
 
 @pytest.mark.parametrize(
-    "address", ["nonsense", "10.0.0.1", "172.18.0.1", "172.18.0.0", "172.18.255.255", "fd00::1"]
+    "given",
+    [
+        *("nonsense", "10.0.0.1", "172.18.0.1", "172.18.0.0", "172.18.255.255", "fd00::1"),
+        "172.18.0.98 172.18.0.99",
+    ],
 )
-def test_addresses_that_no_node_can_have_are_refused(address: str) -> None:
+def test_addresses_that_no_node_can_have_are_refused(given: str) -> None:
     with pytest.raises(InputError) as refused:
-        addressing.readdressed("l2", (4, 6), 1, (address,))
+        addressing.readdressed("l2", (4, 6), 1, tuple(given.split()))
     assert refused.value.field == "address"
 
 

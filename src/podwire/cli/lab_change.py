@@ -63,12 +63,14 @@ def set_profile(
     if network is None and not any(value is not None for value in fabric.values()):
         raise click.UsageError("name a profile, or what is to be different")
     info = resolve()
-    record = existing(info)
-    after = changed(record.shape, fabric_choices(fabric), network)
-    found = differences(record.shape, after)
-    if found:
-        consequences.check_reachable(record)
-        _tell(info, record, after, found)
+    # Not while another command changes it: what is said would be about what was before.
+    with rollout.locked(info, TerminalProgress()):
+        record = existing(info)
+        after = changed(record.shape, fabric_choices(fabric), network)
+        found = differences(record.shape, after)
+        if found:
+            consequences.check_reachable(record)
+            _tell(info, record, after, found)
     if dry_run:
         if not found:
             print(f'Lab "{info.name}" is so already.')

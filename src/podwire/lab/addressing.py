@@ -64,10 +64,11 @@ def readdressed(
 ) -> tuple[IPInterface, ...]:
     """A node's addresses with those `given` instead of its own of the same family.
 
-    Raises InputError for one that the node cannot have on its link.
+    Raises InputError for one that the node cannot have on its link, and for two of one family.
     """
     link = segment(layout, versions, index)
     found = {one.version: one for one in addresses(layout, versions, index)}
+    new: dict[int, IPInterface] = {}
     for text in given:
         try:
             ip = ip_address(text)
@@ -85,7 +86,10 @@ def readdressed(
         routers = {router.ip for router in link.routers}
         if ip in routers | {network.network_address, network.broadcast_address}:
             raise InputError(f"{ip} is no node's to have", field="address")
-        found[ip.version] = ip_interface(f"{ip}/{network.prefixlen}")
+        if ip.version in new:
+            raise InputError(f"{ip} is a second one of IPv{ip.version}", field="address")
+        new[ip.version] = ip_interface(f"{ip}/{network.prefixlen}")
+    found |= new
     return tuple(found[version] for version in sorted(found))
 
 
