@@ -68,7 +68,7 @@ def readdressed(
     """
     link = segment(layout, versions, index)
     found = {one.version: one for one in addresses(layout, versions, index)}
-    new: dict[int, IPInterface] = {}
+    new: dict[Literal[4, 6], IPInterface] = {}
     for text in given:
         try:
             ip = ip_address(text)
