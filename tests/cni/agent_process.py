@@ -24,7 +24,7 @@ from podwire.ipam.record import PodIdentity
 from podwire.ipam.store import Store
 from podwire.kernel.reconcile import Reconciler
 from podwire.model.cluster import Lease, NetworkConfig, Underlay
-from podwire.model.fabric import Fabric
+from podwire.model.fabric import Fabric, Guard
 from podwire.model.state import Desired
 from podwire.plan.node import plan_tables
 from podwire.plan.profiles import PROFILES
@@ -39,7 +39,7 @@ FABRICS = {
 }
 
 
-def network_config(subnets: str, fabric: Fabric) -> NetworkConfig:
+def network_config(subnets: str, fabric: Fabric, guard: Guard) -> NetworkConfig:
     """A node with these subnets; only what the wiring looks at matters."""
     networks = tuple(map(ip_network, subnets.split(",")))
     return NetworkConfig(
@@ -51,11 +51,12 @@ def network_config(subnets: str, fabric: Fabric) -> NetworkConfig:
         underlay=Underlay("eth0", ip_address("172.18.0.11"), 1500),
         mtu=1450,
         fabric=fabric,
+        guard=guard,
     )
 
 
 async def main(options: argparse.Namespace) -> None:
-    config = network_config(options.subnets, FABRICS[options.fabric])
+    config = network_config(options.subnets, FABRICS[options.fabric], options.guard)
     reconciler = Reconciler()
     entries = (*wiring_of(config.fabric).plan_node(config), *plan_tables(config))
     reconciler.replace(Desired({"Node/node1": entries}))
@@ -95,5 +96,6 @@ if __name__ == "__main__":
     parser.add_argument("--not-ready", action="store_true")
     parser.add_argument("--awaited", action="store_true")
     parser.add_argument("--fabric", choices=FABRICS, default="bridged")
+    parser.add_argument("--guard", choices=("ebpf", "nftables"), default="ebpf")
     parser.add_argument("--annotations", type=json.loads, default={})
     asyncio.run(main(parser.parse_args()))

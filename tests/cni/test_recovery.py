@@ -51,7 +51,11 @@ def inside(pod: str, *command: str) -> int:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("flags", [(), ("--fabric=routed",)], ids=["bridge", "routed"])
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--guard=nftables",), ("--fabric=routed",), ("--fabric=routed", "--guard=nftables")],
+    ids=["bridge", "bridge-nft", "routed", "routed-nft"],
+)
 def test_a_lost_database_is_made_up_from_what_stands(
     make_node: Callable[..., Node], make_pod: Callable[[], str], flags: tuple[str, ...]
 ) -> None:

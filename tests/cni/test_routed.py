@@ -100,12 +100,12 @@ def test_what_a_pod_asks_for_by_annotation(make_node: MakeNode, make_pod: MakePo
     result = node.add("c1", make_pod(), args=POD)
     assert result["ips"][0]["address"] == "10.244.1.77/32"
     guarded = subprocess.run(
-        ["ip", "netns", "exec", node.netns, "nft", "list", "set", "inet", "podwire", "guarded"],
+        ["ip", "netns", "exec", node.netns, "tc", "filter", "show", "dev", PORT, "ingress"],
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    assert PORT not in guarded
+    assert guarded == ""
     for name, said in (("wrong", "podwire.io/ips"), ("pools", "podwire.io/pools")):
         args = f"K8S_POD_NAMESPACE=default;K8S_POD_NAME={name};IgnoreUnknown=1"
         code, message = node.cni("ADD", name, make_pod(), args=args).error

@@ -138,8 +138,16 @@ def read(node: LabNode) -> State:
             if one["ifname"] in ("flannel.1", "foreign-vx")
         ),
         "nft": sorted(map(_lasting, found["nft"]["nftables"]), key=_place),
+        "guards": run(node, GUARDS),
         "forwarding": run(node, "cat /proc/sys/net/ipv4/ip_forward"),
     }
+
+
+#: What guards each pod's port, by the filter's name.
+GUARDS = (
+    "for port in $(ls /sys/class/net | grep ^veth); do"
+    ' echo "$port $(tc filter show dev $port ingress | grep -o "podwire .* direct-action")"; done'
+)
 
 
 def _link(link: dict[str, Any]) -> dict[str, Any]:
@@ -236,8 +244,8 @@ LINES = [
     "nft delete table inet podwire",
     "nft flush table inet podwire",
     "nft add element inet podwire cluster4 '{{ 8.8.8.0/24 }}'",
-    "nft flush set inet podwire peers4; nft flush set bridge podwire bindings4",
-    "nft delete table bridge podwire",
+    "nft flush set inet podwire peers4; tc filter del dev {port} ingress",
+    "nft flush table inet podwire; tc qdisc del dev {port} ingress",
     "nft flush ruleset; nft -f /run/foreign.nft",
     "ip link del cni0; ip link del flannel.1; nft delete table inet podwire",
     "ip link set eth0 down; ip link set eth0 up; ip route add default via 172.18.0.1;"

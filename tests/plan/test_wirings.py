@@ -5,9 +5,11 @@ from __future__ import annotations
 from ipaddress import IPv4Address, ip_address
 
 import msgspec
+import pytest
+from msgspec import structs
 
 from podwire.model.cluster import Underlay
-from podwire.model.state import Blackhole, Link, NftElement, Route
+from podwire.model.state import Blackhole, Link, NftElement, PortGuard, Route
 from podwire.plan import isolation, spoofing
 from podwire.plan.macs import link_local
 from podwire.plan.wiring import bridge, plan_attachment, routed
@@ -115,6 +117,24 @@ def test_a_port_of_a_bridge_is_bound_to_mac_and_addresses() -> None:
         "nd_targets",
     }
     assert spoofing.plan_chains(of) == ()
+
+
+@pytest.mark.parametrize(("profile", "frames"), [("flannel-vxlan", True), ("calico", False)])
+def test_a_program_at_the_port_takes_the_place_of_all_that(profile: str, frames: bool) -> None:
+    of = structs.replace(config(profile), guard="ebpf")
+    ip = "172.31.1.70" if profile == "calico" else "10.244.1.5"
+    one = attachment(of, ip)
+    (guard,) = spoofing.plan_attachment(of, one)
+    assert isinstance(guard, PortGuard)
+    assert (guard.dev, guard.mac, guard.frames) == (one.host_ifname, one.mac, frames)
+    assert [str(own) for own in guard.ips] == [ip]
+    assert not (*spoofing.plan_bridge_table(of), *spoofing.plan_chains(of))
+    assert not (*spoofing.open_sets(of), *spoofing.counters(of))
+    counted = {counter.name for counter in spoofing.counted_at_ports(of)}
+    assert counted >= {"spoofed_ip", "spoofed_ra", "other_frames"}
+    assert spoofing.plan_attachment(of, structs.replace(one, may_spoof=True)) == ()
+    free = structs.replace(of, fabric=structs.replace(of.fabric, anti_spoofing=False))
+    assert not (*spoofing.plan_attachment(free, one), *spoofing.counted_at_ports(free))
 
 
 def test_a_routed_pod_is_bound_to_its_addresses() -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from podwire.agent.fabrics import FabricOptions
 from podwire.errors import InputError
+from podwire.model.fabric import Guard
 from podwire.model.state import IPNetwork
 from podwire.plan.profiles import not_for_pods
+
+#: What does anti-spoofing; by itself programs where the kernel takes them.
+GuardChoice: TypeAlias = Literal["auto"] | Guard
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +33,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     kubeconfig: Path | None = None
     iface: str | None = None
     masquerade: bool = True
+    guard: GuardChoice = "auto"
     probe_interval_s: float = 1.0
     health_address: str = "127.0.0.1:9910"
     run_dir: Path = Path("/run/podwire")

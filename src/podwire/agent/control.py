@@ -47,6 +47,7 @@ from podwire.cluster.source import (
 from podwire.kernel.netlink import Message
 from podwire.log import fields
 from podwire.model.cluster import NetworkConfig
+from podwire.model.fabric import Guard
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,9 @@ class Control:
 
     readiness: Readiness
 
-    def __init__(self, config: AgentConfig, source: LeaseSource, worker: KernelWorker) -> None:
+    def __init__(
+        self, config: AgentConfig, source: LeaseSource, worker: KernelWorker, guard: Guard
+    ) -> None:
         self._config = config
         self._source = source
         self._worker = worker
@@ -80,7 +83,13 @@ class Control:
         )
         self._allocation = Allocation(config.node_name, source, self.pods, self._look_at_own)
         self._renewal = Renewal(
-            config, source, worker, self.pods, self._allocation, try_again=self._look_at_own
+            config,
+            source,
+            worker,
+            self.pods,
+            self._allocation,
+            guard=guard,
+            try_again=self._look_at_own,
         )
         self.peering = Peering(
             config, self.nodes, on_paths=self._note_paths, on_tunnel=self._note_tunnel

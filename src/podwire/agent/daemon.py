@@ -8,9 +8,11 @@ Stopping, however it happens, leaves the kernel as it is: pods go on talking.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Any
 
+from podwire.agent import guard
 from podwire.agent.config import AgentConfig
 from podwire.agent.control import Control
 from podwire.agent.document import plan_document
@@ -132,8 +134,9 @@ class Agent:
         self._worker = KernelWorker()
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._worker.close)
-            self._control = Control(self._config, self._source, self._worker)
-            self.drops = Drops(self._worker, self._control.peering)
+            guarded_by = await asyncio.to_thread(guard.choose, self._config)
+            self._control = Control(self._config, self._source, self._worker, guarded_by)
+            self.drops = Drops(self._worker, self._control.peering, lambda: self.network)
             await stack.enter_async_context(self._control)
             await stack.enter_async_context(serve(self._config, self))
             await stack.enter_async_context(serve_operators(self._config.operator_socket, self))

@@ -1,17 +1,22 @@
-"""What was dropped on this node and why: by the guards in nft, and by the UDP tunnel.
+"""What was dropped on this node and why: by the guards in nft and at pods' ports, and by the UDP
+tunnel.
 
-Both count by themselves; here they are asked.
+All of them count by themselves; here they are asked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from podwire.agent.peering import Peering
 from podwire.agent.worker import KernelWorker
-from podwire.errors import KernelError
+from podwire.errors import KernelError, PodwireError
 from podwire.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from podwire.kernel.nft_counters import Counts, read_counters
+from podwire.model.cluster import NetworkConfig
 from podwire.model.state import NFT_TABLE, NftTable
 from podwire.model.tunnel import DROPS, ENCRYPTION_DROPS, Stats
+from podwire.plan import spoofing
 from podwire.trace.status import DropCount
 
 #: Where both have a name, what the tunnel itself means by it is the wider sense.
@@ -19,15 +24,22 @@ TUNNEL_DROPS = {**ENCRYPTION_DROPS, **DROPS}
 
 
 class Drops:
-    """Reads all counters of one node."""
+    """Reads all counters of one node; `network` says what that is planned with."""
 
-    def __init__(self, worker: KernelWorker, peering: Peering) -> None:
+    def __init__(
+        self,
+        worker: KernelWorker,
+        peering: Peering,
+        network: Callable[[], NetworkConfig | None],
+    ) -> None:
         self._worker = worker
         self._peering = peering
+        self._network = network
 
     async def read(self) -> tuple[DropCount, ...]:
         """Everything that is counted, also what has not been dropped yet."""
         guards = await self._worker.call(self._guards)
+        guards += await self._worker.call(self._at_ports)
         stats = await self._peering.tunnel.stats()
         return (*guards, *(of_tunnel(stats) if stats is not None else ()))
 
@@ -56,6 +68,21 @@ class Drops:
             for table in tables
             for counter in table.counters
             if table.name == NFT_TABLE
+        )
+
+    def _at_ports(self) -> tuple[DropCount, ...]:
+        """In the worker's thread."""
+        network = self._network()
+        counters = spoofing.counted_at_ports(network) if network is not None else ()
+        if not counters:
+            return ()
+        try:
+            counts = self._worker.reconciler.guards.counts()
+        except PodwireError:
+            counts = {}
+        return tuple(
+            DropCount(reason=one.name, meaning=one.meaning, packets=counts.get(one.name, 0))
+            for one in counters
         )
 
 

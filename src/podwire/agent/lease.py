@@ -15,7 +15,7 @@ import msgspec
 from podwire.cluster.source import Own
 from podwire.errors import InputError, PodwireError
 from podwire.model.cluster import Endpoint, Lease, NetworkConfig, Underlay
-from podwire.model.fabric import Fabric
+from podwire.model.fabric import Fabric, Guard
 from podwire.model.state import IPNetwork
 from podwire.plan.node import pod_mtu
 from podwire.plan.transport import transport_of
@@ -134,6 +134,7 @@ def network_config(
     underlay: Underlay,
     *,
     masquerade: bool = True,
+    guard: Guard = "nftables",
 ) -> NetworkConfig:
     """What this node is planned from."""
     return NetworkConfig(
@@ -144,6 +145,7 @@ def network_config(
         mtu=pod_mtu(fabric, underlay),
         fabric=fabric,
         masquerade=masquerade,
+        guard=guard,
     )
 
 

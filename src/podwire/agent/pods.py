@@ -37,6 +37,7 @@ class Pods:
             stack.callback(store.close)
             self._service = CniService(
                 store,
+                guards=self._worker.reconciler.guards,
                 annotations=self._annotations,
                 observe=self._observe,
                 attached=lambda one: self._note(one, attached=True),

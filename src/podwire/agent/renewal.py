@@ -31,7 +31,7 @@ from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.underlay import find_underlay
 from podwire.log import fields
 from podwire.model.cluster import Lease, NetworkConfig, Underlay
-from podwire.model.fabric import Fabric
+from podwire.model.fabric import Fabric, Guard
 from podwire.model.state import IPNetwork
 from podwire.tunnel.keys import load_or_create_key, public_key
 
@@ -55,9 +55,11 @@ class Renewal:
         pods: Pods,
         allocation: Allocation,
         *,
+        guard: Guard,
         try_again: Callable[[], None],
     ) -> None:
         self._config = config
+        self._guard = guard
         self._source = source
         self._worker = worker
         self._allocation = allocation
@@ -116,6 +118,7 @@ class Renewal:
             lease,
             underlay,
             masquerade=self._config.masquerade,
+            guard=self._guard,
         )
 
     async def _leased(

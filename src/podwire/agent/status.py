@@ -51,6 +51,7 @@ async def node_status(agent: Agent) -> NodeStatus:
         ipam=fabric.ipam,
         wiring=fabric.wiring,
         transport=fabric.transport,
+        anti_spoofing=network.guard if fabric.anti_spoofing else "",
         options=tuple(chosen(fabric)),
         subnets=tuple(map(str, network.lease.subnets)),
         underlay=underlay.dev,

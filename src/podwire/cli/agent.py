@@ -20,7 +20,7 @@ from podwire.cli.fabrics import chosen_fabric, fabric_options, warn_of_idle
 from podwire.cli.options import Interval
 
 if TYPE_CHECKING:
-    from podwire.agent.config import AgentConfig
+    from podwire.agent.config import AgentConfig, GuardChoice
     from podwire.cluster.source import LeaseSource
 
 _PATH = click.Path(path_type=Path, resolve_path=True)
@@ -82,6 +82,14 @@ Examples:
     help="Give pods' packets that leave the cluster network the node's address.",
 )
 @click.option(
+    "--guard",
+    type=click.Choice(["auto", "ebpf", "nftables"]),
+    default="auto",
+    show_default=True,
+    help="What does anti-spoofing: a program at each pod's port (auto: where the kernel takes it),"
+    " or nftables.",
+)
+@click.option(
     "--health-address",
     metavar="ADDRESS",
     default="127.0.0.1:9910",
@@ -141,6 +149,7 @@ def agent(
     iface: str | None,
     probe_interval: float,
     masquerade: bool,
+    guard: GuardChoice,
     health_address: str,
     run_dir: Path,
     state_dir: Path,
@@ -175,6 +184,7 @@ def agent(
         kubeconfig=kubeconfig,
         iface=iface,
         masquerade=masquerade,
+        guard=guard,
         probe_interval_s=probe_interval,
         health_address=health_address,
         run_dir=run_dir,

@@ -28,7 +28,7 @@ Examples:
 @click.option("--diff", is_flag=True, help="Show only the difference.")
 @click.option(
     "--kind",
-    type=click.Choice(["link", "address", "neigh", "fdb", "route", "sysctl", "nft"]),
+    type=click.Choice(["link", "address", "neigh", "fdb", "route", "sysctl", "nft", "tc"]),
     help="Show only entries of this kind.",
 )
 @click.option("-o", "output", type=click.Choice(["text", "json"]), default="text")

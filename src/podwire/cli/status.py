@@ -114,6 +114,9 @@ def _as_json(one: NodeStatus) -> dict[str, object]:
     return {"node": one.node, "well": one.well, **document}
 
 
+_GUARDS = {"ebpf": "eBPF at each pod's port"}
+
+
 def _lines(one: NodeStatus) -> Iterator[str]:
     """What is known of the node itself."""
     if not one.profile:
@@ -125,6 +128,8 @@ def _lines(one: NodeStatus) -> Iterator[str]:
         yield f"  network   {', '.join(one.network)}, leases {', '.join(one.subnets)}, {pods}"
         ips = ", ".join(one.underlay_ips)
         yield f"  underlay  {one.underlay} {ips}, MTU {one.underlay_mtu}, pods' MTU {one.mtu}"
+    if one.anti_spoofing:
+        yield f"  guards    anti-spoofing by {_GUARDS.get(one.anti_spoofing, one.anti_spoofing)}"
     if one.tunnel is not None:
         times = one.tunnel.restarts
         restarts = f", restarted {'once' if times == 1 else f'{times} times'}" if times else ""

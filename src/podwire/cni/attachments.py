@@ -57,6 +57,7 @@ class Attachments:
     def __init__(
         self,
         store: Store,
+        kernel: Wiring,
         *,
         annotations: Annotations | None,
         attached: Callable[[Attachment], None],
@@ -65,7 +66,7 @@ class Attachments:
         """`annotations` None: nobody knows any. `attached` and `detached` are told of interfaces
         that have come, or are going."""
         self.store = store
-        self.wiring = Wiring()
+        self.wiring = kernel
         self.attached = attached
         self.detached = detached
         #: Who hands out addresses where that is not the node's own subnet.

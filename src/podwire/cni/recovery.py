@@ -5,7 +5,7 @@ that running pods have would be handed out again. So at each start, pods' interf
 are compared with it, and what it lacks is made up from what stands here:
 
     alias of the host end         whose it is: the pod's name, or how a container's id begins
-    nft sets of anti-spoofing     its addresses, as an agent of this node once gave them out
+    the guard of its port         its addresses, as an agent of this node once gave them out
     the far end                   the interface inside; its addresses, where nothing guards it
     the bridge, if it is a port   prefix length and gateway
 
@@ -22,7 +22,7 @@ from ipaddress import ip_address, ip_interface
 from podwire.cni.naming import host_ifname, host_ifnames
 from podwire.ipam.record import UNKNOWN, Key, PodIdentity, Record
 from podwire.kernel import attach as kernel
-from podwire.kernel import nft_elements
+from podwire.kernel import guards, nft_elements
 from podwire.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from podwire.kernel.pod_ports import PodPort, pod_ports
 from podwire.model.cluster import Attachment
@@ -42,7 +42,7 @@ _FAMILIES, _TABLE, _IFNAME_BYTES = ("bridge", "inet"), "podwire", 16
 def find(names: Collection[str]) -> list[tuple[Attachment, PodIdentity]]:
     """What stands behind these host ends. Blocks, and raises KernelError."""
     with NetlinkSocket() as sock, NetlinkSocket(NETLINK_NETFILTER) as netfilter:
-        guarded = _guarded(netfilter)
+        guarded = _guarded(netfilter) | _at_ports(sock)
         found = []
         for port in pod_ports(sock, names):
             on_link = [ip_interface(ip) for ip in kernel.addresses(sock, port.master)]
@@ -104,7 +104,7 @@ def is_named_for_pod(record: Record) -> bool:
 
 
 def _guarded(netfilter: NetlinkSocket) -> dict[str, list[IPAddress]]:
-    """What ports may send with, by the port's name, where anything guards them."""
+    """What ports may send with, by the port's name, where nft guards them."""
     found: dict[str, list[IPAddress]] = {}
     for family in _FAMILIES:
         for data in nft_elements.read(netfilter, family, _TABLE, GUARDED):
@@ -116,6 +116,17 @@ def _guarded(netfilter: NetlinkSocket) -> dict[str, list[IPAddress]]:
                 # Everybody may send with these.
                 if not ip.is_link_local and not ip.is_unspecified:
                     found.setdefault(_ifname(data), []).append(ip)
+    return found
+
+
+def _at_ports(sock: NetlinkSocket) -> dict[str, list[IPAddress]]:
+    """The same, where programs guard ports."""
+    ports = guards.guarded(sock)
+    found = {}
+    for link in kernel.links(sock).values() if ports else ():
+        value = guards.value_of(ports[link.index].name) if link.index in ports else None
+        if value is not None:
+            found[link.name] = list(value.ips)
     return found
 
 

@@ -23,10 +23,12 @@ from podwire.cni.attachments import Annotations, Attachments, about, namespace_e
 from podwire.cni.failures import as_cni_error, netns_error
 from podwire.cni.install import NETWORK_NAME
 from podwire.cni.types import CniError, Code, Command, Reply, Request
+from podwire.cni.wiring import Wiring
 from podwire.errors import IpamError
 from podwire.ipam.allocator import Allocator
 from podwire.ipam.record import Key, PodIdentity, Record, State
 from podwire.ipam.store import Store
+from podwire.kernel.guards import Guards
 from podwire.log import fields
 from podwire.model.cluster import Attachment, NetworkConfig
 
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 class CniService:
     """The node's CNI plugin, less its socket.
 
+    `guards` are this node's; without them, each attachment looks for what they count in.
     `annotations(pod)` are those of a pod, None where nobody knows any.
     `observe(command, code, seconds)` is called after every request, code 0 for success;
     `attached(attachment)` and `detached(attachment)` when an interface has come or is going.
@@ -45,6 +48,7 @@ class CniService:
         self,
         store: Store,
         *,
+        guards: Guards | None = None,
         annotations: Annotations | None = None,
         observe: Callable[[str, int, float], None] = lambda command, code, seconds: None,
         attached: Callable[[Attachment], None] = lambda attachment: None,
@@ -53,7 +57,11 @@ class CniService:
         self._store = store
         self._observe = observe
         self._all = Attachments(
-            store, annotations=annotations, attached=attached, detached=detached
+            store,
+            Wiring(guards),
+            annotations=annotations,
+            attached=attached,
+            detached=detached,
         )
         #: This node's network; None until the lease is known.
         self.network: NetworkConfig | None = None

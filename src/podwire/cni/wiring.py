@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from podwire.kernel import attach as kernel
+from podwire.kernel.guards import Guards
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.model.cluster import Attachment, NetworkConfig
 from podwire.model.state import Link, Route
@@ -21,7 +22,8 @@ from podwire.plan.wiring import plan_attachment, wiring_of
 class Wiring:
     """The kernel's side of attachments. Every method may block and raise KernelError."""
 
-    def __init__(self) -> None:
+    def __init__(self, guards: Guards | None = None) -> None:
+        self._guards = guards
         self._per_thread = threading.local()
 
     @property
@@ -34,7 +36,7 @@ class Wiring:
     def attach(self, config: NetworkConfig, attachment: Attachment, netns_fd: int) -> None:
         """Make the interface; nothing is left behind on an error."""
         plan = plan_attachment(config, attachment)
-        kernel.attach(self._socket, plan.host, plan.pod, netns_fd)
+        kernel.attach(self._socket, plan.host, plan.pod, netns_fd, self._guards)
 
     def check(self, config: NetworkConfig, attachment: Attachment, netns_fd: int) -> list[str]:
         """What is wrong with the interface, one sentence a fault."""

@@ -16,9 +16,10 @@ from ipaddress import ip_address
 import msgspec
 
 from podwire.errors import PodwireError, UnsupportedError
-from podwire.kernel import link_messages, netns
+from podwire.kernel import guards, link_messages, netns
 from podwire.kernel.attach import find_link
-from podwire.kernel.netlink import NetlinkSocket
+from podwire.kernel.guards import Guards, GuardValue
+from podwire.kernel.netlink import NetlinkSocket, kernel_error
 from podwire.kernel.nft_context import Nft
 from podwire.kernel.observe.drops import DropTap
 from podwire.kernel.observe.frames import FrameTap
@@ -51,6 +52,7 @@ _TABLES = {
 }
 #: What guards routed pods.
 _ROUTES = "chain c { type filter hook prerouting priority -300; fib saddr . iif oif 0 drop\n }"
+_GUARD = GuardValue(True, bytes.fromhex("020000000001"), (ip_address("192.0.2.1"),))
 #: Packets that there are none of.
 _MATCH = ProbeMatch(protocol="icmp", source="192.0.2.1", target="192.0.2.2", ident=1)
 
@@ -70,6 +72,14 @@ def network_features(fabric: Fabric = DEFAULT) -> list[Feature]:
     Raises KernelError where there can be no new namespace to try them in.
     """
     return netns.in_new_namespace(partial(_try_network, fabric))
+
+
+def guard_feature() -> Feature:
+    """Whether pods' ports can have programs of their own (`podwire.kernel.guards`).
+
+    Raises as `network_features`.
+    """
+    return netns.in_new_namespace(partial(_attempt, "eBPF at pods' ports", _guard))
 
 
 def trace_features() -> list[Feature]:
@@ -105,6 +115,18 @@ def _try_network(fabric: Fabric) -> list[Feature]:
     finally:
         context.close()
     return found
+
+
+def _guard() -> None:
+    """As at a pod's port: hung up, found again with its counters, and taken down."""
+    loopback = 1
+    with NetlinkSocket() as sock, Guards() as maker, Guards() as finder:
+        if (failure := maker.add(sock, loopback, _GUARD)) is not None:
+            raise kernel_error("hang a program to a link", failure)
+        there = guards.guard_at(sock, loopback)
+        if there is None or there.name != guards.name_of(_GUARD) or not finder.find():
+            raise UnsupportedError("the program is not found again")
+        guards.remove(sock, loopback)
 
 
 def _tap_frames() -> None:

@@ -226,7 +226,7 @@ class Guards:
     def load(self, value: GuardValue) -> int:
         """The program's descriptor. Raises PodwireError."""
         with self._lock:
-            if self._counters < 0 and not self._find():
+            if not self._find():
                 self._counters = bpf.new_array(_MAP_NAME, guard_program.COUNTERS_BYTES)
             code = _code(self._counters, value)
         return bpf.load_classifier(_PROGRAM_NAME, code, guard_program.LICENCE)
@@ -234,13 +234,19 @@ class Guards:
     def counts(self) -> Mapping[str, int]:
         """Packets dropped, by `guard_program.KINDS`. Raises PodwireError."""
         with self._lock:
-            if self._counters < 0 and not self._find():
+            if not self._find():
                 return dict.fromkeys(guard_program.KINDS, 0)
             data = bpf.read_array(self._counters, guard_program.COUNTERS_BYTES)
         return dict(zip(guard_program.KINDS, struct.unpack("<5Q", data), strict=True))
 
+    def find(self) -> bool:
+        """Whether there is an array that guards count in."""
+        with self._lock:
+            return self._find()
+
     def _find(self) -> bool:
-        """The array that guards from before count in."""
+        if self._counters >= 0:
+            return True
         with NetlinkSocket() as sock:
             for found in guarded(sock).values():
                 try:

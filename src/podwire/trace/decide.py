@@ -8,7 +8,8 @@ does not: how each is asked for and what may be wrong with it (`podwire.trace.de
             a VXLAN device    FDB ─ encapsulated ─ outer route and neighbour
             the TUN device    the user-space tunnel's table ─ outer route and neighbour
             the underlay      the neighbour; it leaves the node
-    in by   a bridge's port   up to the bridge, or another port
+    in by   a pod's port      where it ended: what guards the port
+            a bridge's port   up to the bridge, or another port
             anything else     for this place: decapsulated, or delivered; else route and neighbour
 
 One `Decider` is made for a node's places and asked many questions; it keeps nothing that may
@@ -34,7 +35,7 @@ from podwire.kernel.observe import lookup
 from podwire.kernel.observe.interfaces import InterfaceState
 from podwire.model.state import format_mac
 from podwire.trace import iproute
-from podwire.trace.decisions import datagrams, straying, switching, tunneling
+from podwire.trace.decisions import datagrams, guarding, straying, switching, tunneling
 from podwire.trace.decisions.devices import device_problem
 from podwire.trace.decisions.flow import Flow, flow_of
 from podwire.trace.decisions.mend import Remedies
@@ -126,6 +127,8 @@ class Decider:
         self, v: Vantage, state: InterfaceState, flow: Flow, question: Question
     ) -> list[Decision]:
         ended = question.ended
+        if ended and (dropped := guarding.refused(v, state, flow)) is not None:
+            return [dropped]
         if state.master:
             return [switching.switched_in(v, state, flow, ended=ended)]
         if (ignored := _not_for_us(v, state, flow, ended=ended)) is not None:

@@ -27,6 +27,7 @@ from podwire.model.state import (
     NftRule,
     NftTable,
     PortFdbEntry,
+    PortGuard,
     Route,
     Sysctl,
     Veth,
@@ -67,6 +68,7 @@ class Intent:
         self._fdb: dict[tuple[str, bytes], FdbEntry] = {}
         self._port_fdb: dict[tuple[str, bytes], PortFdbEntry] = {}
         self._links: dict[str, Link] = {}
+        self._guards: dict[str, PortGuard] = {}
         self._sysctls: dict[str, Sysctl] = {}
         self._tables: dict[tuple[str, str], NftTable] = {}
         for cause in sorted(by_cause):
@@ -93,6 +95,8 @@ class Intent:
                     self._fdb.setdefault((dev, mac), entry)
                 case PortFdbEntry(dev=dev, mac=mac):
                     self._port_fdb.setdefault((dev, mac), entry)
+                case PortGuard(dev=dev):
+                    self._guards.setdefault(dev, entry)
                 case Link(name=name):
                     self._links.setdefault(name, entry)
                 case Address(ip=interface):
@@ -156,6 +160,10 @@ class Intent:
     def port_fdb(self, dev: str, mac: bytes) -> PortFdbEntry | None:
         """The entry of a bridge that has a remote pod's MAC at one of its ports."""
         return self._port_fdb.get((dev, mac))
+
+    def guard(self, dev: str) -> PortGuard | None:
+        """The program that is to be at a pod's port."""
+        return self._guards.get(dev)
 
     def link(self, name: str) -> Link | None:
         return self._links.get(name)

@@ -137,5 +137,9 @@ def bridge_fdb_command(mac: bytes, bridge: str) -> str:
     return f"bridge fdb get {format_mac(mac)} br {quote(bridge)}"
 
 
+def guard_command(dev: str) -> str:
+    return f"tc filter show dev {quote(dev)} ingress"
+
+
 def link_command(dev: str) -> str:
     return f"ip -d link show {quote(dev)}"

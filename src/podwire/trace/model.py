@@ -241,11 +241,11 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     `kind` is one of `route`, `neigh`, `fdb` (of a VXLAN device), `bridge` (a port, or the bridge
     itself), `tunnel` (encapsulated or decapsulated by that device, or an entry of the user-space
-    tunnel's table), `path` (which transport leads to that peer, and why), `nft`, `local`
-    (delivered to this namespace), `pair` (the other end of a veth). `text` is the entry in
-    iproute2's or nft's words, `command` what a person types to see the same, `why` the planner's
-    reason for the entry, None for what Podwire did not make. `problem` is set where it stops the
-    packet. `router` is the address of one that the packet leaves its node to.
+    tunnel's table), `path` (which transport leads to that peer, and why), `nft`, `tc` (the guard of
+    a pod's port), `local` (delivered to this namespace), `pair` (the other end of a veth). `text`
+    is the entry in iproute2's or nft's words, `command` what a person types to see the same, `why`
+    the planner's reason for the entry, None for what Podwire did not make. `problem` is set where
+    it stops the packet. `router` is the address of one that the packet leaves its node to.
     """
 
     kind: str

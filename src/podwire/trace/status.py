@@ -64,7 +64,8 @@ class DropCount(msgspec.Struct, frozen=True, kw_only=True):
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One node. `problems` are what isn't well, one sentence each; none when all is.
 
-    `store` is where its lease is; `subnets` are what it leases, `mtu` is its pods'. `tunnel` is
+    `store` is where its lease is; `subnets` are what it leases, `mtu` is its pods'.
+    `anti_spoofing` is what does it, `ebpf` or `nftables`, empty where nothing does. `tunnel` is
     None where there is none, or none that forwards. What depends on the lease is empty while there
     is none.
     """
@@ -77,6 +78,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     ipam: str = ""
     wiring: str = ""
     transport: str = ""
+    anti_spoofing: str = ""
     options: tuple[str, ...] = ()
     network: tuple[str, ...] = ()
     subnets: tuple[str, ...] = ()
