@@ -22,6 +22,9 @@ from .waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
+#: Flannel's, by default.
+NETWORK = "10.244.0.0/16,fd00:10:244::/48"
+
 #: All that a network may have put into a node.
 _HELD = """
     ip -br link; ip -o address | cut -d' ' -f2-9
@@ -45,7 +48,7 @@ _OWN = (
 
 @pytest.fixture(scope="module")
 def lab(make_lab: Callable[..., Lab]) -> Lab:
-    return make_lab(2)
+    return make_lab(2, family="dual")
 
 
 def links(lab: Lab, node: str) -> str:
@@ -65,7 +68,8 @@ def gateway(pod: LabPod) -> str:
 
 
 def talk(pods: list[LabPod]) -> None:
-    until(lambda: pods[0].ping(pods[1]).lost == 0, "pods talk")
+    for ip in pods[1].ips:
+        until(lambda ip=ip: pods[0].ping(ip).lost == 0, f"pods talk over {ip}")  # type: ignore[misc]
 
 
 def stale(lab: Lab) -> list[str]:
@@ -113,7 +117,7 @@ def test_another_ipam_of_the_same_network_leaves_pods_their_addresses(
     lab: Lab, pods: list[LabPod], command: Command
 ) -> None:
     before = [pod.ips for pod in pods]
-    said = command.ok("lab", "set-profile", "calico", "--network", "10.244.0.0/16", "--yes")
+    said = command.ok("lab", "set-profile", "calico", "--network", NETWORK, "--yes")
     assert "with their addresses where no other node claims these blocks" in said
     assert "default/pod1, default/pod2" in said
     # The command has waited for them.
@@ -154,7 +158,7 @@ def test_what_was_interrupted_is_completed_by_the_next_up_and_nothing_is_left(
     assert stale(lab) == []
     lab.wait_ready()
     talk(pods)
-    fresh = make_lab(2)
+    fresh = make_lab(2, family="dual")
     for number in (1, 2):
         fresh.run(f"pod{number}", node=f"node{number}", annotations=_same_ip(pods[number - 1]))
     fresh.wait_ready()
@@ -163,7 +167,7 @@ def test_what_was_interrupted_is_completed_by_the_next_up_and_nothing_is_left(
 
 
 def _same_ip(pod: LabPod) -> dict[str, str]:
-    return {"podwire.io/ips": pod.ip}
+    return {"podwire.io/ips": ",".join(pod.ips)}
 
 
 def test_nothing_to_change_and_nothing_sensible(command: Command) -> None:
