@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+
+from podwire.lab.agents import UnixConnection
+
+#: For a machine that has much else to do.
+_TIMEOUT_S = 60.0
 
 
 class AgentHttp:
@@ -17,7 +20,7 @@ class AgentHttp:
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body. Raises OSError where no agent answers."""
-        connection = _UnixConnection(self._path)
+        connection = UnixConnection(self._path, _TIMEOUT_S)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -45,14 +48,3 @@ class AgentHttp:
         """Desired entries and changes, as `podwire plan -o json` has them."""
         document: dict[str, Any] = json.loads(self.get("/plan")[1])
         return document
-
-
-class _UnixConnection(HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("agent", timeout=60)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))

@@ -15,7 +15,6 @@ left out. Whoever listens keeps no connection and knows no store.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import NoReturn, Protocol, Self, TypeAlias
 
 import msgspec
@@ -127,12 +126,7 @@ class LeaseSource(Protocol):
 
     async def __aenter__(self) -> Self: ...
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         """Close connections. What this node published stays until it expires."""
         ...
 

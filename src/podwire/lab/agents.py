@@ -44,7 +44,7 @@ def is_connected(lab: LabInfo, node: str) -> bool:
 
 
 def _get(lab: LabInfo, node: str, path: str) -> tuple[int, str]:
-    connection = _Connection(lab.node_dir(node) / "run/podwire/agent.sock")
+    connection = UnixConnection(lab.node_dir(node) / "run/podwire/agent.sock")
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -53,11 +53,11 @@ def _get(lab: LabInfo, node: str, path: str) -> tuple[int, str]:
         connection.close()
 
 
-class _Connection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT_S)
+    def __init__(self, path: Path, timeout_s: float = _TIMEOUT_S) -> None:
+        super().__init__("localhost", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:

@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from types import TracebackType
 from typing import NoReturn, Self
 
 import msgspec
@@ -100,13 +99,8 @@ class EtcdLeases:
         await self.client.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.client.__aexit__(kind, error, traceback)
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.client.__aexit__(*exc_info)
 
     async def run(self, tell: Callable[[Event], None]) -> NoReturn:
         self._tell = tell

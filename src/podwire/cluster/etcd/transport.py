@@ -19,7 +19,6 @@ import contextlib
 import logging
 import ssl
 from collections.abc import AsyncIterator
-from types import TracebackType
 from typing import TypeVar
 
 import aiohttp
@@ -64,12 +63,7 @@ class Transport:
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         if self._session is not None:
             await self._session.close()
             self._session = None

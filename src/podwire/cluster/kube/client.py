@@ -12,7 +12,6 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from podwire.cluster.kube.config import ClientConfig
@@ -63,13 +62,8 @@ class KubeClient:
         self._transport.open()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._transport.__aexit__(kind, error, traceback)
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._transport.__aexit__(*exc_info)
 
     async def raw(self, path: str) -> bytes:
         """The answer to GET `path`, for what is no object (`/version`, discovery)."""

@@ -11,7 +11,6 @@ Source: k8s.io/apimachinery/pkg/util/remotecommand/constants.go and KEP-4006.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from types import TracebackType
 from typing import Any
 
 import aiohttp
@@ -37,12 +36,7 @@ class ExecSession:
     async def __aenter__(self) -> ExecSession:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self._websocket.close()
 
     @property
