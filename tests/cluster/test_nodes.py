@@ -175,6 +175,7 @@ def test_podcidr_alone_counts_where_podcidrs_is_missing() -> None:
         ({SUBNETS: "172.31.0.64/26,?"}, "podwire.io/subnets"),
         ({BACKEND_DATA: ""}, "backend-data"),
         ({BACKEND_DATA: "null"}, "backend-data"),
+        ({BACKEND_DATA: '{"x": ' + "[" * 5000 + "]" * 5000 + "}"}, "backend-data"),
         ({BACKEND_DATA: '{"VNI": "one", "VtepMAC": "d6:2f:4b:4e:5a:11"}'}, "VNI"),
         ({BACKEND_DATA: '{"VNI": 1}'}, "VtepMAC"),
         ({BACKEND_DATA: '{"VNI": 1, "VtepMAC": "d6:2f:4b:4e:5a"}'}, "VtepMAC"),

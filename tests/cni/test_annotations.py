@@ -51,6 +51,7 @@ def test_annotations_of_calico_count_where_it_is_at_home() -> None:
         ("podwire.io/ips", "", "a list"),
         ("podwire.io/ips", '["10.0.0.3"', "a list"),
         ("podwire.io/ips", "[]", "a list"),
+        ("podwire.io/ips", "[" * 5000, "a list"),
         ("podwire.io/pools", "[1]", "a list"),
         ("podwire.io/anti-spoofing", "no", '"on" or "off"'),
         ("cni.projectcalico.org/ipAddrs", "[[]]", "a list"),

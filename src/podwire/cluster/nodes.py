@@ -298,7 +298,8 @@ def _vtep_mac(data: _VxlanData, key: str) -> bytes:
 def _vxlan_data(obj: NodeObject, key: str) -> _VxlanData:
     try:
         return msgspec.json.decode(obj.annotation(key) or "", type=_VxlanData)
-    except msgspec.DecodeError as error:
+    # Nested too deeply it is no DecodeError.
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InputError(
             f'{error}; expected {{"VNI": number, "VtepMAC": "…"}}', field=_field(key)
         ) from error

@@ -77,7 +77,8 @@ def _list(annotations: Mapping[str, str], key: str) -> list[str]:
     if text.lstrip().startswith("["):
         try:
             found = json.loads(text)
-        except ValueError:
+        # Nested too deeply it is no ValueError.
+        except (ValueError, RecursionError):
             found = None
     if not isinstance(found, list) or not found:
         raise _wrong(key, text, 'a list such as "a,b" or ["a", "b"]')

@@ -152,7 +152,8 @@ def decode_block(document: Document) -> Block:
                 raise ValueError(f"{ip} is outside of {cidr}")
             offset = int(ip) - int(cidr.network_address)
             held[offset] = Holder(one.node, one.pod, one.container, one.ifname)
-    except ValueError as error:
+    # Nested too deeply it is no ValueError.
+    except (ValueError, RecursionError) as error:
         raise InputError(str(error), field=field) from error
     if document.name != document_name(cidr):
         raise InputError(
@@ -176,7 +177,8 @@ def decode_pool(document: Document) -> Pool:
     try:
         spec = _decode_pool(document.value)
         cidr = ip_network(spec.cidr)
-    except ValueError as error:
+    # Nested too deeply it is no ValueError.
+    except (ValueError, RecursionError) as error:
         raise InputError(str(error), field=field) from error
     length = spec.block_size if spec.block_size is not None else DEFAULT_BLOCK_LEN[cidr.version]
     bits = cidr.max_prefixlen - length

@@ -117,7 +117,8 @@ def decode_token(document: Document) -> Token:
             raise ValueError(f"{first} is outside of {network}")
         if not spec.node:
             raise ValueError("node is empty")
-    except ValueError as error:
+    # Nested too deeply it is no ValueError.
+    except (ValueError, RecursionError) as error:
         raise InputError(str(error), field=field) from error
     if document.name != document_name(first):
         raise InputError(

@@ -95,6 +95,7 @@ def test_other_backends_are_read_as_far_as_they_are_understood() -> None:
     [
         ("[]", "value"),
         ('{"PublicIP":5}', "value"),
+        ('{"BackendData":' + '{"a":' * 5000 + "1" + "}" * 5001, "value"),
         ("{}", "PublicIP"),
         ('{"PublicIP":"x"}', "PublicIP"),
         ('{"PublicIP":"224.0.0.1"}', "PublicIP"),

@@ -87,7 +87,8 @@ class _Fields:
         if isinstance(document, bytes):
             try:
                 document = msgspec.json.decode(document, type=dict[str, Any])
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            # Nested too deeply it is no DecodeError.
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise InputError(
                     f"{error}; expected a JSON object",
                     field=key,

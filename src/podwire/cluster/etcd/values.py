@@ -115,7 +115,8 @@ def decode(data: bytes, subnets: Sequence[IPNetwork] | None) -> StoredLease:
     """
     try:
         value = msgspec.json.decode(data, type=_Value)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    # Nested too deeply it is no DecodeError.
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(str(error), field="value") from None
     if value.PodwireNode and not _NODE_NAME.fullmatch(value.PodwireNode):
         raise InputError(f"{value.PodwireNode!r} is not a node's name", field="PodwireNode")
