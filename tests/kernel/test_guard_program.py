@@ -54,7 +54,7 @@ def ipv6(packet: bytes, *, own_mac: bool, frames: bool) -> str:
     if len(packet) < 40:
         return "spoofed_ip"
     upper, at, is_whole = packet[6], 40, True
-    for _ in range(4):
+    for _ in range(3):
         if upper not in HEADERS or not is_whole:
             break
         if len(packet) < at + 4:

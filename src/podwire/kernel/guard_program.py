@@ -12,7 +12,7 @@ the slow way, on which headers are copied to the stack, wherever in the packet t
                tag would hide an address.
     packets    of a routed pod: the source address. ARP and the like reach nobody but the node.
 
-A router's messages (router advertisements, redirects) are dropped behind up to four extension
+A router's messages (router advertisements, redirects) are dropped behind up to three extension
 headers, too; what hides its protocol, behind more or in a fragment that ends before it, is dropped
 as one of them (RFC 7113). Fragments but the first can't be told; receivers of neighbour discovery
 don't put them together (RFC 6980).
@@ -23,7 +23,9 @@ kernel check the program for long is what a pod's start waits for: hence few for
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 from podwire.kernel.ebpf import Program, Reg
 from podwire.model.state import IPAddress
@@ -54,7 +56,7 @@ _TCP, _UDP, _ICMP6 = 6, 17, 58
 _FRAGMENT = 44
 #: With hop-by-hop options, routing and destination options, which have one form.
 _EXTENSIONS = (0, 43, _FRAGMENT, 60)
-_MOST_HEADERS = 4
+_MOST_HEADERS = 3
 _ROUTER_ADVERTISEMENT, _ADVERTISEMENT, _REDIRECT = 134, 136, 137
 
 # On the stack: where loads of several bytes are aligned, as the verifier wants them.
@@ -73,7 +75,36 @@ def assemble(
 
     `counters` is the descriptor of the array that drops are counted in.
     """
-    return _Guard(counters, frames, mac, ips, on_link).assemble()
+    four = [ip.packed for ip in ips if ip.version == 4]
+    six = [ip.packed for ip in ips if ip.version == 6]
+    blank, places = _blank(counters, frames, len(four), len(six))
+    code = bytearray(blank)
+    words = _words(mac, four, [*six, on_link.packed])
+    for place, number in places:
+        code[place : place + 4] = words[number]
+    return bytes(code)
+
+
+@lru_cache(maxsize=8)
+def _blank(counters: int, frames: bool, four: int, six: int) -> tuple[bytes, list[tuple[int, int]]]:
+    """The code for so many addresses, and where in it each of a pod's words stands: to put it
+    together anew for each pod would take longer than all else that a guard takes here."""
+    marks = hashlib.shake_128(b"podwire").digest(6 + 4 * four + 16 * (six + 1))
+    mac, rest = marks[:6], marks[6:]
+    own4 = [rest[at : at + 4] for at in range(0, 4 * four, 4)]
+    rest = rest[4 * four :]
+    own6 = [rest[at : at + 16] for at in range(0, len(rest), 16)]
+    code = _Guard(counters, frames, mac, own4, own6).assemble()
+    numbers = {word: number for number, word in enumerate(_words(mac, own4, own6))}
+    immediates = ((at, code[at : at + 4]) for at in range(4, len(code), 8))
+    return code, [(at, numbers[word]) for at, word in immediates if word in numbers]
+
+
+def _words(mac: bytes, four: Sequence[bytes], six: Sequence[bytes]) -> list[bytes]:
+    """All that differs between pods, as it stands in immediates of 32 bits."""
+    kinds = (kind.to_bytes(2, "little") for kind in (_IPV4, _IPV6, _ARP))
+    macs = [mac[:4], mac[2:], mac[:2] + bytes(2), *(mac[4:] + kind for kind in kinds)]
+    return [*macs, *four, *(ip[at : at + 4] for ip in six for at in range(0, 16, 4))]
 
 
 class _Guard:
@@ -82,18 +113,17 @@ class _Guard:
         counters: int,
         frames: bool,
         mac: bytes,
-        ips: Sequence[IPAddress],
-        on_link: IPAddress,
+        four: Sequence[bytes],
+        six: Sequence[bytes],
     ) -> None:
         self._counters = counters
         self._frames = frames
         self._sender = int.from_bytes(mac, "little")
         self._mac = mac
-        self._four = [_little(ip.packed) for ip in ips if ip.version == 4]
-        own6 = [ip for ip in ips if ip.version == 6]
-        self._six = [(_little(ip.packed[:8]), _little(ip.packed[8:])) for ip in own6]
-        linked = on_link.packed
-        self._all_six = [*self._six, (_little(linked[:8]), _little(linked[8:]))]
+        self._four = [_little(ip) for ip in four]
+        self._all_six = [(_little(ip[:8]), _little(ip[8:])) for ip in six]
+        #: The last one is link-local.
+        self._six = self._all_six[:-1]
         self._program = Program()
         self._kinds: set[str] = set()
         self._labels = 0
