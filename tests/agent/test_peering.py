@@ -14,13 +14,16 @@ from podwire.tunnel.table import Peer, Table
 
 from ..plan.fabrics import config, peer
 
+#: Whose name comes first tells nothing of who is there.
+BEFORE, NOW = "node-b", "node-a"
 
-@pytest.mark.parametrize("names", [("before", "now"), ("now", "before")])
+
+@pytest.mark.parametrize("names", [(BEFORE, NOW), (NOW, BEFORE)])
 def test_of_two_at_one_address_the_newer_is_there(tmp_path: Path, names: tuple[str, str]) -> None:
     """A node that was made anew, under another name or with another subnet and key."""
     of, nodes = config("flannel-udp", encrypt=True), Nodes("node1")
     for name in names:
-        number, second = {"before": (2, 1), "now": (3, 2)}[name]
+        number, second = {BEFORE: (2, 1), NOW: (3, 2)}[name]
         lease = peer(of, number, public_key=bytes([number]) * 32).lease
         assert lease is not None
         lease = msgspec.structs.replace(lease, public_ip=of.underlay.on_link[0][99])
@@ -35,4 +38,4 @@ def test_of_two_at_one_address_the_newer_is_there(tmp_path: Path, names: tuple[s
     told.use(of, bytes(32))
     table = Table()
     table.replace(Peer(one) for one in told.tunnel.peers.values())
-    assert [one.name for one in table.by_source.values()] == ["now"]
+    assert [one.name for one in table.by_source.values()] == [NOW]

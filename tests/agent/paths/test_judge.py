@@ -118,6 +118,24 @@ def test_what_was_blocked_before_stays_so_until_it_answers() -> None:
     assert 2 < now < 4
 
 
+def test_only_the_answer_to_the_probe_sent_last_speaks_for_a_blocked_path() -> None:
+    judge: Judge[str] = Judge(T)
+    judge.set_paths(["a"], 0.0, blocked=["a"])
+    ((_, first),) = judge.due(0.0)
+    for at in (0.1, 0.2):
+        for _ in range(GOOD):  # Of which one is the answer, and the others are copies.
+            judge.answered("a", first, at, RTT)
+    assert judge.blocked == {"a"}
+    now = judge.next_at or 0.0
+    ((_, second),) = judge.due(now)
+    for _ in range(GOOD):
+        judge.answered("a", first, now + RTT, RTT)
+    assert second != first
+    path = judge.path("a")
+    assert path is not None
+    assert (path.phase, path.good) == ("blocked", 1)
+
+
 def test_paths_that_go_are_forgotten_and_new_ones_are_spread() -> None:
     judge: Judge[int] = Judge(T)
     judge.set_paths(range(500), 0.0)
