@@ -142,6 +142,20 @@ def test_of_two_nodes_with_one_mac_the_older_is_reached_whatever_order_they_come
     assert older not in agent.namespace.run(routes)
 
 
+def test_a_node_takes_no_subnet_of_another_one_by_annotation(
+    cluster: Cluster, agent: AgentProcess
+) -> None:
+    cluster.add_node("node1")
+    taker = cluster.add_node("node2", lease(2))["spec"]["podCIDR"]
+    subnet = cluster.add_node("node3", lease(3))["spec"]["podCIDR"]
+    more = {"podwire.io/subnets": f"{taker},{subnet}"}
+    cluster.patch("node2", {"metadata": {"annotations": more}})
+    agent.start().wait_ready()
+    routes = agent.namespace.run("ip route show proto 112")
+    for one in (taker, subnet):
+        assert f"{one} via {one.partition('/')[0]} dev flannel.1" in routes
+
+
 def test_leases_that_are_not_used_are_told_at_the_start_once(
     cluster: Cluster, agent: AgentProcess
 ) -> None:

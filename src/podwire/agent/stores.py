@@ -16,7 +16,11 @@ KUBE = "kube"
 def lease_source(config: AgentConfig) -> LeaseSource:
     """The store that `--store` names, not connected yet. Raises InputError."""
     if config.store == KUBE:
-        return KubeLeases(ClientConfig.load(config.kubeconfig), config.node_name)
+        return KubeLeases(
+            ClientConfig.load(config.kubeconfig),
+            config.node_name,
+            only_pod_cidrs=config.options.fabric().ipam == "node-subnet",
+        )
     if "://" not in config.store:
         raise InputError(
             f"{config.store!r} is neither {KUBE} nor the URL of an etcd",

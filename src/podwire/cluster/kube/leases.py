@@ -60,11 +60,16 @@ _ROUNDS = 5
 
 
 class KubeLeases:
-    """A `LeaseSource`: the cluster's Nodes, as the agent of the node `name` sees them."""
+    """A `LeaseSource`: the cluster's Nodes, as the agent of the node `name` sees them.
 
-    def __init__(self, config: ClientConfig, name: str) -> None:
+    With `only_pod_cidrs` a lease is of the node's podCIDRs, whatever its annotations say: those a
+    node writes itself, and podCIDRs only the cluster, so that none can take another's.
+    """
+
+    def __init__(self, config: ClientConfig, name: str, *, only_pod_cidrs: bool = False) -> None:
         self.client = KubeClient(config)
         self._name = name
+        self._only_pod_cidrs = only_pod_cidrs
         self._nodes: dict[str, Node] = {}
         self._own: NodeObject | None = None
         self._rounds = Rounds(_ROUNDS)
@@ -205,6 +210,9 @@ class KubeLeases:
     def _read(self, obj: NodeObject) -> Node:
         """A node; what is wrong with it is told when it changes, not with every heartbeat."""
         node, problems = node_from_object(obj)
+        if self._only_pod_cidrs and node.lease is not None:
+            lease = msgspec.structs.replace(node.lease, subnets=node.pod_cidrs)
+            node = msgspec.structs.replace(node, lease=lease)
         if problems and node != self._nodes.get(node.name):
             for problem in problems:
                 log.warning("node is not understood", extra=fields(node=node.name, problem=problem))
