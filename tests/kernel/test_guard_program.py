@@ -23,6 +23,8 @@ LINK_LOCAL = ip_address("fe80::858:aff:fef4:105")
 NOBODY4, NOBODY6 = IPv4Address(0), IPv6Address(0)
 HEADERS = (0, 43, 60, 44)  # hop-by-hop, routing, destination options, fragment
 PASS = "passes"
+#: Where the kernel says that the frames come from.
+LOOPBACK = 1
 
 
 def check(frame: bytes, *, frames: bool) -> str:
@@ -54,7 +56,7 @@ def ipv6(packet: bytes, *, own_mac: bool, frames: bool) -> str:
     if len(packet) < 40:
         return "spoofed_ip"
     upper, at, is_whole = packet[6], 40, True
-    for _ in range(3):
+    for _ in range(4):
         if upper not in HEADERS or not is_whole:
             break
         if len(packet) < at + 4:
@@ -85,12 +87,14 @@ class Loaded:
 
     def __init__(self) -> None:
         self.counters = bpf.new_array("podwire_test", guard_program.COUNTERS_BYTES)
+        self.ports: dict[bool, int] = {}
         self.programs = {frames: self._load(frames) for frames in (True, False)}
 
     def _load(self, frames: bool) -> int:
-        code = guard_program.assemble(
-            self.counters, frames=frames, mac=MAC, ips=(*OWN4, *OWN6), on_link=LINK_LOCAL
-        )
+        ports = self.ports[frames] = bpf.new_hash("podwire_test", guard_program.VALUE_BYTES, 4)
+        known = guard_program.value(frames=frames, mac=MAC, ips=(*OWN4, *OWN6), on_link=LINK_LOCAL)
+        bpf.write_hash(ports, LOOPBACK, known)
+        code = guard_program.assemble(ports, self.counters, frames=frames)
         return bpf.load_classifier("podwire_test", code, guard_program.LICENCE)
 
     def counts(self) -> dict[str, int]:
@@ -121,7 +125,7 @@ class Loaded:
 def loaded() -> Iterator[Loaded]:
     one = Loaded()
     yield one
-    for fd in (one.counters, *one.programs.values()):
+    for fd in (one.counters, *one.ports.values(), *one.programs.values()):
         os.close(fd)
 
 

@@ -167,7 +167,7 @@ def test_attached_with_the_interface(
         found = guards.guard_at(sock, index)
         assert found is not None
         assert guards.value_of(found.name) == GuardValue(True, MAC, IPS)
-        assert guards.remove(sock, index) is None
+        assert ports.remove(sock, index) is None
         (fault,) = check(sock, host, (), fd)
         assert "no guard" in fault
 

@@ -10,7 +10,7 @@ import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from podwire.errors import KernelError
-from podwire.kernel import guards, link_messages, messages, nft_elements, sysctl
+from podwire.kernel import link_messages, messages, nft_elements, sysctl
 from podwire.kernel.guards import Guards
 from podwire.kernel.links import LinkOp, refusal, unlike
 from podwire.kernel.netlink import Failure, kernel_error
@@ -93,7 +93,7 @@ class Applier:
         sock, failures = self._socks.route, []
         for number, op in enumerate(ops):
             if op.action == "delete":
-                failure = guards.remove(sock, op.ifindex)
+                failure = self._guards.remove(sock, op.ifindex)
             else:
                 failure = self._guards.add(sock, op.ifindex, op.value)
             if failure is not None:

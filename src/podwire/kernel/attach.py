@@ -14,13 +14,12 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
 from ipaddress import ip_address
-from typing import Any, TypeAlias
+from typing import Any
 
 from podwire.errors import KernelError
 from podwire.kernel import guards, link_messages, messages, netns, nft_elements, sysctl
-from podwire.kernel.guards import Guards, GuardValue
+from podwire.kernel.guards import Guards
 from podwire.kernel.link_messages import LinkState
 from podwire.kernel.links import settings
 from podwire.kernel.messages import NeighborKey, RouteValue
@@ -46,9 +45,6 @@ _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 #: The protocol of routes inside a pod: they are the administrator's (RTPROT_BOOT), as `ip` and
 #: the reference plugins leave them, and no reconciler runs there.
 _POD_ROUTE_PROTOCOL = 3
-
-#: A port's guard, and the descriptor of its program.
-_Coming: TypeAlias = tuple[GuardValue, Future[int]] | None
 
 #: What a pod's own namespace holds.
 PodEntry = Address | Route | Neighbor
@@ -87,17 +83,6 @@ def attach(
     then.
     """
     entries = (host,) if isinstance(host, Link) else host
-    with contextlib.ExitStack() as opened:
-        _attach(sock, entries, pod, netns_fd, _loading(entries, ports, opened))
-
-
-def _attach(
-    sock: NetlinkSocket,
-    entries: Sequence[Entry],
-    pod: Sequence[PodEntry],
-    netns_fd: int,
-    guard: _Coming,
-) -> None:
     port, veth = _port(entries)
     master = {port.master: _bridge_index(sock, port.master)} if port.master is not None else {}
     inside = socket_in(netns_fd)
@@ -105,7 +90,7 @@ def _attach(
         creation = link_messages.create_link(port, master, peer_netns_fd=netns_fd)
         sock.do(creation, what=f"create {port.name} with peer {veth.peer}")
         try:
-            _configure_host(sock, port, entries, guard)
+            _configure_host(sock, port, entries, ports)
             _configure_pod(inside, veth.peer, pod)
             for bridge in master.values():
                 _resolve_anew(sock, bridge, pod)
@@ -142,7 +127,7 @@ def _bridge_index(sock: NetlinkSocket, name: str) -> int:
 
 
 def _configure_host(
-    sock: NetlinkSocket, port: Link, entries: Sequence[Entry], guard: _Coming
+    sock: NetlinkSocket, port: Link, entries: Sequence[Entry], ports: Guards | None
 ) -> None:
     for one in entries:
         if isinstance(one, Sysctl) and _is_amiss(one):
@@ -152,13 +137,15 @@ def _configure_host(
     ops = _ops(entries, Scope({port.name: index}))
     changes = settings(port)
     first = {name: changes.pop(name) for name in ("no_ipv6_address",) if name in changes}
-    # Whether the link is up is what the rest asks for.
-    batch = [
-        *([link_messages.set_link(port.name, **first)] if first else []),
-        *(guards.hang(index, guard[1].result(), guard[0]) if guard is not None else ()),
-        link_messages.set_link(port.name, **changes),
-    ]
-    for failure in sock.request([*batch, *(op.message() for op in ops)]):
+    with contextlib.nullcontext(ports) if ports is not None else Guards() as own:
+        # Whether the link is up is what the rest asks for.
+        batch = [
+            *([link_messages.set_link(port.name, **first)] if first else []),
+            *_guard(entries, index, own),
+            link_messages.set_link(port.name, **changes),
+        ]
+        failures = sock.request([*batch, *(op.message() for op in ops)])
+    for failure in failures:
         # A setting of IPv6, on a machine that has none; a place for filters, where there is one.
         if (failure.index, failure.errno) in ((0, errno.EAFNOSUPPORT), (len(first), errno.EEXIST)):
             continue
@@ -168,16 +155,14 @@ def _configure_host(
         raise kernel_error(what, failure)
 
 
-def _loading(
-    entries: Iterable[Entry], ports: Guards | None, opened: contextlib.ExitStack
-) -> _Coming:
-    """The port's guard, whose program is held until `opened` ends; None where it has none."""
-    for one in entries:
-        if isinstance(one, PortGuard):
-            value = guards.wire(one)
-            maker = ports or opened.enter_context(Guards())
-            return value, opened.enter_context(maker.loading(value))
-    return None
+def _guard(entries: Iterable[Entry], index: int, ports: Guards) -> list[bytes]:
+    """What hangs the port's guard up."""
+    return [
+        message
+        for one in entries
+        if isinstance(one, PortGuard)
+        for message in ports.prepare(index, guards.wire(one))
+    ]
 
 
 def _is_amiss(one: Sysctl) -> bool:

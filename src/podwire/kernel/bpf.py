@@ -23,10 +23,12 @@ from threading import Lock
 from podwire.errors import KernelError, PodwireError, UnsupportedError
 
 # enum bpf_cmd, enum bpf_map_type, enum bpf_prog_type (include/uapi/linux/bpf.h)
-_MAP_CREATE, _MAP_LOOKUP_ELEM, _MAP_UPDATE_ELEM, _PROG_LOAD = 0, 1, 2, 5
+_MAP_CREATE, _MAP_LOOKUP_ELEM, _MAP_UPDATE_ELEM, _MAP_DELETE_ELEM = 0, 1, 2, 3
+_MAP_GET_NEXT_KEY, _PROG_LOAD = 4, 5
 _PROG_GET_FD_BY_ID, _MAP_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD = 13, 14, 15
 _RAW_TRACEPOINT_OPEN, _MAP_FREEZE = 17, 22
-_MAP_TYPE_ARRAY, _MAP_TYPE_RINGBUF = 2, 27
+_MAP_TYPE_HASH, _MAP_TYPE_ARRAY, _MAP_TYPE_RINGBUF = 1, 2, 27
+_F_NO_PREALLOC = 1
 _PROG_TYPE_SCHED_CLS, _PROG_TYPE_RAW_TRACEPOINT = 3, 17
 _F_RDONLY_PROG = 1 << 7
 
@@ -93,20 +95,56 @@ def read_array(fd: int, size: int) -> bytes:
     return value.raw
 
 
-def map_of_program(program_id: int, name: str) -> int | None:
+def new_hash(name: str, size: int, most: int) -> int:
+    """The descriptor of a map of values, `size` bytes each, by a number of 32 bits."""
+    attributes = _MAP.pack(_MAP_TYPE_HASH, 4, size, most, _F_NO_PREALLOC, name.encode())
+    return call(_MAP_CREATE, attributes, "hash")
+
+
+def write_hash(fd: int, key: int, value: bytes) -> None:
+    """Put a value there, or another in its place, in one step."""
+    number, held = ctypes.c_uint32(key), ctypes.create_string_buffer(value, len(value))
+    where = _UPDATE.pack(fd, ctypes.addressof(number), ctypes.addressof(held), 0)
+    call(_MAP_UPDATE_ELEM, where, "hash")
+
+
+def delete_hash(fd: int, key: int) -> None:
+    """It is no failure if there is none."""
+    number = ctypes.c_uint32(key)
+    with contextlib.suppress(PodwireError):
+        call(_MAP_DELETE_ELEM, _UPDATE.pack(fd, ctypes.addressof(number), 0, 0), "hash")
+
+
+def hash_keys(fd: int) -> list[int]:
+    """The numbers that there are values of."""
+    found: list[int] = []
+    key, after = ctypes.c_uint32(0), ctypes.c_uint32(0)
+    before = 0
+    with contextlib.suppress(PodwireError):  # Behind the last one there is none: ENOENT.
+        while True:
+            where = _UPDATE.pack(fd, before, ctypes.addressof(after), 0)
+            call(_MAP_GET_NEXT_KEY, where, "hash")
+            found.append(after.value)
+            key.value = after.value
+            before = ctypes.addressof(key)
+    return found
+
+
+def program_by_id(program_id: int) -> int:
+    """The descriptor of a loaded program. Raises PodwireError where it is gone."""
+    return call(_PROG_GET_FD_BY_ID, _BY_ID.pack(program_id, 0, 0), "program")
+
+
+def map_of_program(program: int, name: str) -> int | None:
     """The descriptor of the map of that name which a loaded program uses; None where it uses none.
 
-    Raises PodwireError where the program is gone. Takes CAP_SYS_ADMIN.
+    Raises PodwireError. Takes CAP_SYS_ADMIN.
     """
-    program = call(_PROG_GET_FD_BY_ID, _BY_ID.pack(program_id, 0, 0), "program")
-    try:
-        ids = (ctypes.c_uint32 * _MAPS)()
-        info = ctypes.create_string_buffer(_PROGRAM_INFO_BYTES)
-        struct.pack_into("<IQ", info, _MAP_COUNT_AT, _MAPS, ctypes.addressof(ids))
-        _read_info(program, info)
-        (count,) = struct.unpack_from("<I", info, _MAP_COUNT_AT)
-    finally:
-        os.close(program)
+    ids = (ctypes.c_uint32 * _MAPS)()
+    info = ctypes.create_string_buffer(_PROGRAM_INFO_BYTES)
+    struct.pack_into("<IQ", info, _MAP_COUNT_AT, _MAPS, ctypes.addressof(ids))
+    _read_info(program, info)
+    (count,) = struct.unpack_from("<I", info, _MAP_COUNT_AT)
     for one in ids[: min(count, _MAPS)]:
         fd = call(_MAP_GET_FD_BY_ID, _BY_ID.pack(one, 0, 0), "map")
         info = ctypes.create_string_buffer(_MAP_INFO_BYTES)

@@ -126,7 +126,7 @@ def _guard() -> None:
         there = guards.guard_at(sock, loopback)
         if there is None or there.name != guards.name_of(_GUARD) or not finder.find():
             raise UnsupportedError("the program is not found again")
-        guards.remove(sock, loopback)
+        maker.remove(sock, loopback)
 
 
 def _tap_frames() -> None:

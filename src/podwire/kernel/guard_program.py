@@ -1,31 +1,34 @@
-"""The program that guards a pod's port: eBPF for one MAC and its addresses, as immediates.
+"""The program that guards pods' ports: eBPF, one for all ports of a node that are wired alike.
 
-What lives here: its instructions. What does not: loading it, and hanging it to a device (`guards`);
-who may send what, which `podwire.plan.spoofing` says.
+What lives here: its instructions, and the form of what it knows of each port. What does not:
+loading it, and hanging it to a device (`guards`); who may send what (`podwire.plan.spoofing`).
 
-It runs for every frame that the pod sends, so the usual one comes first: IPv4, then TCP and UDP
-over IPv6, from an address that is the pod's own, read where the packet lies. Everything else goes
-the slow way, on which headers are copied to the stack, wherever in the packet they are:
+What a port lets pass it looks up by the device's index. (As immediates of a program of its own it
+would be found a little faster; but the kernel takes half a millisecond to check one, which each
+pod's start would wait for.) A port that it knows nothing of lets nothing pass.
+
+It runs for every frame that a pod sends, so the usual one comes first: IPv4, then TCP and UDP over
+IPv6, from an address that is the pod's own, read where the packet lies. Everything else goes the
+slow way, on which headers are copied to the stack, wherever in the packet they are:
 
     frames     on a bridge: the sender's MAC and address, those inside ARP, the target of neighbour
                advertisements. What is neither ARP nor IP is dropped, and what has a VLAN tag: the
                tag would hide an address.
     packets    of a routed pod: the source address. ARP and the like reach nobody but the node.
 
-A router's messages (router advertisements, redirects) are dropped behind up to three extension
+A router's messages (router advertisements, redirects) are dropped behind up to four extension
 headers, too; what hides its protocol, behind more or in a fragment that ends before it, is dropped
 as one of them (RFC 7113). Fragments but the first can't be told; receivers of neighbour discovery
 don't put them together (RFC 6980).
 
-On the slow way R6 is the packet, R8 the upper protocol, R9 where its header begins. What makes the
-kernel check the program for long is what a pod's start waits for: hence few forks, and no loop.
+R6 is the packet and R7 what the port lets pass; on the slow way R8 is the upper protocol, R9 where
+its header begins.
 """
 
 from __future__ import annotations
 
-import hashlib
+import struct
 from collections.abc import Sequence
-from functools import lru_cache
 
 from podwire.kernel.ebpf import Program, Reg
 from podwire.model.state import IPAddress
@@ -40,9 +43,9 @@ LICENCE = "GPL"
 # TC_ACT_UNSPEC (whoever comes next decides) and TC_ACT_SHOT (include/uapi/linux/pkt_cls.h)
 PASS, DROP = -1, 2
 
-_SKB_LOAD_BYTES = 26  # enum bpf_func_id
+_MAP_LOOKUP_ELEM, _SKB_LOAD_BYTES = 1, 26  # enum bpf_func_id
 # struct __sk_buff (include/uapi/linux/bpf.h). A tag has been taken out of the frame by then.
-_VLAN_PRESENT, _DATA, _DATA_END = 20, 76, 80
+_VLAN_PRESENT, _IFINDEX, _DATA, _DATA_END = 20, 40, 76, 80
 
 # Types of frames, as a little-endian machine reads them.
 _IPV4, _IPV6, _ARP = 0x0008, 0xDD86, 0x0608
@@ -56,7 +59,7 @@ _TCP, _UDP, _ICMP6 = 6, 17, 58
 _FRAGMENT = 44
 #: With hop-by-hop options, routing and destination options, which have one form.
 _EXTENSIONS = (0, 43, _FRAGMENT, 60)
-_MOST_HEADERS = 3
+_MOST_HEADERS = 4
 _ROUTER_ADVERTISEMENT, _ADVERTISEMENT, _REDIRECT = 134, 136, 137
 
 # On the stack: where loads of several bytes are aligned, as the verifier wants them.
@@ -68,62 +71,47 @@ _UPPER = -64  # what comes after it, or the type of ICMPv6
 _TARGET = -80  # of a neighbour advertisement
 
 
-def assemble(
-    counters: int, *, frames: bool, mac: bytes, ips: Sequence[IPAddress], on_link: IPAddress
-) -> bytes:
-    """The code for a pod with this MAC and these addresses; `on_link` is its link-local one.
+#: What a port lets pass: the sender's MAC with the type of IPv4, IPv6 and ARP frames behind it, as
+#: they stand in a frame; the MAC in two parts, of two and of four bytes; addresses.
+_VALUE = struct.Struct("<8s8s8s2s2x4s32s128s16s")
+VALUE_BYTES = _VALUE.size
+_MACS, _MAC_PARTS, _FOURS, _SIXES = {_IPV4: 0, _IPV6: 8, _ARP: 16}, (24, 28), 32, 64
+#: So many addresses of a family; and the link-local one.
+MOST = 8
 
-    `counters` is the descriptor of the array that drops are counted in.
+
+def value(*, frames: bool, mac: bytes, ips: Sequence[IPAddress], on_link: IPAddress) -> bytes:
+    """What a pod with this MAC and these addresses may send with; `on_link` is its link-local one.
+
+    What is left over is filled with what passes anyhow, or comes from nobody. Raises ValueError
+    where they are too many.
     """
     four = [ip.packed for ip in ips if ip.version == 4]
     six = [ip.packed for ip in ips if ip.version == 6]
-    blank, places = _blank(counters, frames, len(four), len(six))
-    code = bytearray(blank)
-    words = _words(mac, four, [*six, on_link.packed])
-    for place, number in places:
-        code[place : place + 4] = words[number]
-    return bytes(code)
+    if max(len(four), len(six)) > MOST:
+        raise ValueError(f"a pod with more than {MOST} addresses of a family")
+    nobody = four[:1] or [bytes(4) if frames else b"\xff" * 4]
+    return _VALUE.pack(
+        *(mac + kind.to_bytes(2, "little") for kind in _MACS),
+        mac[:2],
+        mac[2:],
+        b"".join(four + nobody * (MOST - len(four))),
+        b"".join(six + [on_link.packed] * (MOST - len(six))),
+        on_link.packed,
+    )
 
 
-@lru_cache(maxsize=8)
-def _blank(counters: int, frames: bool, four: int, six: int) -> tuple[bytes, list[tuple[int, int]]]:
-    """The code for so many addresses, and where in it each of a pod's words stands: to put it
-    together anew for each pod would take longer than all else that a guard takes here."""
-    marks = hashlib.shake_128(b"podwire").digest(6 + 4 * four + 16 * (six + 1))
-    mac, rest = marks[:6], marks[6:]
-    own4 = [rest[at : at + 4] for at in range(0, 4 * four, 4)]
-    rest = rest[4 * four :]
-    own6 = [rest[at : at + 16] for at in range(0, len(rest), 16)]
-    code = _Guard(counters, frames, mac, own4, own6).assemble()
-    numbers = {word: number for number, word in enumerate(_words(mac, own4, own6))}
-    immediates = ((at, code[at : at + 4]) for at in range(4, len(code), 8))
-    return code, [(at, numbers[word]) for at, word in immediates if word in numbers]
-
-
-def _words(mac: bytes, four: Sequence[bytes], six: Sequence[bytes]) -> list[bytes]:
-    """All that differs between pods, as it stands in immediates of 32 bits."""
-    kinds = (kind.to_bytes(2, "little") for kind in (_IPV4, _IPV6, _ARP))
-    macs = [mac[:4], mac[2:], mac[:2] + bytes(2), *(mac[4:] + kind for kind in kinds)]
-    return [*macs, *four, *(ip[at : at + 4] for ip in six for at in range(0, 16, 4))]
+def assemble(ports: int, counters: int, *, frames: bool) -> bytes:
+    """The code. `ports` is the descriptor of a hash of values by a device's index, `counters` that
+    of the array that drops are counted in."""
+    return _Guard(ports, counters, frames).assemble()
 
 
 class _Guard:
-    def __init__(
-        self,
-        counters: int,
-        frames: bool,
-        mac: bytes,
-        four: Sequence[bytes],
-        six: Sequence[bytes],
-    ) -> None:
+    def __init__(self, ports: int, counters: int, frames: bool) -> None:
+        self._ports = ports
         self._counters = counters
         self._frames = frames
-        self._sender = int.from_bytes(mac, "little")
-        self._mac = mac
-        self._four = [_little(ip) for ip in four]
-        self._all_six = [(_little(ip[:8]), _little(ip[8:])) for ip in six]
-        #: The last one is link-local.
-        self._six = self._all_six[:-1]
         self._program = Program()
         self._kinds: set[str] = set()
         self._labels = 0
@@ -138,30 +126,37 @@ class _Guard:
 
     def _usual(self) -> None:
         p = self._program
-        p.load(4, R2, R1, _DATA)
-        p.load(4, R3, R1, _DATA_END)
+        p.mov(R6, R1)
+        p.load(4, R2, R1, _IFINDEX)
+        p.store(4, R10, -4, R2)
+        p.mov(R2, R10)
+        p.alu("+", R2, -4)
+        p.map(R1, self._ports)
+        p.call(_MAP_LOOKUP_ELEM)
+        p.jump_if(R0, "==", 0, self._dropped("spoofed_ip"))
+        p.mov(R7, R0)
+        p.load(4, R2, R6, _DATA)
+        p.load(4, R3, R6, _DATA_END)
         if self._frames:
-            p.load(4, R0, R1, _VLAN_PRESENT)
+            p.load(4, R0, R6, _VLAN_PRESENT)
             p.jump_if(R0, "!=", 0, self._dropped("other_frames"))
         p.mov(R0, PASS)
         self._within(_IP4_END)
         self._compare_head(_IPV4, "not IPv4")
         p.load(4, R5, R2, _SOURCE4)
-        for source in self._four:
-            p.jump_if32(R5, "==", _signed(source), "pass")
+        self._if_one_of_four("pass")
         p.jump("slow")
 
         p.label("not IPv4")
-        if self._six:
-            self._within(_IP6_END)
-            self._compare_head(_IPV6, "slow")
-            p.load(1, R4, R2, _NEXT6)
-            p.jump_if(R4, "==", _TCP, "plain")
-            p.jump_if(R4, "!=", _UDP, "slow")
-            p.label("plain")
-            p.load(8, R5, R2, _SOURCE6)
-            p.load(8, R4, R2, _SOURCE6 + 8)
-            self._if_one_of(self._six, R5, R4, "pass")
+        self._within(_IP6_END)
+        self._compare_head(_IPV6, "slow")
+        p.load(1, R4, R2, _NEXT6)
+        p.jump_if(R4, "==", _TCP, "plain")
+        p.jump_if(R4, "!=", _UDP, "slow")
+        p.label("plain")
+        p.load(8, R5, R2, _SOURCE6)
+        p.load(8, R4, R2, _SOURCE6 + 8)
+        self._if_one_of_six("pass")
         p.jump("slow")
 
         p.label("pass")
@@ -181,19 +176,25 @@ class _Guard:
             p.jump_if(R5, "!=", kind, otherwise)
             return
         p.load(8, R5, R2, _SENDER)
-        p.load64(R6, self._sender | kind << 48)
-        p.jump_if(R5, "!=", R6, otherwise)
+        p.load(8, R4, R7, _MACS[kind])
+        p.jump_if(R5, "!=", R4, otherwise)
 
-    def _if_one_of(self, ips: Sequence[tuple[int, int]], high: Reg, low: Reg, then: str) -> None:
-        """Jumps where the two halves of an address are one of these. R3 is lost."""
+    def _if_one_of_four(self, then: str) -> None:
+        """Jumps where the address in R5 is one of the pod's. R4 is lost."""
+        for number in range(MOST):
+            self._program.load(4, R4, R7, _FOURS + 4 * number)
+            self._program.jump_if(R5, "==", R4, then)
+
+    def _if_one_of_six(self, then: str) -> None:
+        """Jumps where an address, its halves in R5 and R4, is one of the pod's. R3 is lost."""
         p = self._program
-        for first, second in ips:
-            other = self._new_label()
-            p.load64(R3, first)
-            p.jump_if(high, "!=", R3, other)
-            p.load64(R3, second)
-            p.jump_if(low, "==", R3, then)
-            p.label(other)
+        for at in range(_SIXES, VALUE_BYTES, 16):
+            p.load(8, R3, R7, at)
+            p.jump_if(R5, "!=", R3, f"{self._labels}")
+            p.load(8, R3, R7, at + 8)
+            p.jump_if(R4, "==", R3, then)
+            p.label(f"{self._labels}")
+            self._labels += 1
 
     # --- all others ---------------------------------------------------------------------------
 
@@ -201,7 +202,6 @@ class _Guard:
         p = self._program
         nothing = self._dropped("other_frames") if self._frames else "through"
         p.label("slow")
-        p.mov(R6, R1)
         self._copy(0, _FRAME, _IP, nothing)
         p.load(2, R5, R10, _FRAME + _TYPE)
         p.jump_if(R5, "==", _IPV4, "IPv4")
@@ -222,13 +222,15 @@ class _Guard:
         self._copy(_IP, _ARP_HEAD, 18, drop)
         self._check_mac(_ARP, drop)
         p.load(2, R5, R10, _ARP_HEAD + 8)
-        p.jump_if(R5, "!=", _little(self._mac[:2]), drop)
+        p.load(4, R4, R7, _MAC_PARTS[0])
+        p.jump_if(R5, "!=", R4, drop)
         p.load(4, R5, R10, _ARP_HEAD + 10)
-        p.jump_if32(R5, "!=", _signed(_little(self._mac[2:])), drop)
+        p.load(4, R4, R7, _MAC_PARTS[1])
+        p.jump_if(R5, "!=", R4, drop)
         p.load(4, R5, R10, _ARP_HEAD + 14)
         # Who asks whether an address is free has none.
-        for source in (*self._four, 0):
-            p.jump_if32(R5, "==", _signed(source), "through")
+        p.jump_if(R5, "==", 0, "through")
+        self._if_one_of_four("through")
         p.jump(drop)
 
     def _ipv4(self) -> None:
@@ -238,8 +240,7 @@ class _Guard:
         if self._frames:
             self._check_mac(_IPV4, drop)
         p.load(4, R5, R10, _FOUR)
-        for source in self._four:
-            p.jump_if32(R5, "==", _signed(source), "through")
+        self._if_one_of_four("through")
         if self._frames:
             p.jump_if(R5, "==", 0, "through")
         else:
@@ -260,7 +261,7 @@ class _Guard:
         if self._frames:
             self._check_mac(_IPV6, drop)
         self._load_source()
-        self._if_one_of(self._all_six, R5, R4, "through")
+        self._if_one_of_six("through")
         p.alu("|", R5, R4)
         p.jump_if(R5, "!=", 0, drop)
         # From no address at all, nothing but ICMPv6 is sent.
@@ -303,7 +304,7 @@ class _Guard:
         self._copy(R9, _TARGET, 16, "upper")
         p.load(8, R5, R10, _TARGET)
         p.load(8, R4, R10, _TARGET + 8)
-        self._if_one_of(self._all_six, R5, R4, "upper")
+        self._if_one_of_six("upper")
         p.jump(self._dropped("spoofed_nd"))
 
     def _to_upper(self) -> None:
@@ -322,7 +323,7 @@ class _Guard:
 
     def _check_mac(self, kind: int, otherwise: str) -> None:
         self._program.load(8, R5, R10, _FRAME + _SENDER)
-        self._program.load64(R4, self._sender | kind << 48)
+        self._program.load(8, R4, R7, _MACS[kind])
         self._program.jump_if(R5, "!=", R4, otherwise)
 
     def _copy(self, source: Reg | int, target: int, size: int, otherwise: str) -> None:
@@ -359,16 +360,7 @@ class _Guard:
         self._kinds.add(kind)
         return kind
 
-    def _new_label(self) -> str:
-        self._labels += 1
-        return f"other {self._labels}"
-
 
 def _little(data: bytes) -> int:
     """As a little-endian machine reads them."""
     return int.from_bytes(data, "little")
-
-
-def _signed(value: int) -> int:
-    """An immediate with these 32 bits."""
-    return value - (1 << 32) if value >= 1 << 31 else value

@@ -1,19 +1,19 @@
-"""Guards of pods' ports: a program at each, in the traffic control of the node's end of its link.
+"""Guards of pods' ports: a program at each, in traffic control of the node's end of its link.
 
     pod ── eth0 ══ veth… ── ingress qdisc ── filter pref 1: the program ── bridge or routing
 
-What lives here: hanging a program there, reading which one does, and the array that all of a node
-count their drops in. What does not: the program (`guard_program`).
+What lives here: hanging a program there, reading which one does, and the maps of a node: what each
+port lets pass, and what all of them have dropped. What does not: the program (`guard_program`).
 
-The filter goes with its device and stays without its maker. Its name says what its program lets
-pass, so a name is all that has to be compared; who has lost everything else can read the addresses
-of a pod from it. A filter takes the other's place in one step. `tc filter show dev veth… ingress`
+The filter goes with its device and stays without its maker. Its name says what is let pass, so a
+name is all that has to be compared; who has lost everything else can read the addresses of a pod
+from it. A filter takes the other's place in one step. `tc filter show dev veth… ingress`
 shows it. It is classic traffic control, and not tcx (Linux 6.6), which is a little faster, but lets
 every attachment and every link's end wait for a grace period of RCU, ten milliseconds for each,
 while no link of the machine can be changed; and tells nobody when a program is taken away.
 
-Filters of others have other handles or a later preference, and are left alone. The counters are
-found again through any of the programs, which hold them.
+Filters of others have other handles or a later preference, and are left alone. One who starts anew
+finds program and maps by the filters, which hold them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ import hashlib
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from functools import cache
 from ipaddress import IPv6Address, ip_address
 from threading import Lock
 from typing import NamedTuple
 
-from podwire.errors import PodwireError
+from podwire.errors import PodwireError, UnsupportedError
 from podwire.kernel import bpf, guard_program
 from podwire.kernel.messages import link_local
 from podwire.kernel.netlink import (
@@ -62,7 +61,8 @@ PREFERENCE, HANDLE = 1, 0x7077
 _INFO = PREFERENCE << 16 | socket.htons(3)  # ETH_P_ALL
 
 #: How the program and the array are called in the kernel (bpf_prog_info, bpf_map_info).
-_PROGRAM_NAME, _MAP_NAME = "podwire_guard", "podwire_drops"
+_PROGRAM_NAME, _COUNTERS_NAME, _PORTS_NAME = "podwire_guard", "podwire_drops", "podwire_ports"
+_MOST_PORTS = 65536
 _OURS = "podwire"
 _MODES = {True: "frames", False: "packets"}
 #: CLS_BPF_NAME_LEN, with the byte that ends it.
@@ -115,12 +115,9 @@ def value_of(name: str) -> GuardValue | None:
 
 @cache
 def _version() -> str:
-    """Of the program: the same instructions for the same pod have the same."""
-    code = b"".join(_code(0, GuardValue(frames, bytes(6), _SAMPLE)) for frames in _MODES)
+    """Of the program: what has the same knows and does the same."""
+    code = b"".join(guard_program.assemble(0, 0, frames=frames) for frames in _MODES)
     return hashlib.sha256(code).hexdigest()[:8]
-
-
-_SAMPLE = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
 
 
 def wire(entry: PortGuard) -> GuardValue:
@@ -138,8 +135,7 @@ def line(action: str, dev: str, value: GuardValue) -> str:
 # --- messages ---------------------------------------------------------------------------------
 
 
-def hang(index: int, program: int, value: GuardValue) -> tuple[bytes, bytes]:
-    """The place for the filter, refused with EEXIST where there is one, and the filter."""
+def _hang(index: int, program: int, value: GuardValue) -> tuple[bytes, bytes]:
     qdisc = _TCMSG.pack(0, index, _INGRESS_QDISC, _ROOT_OF_INGRESS, 0) + attr_str(_KIND, "ingress")
     options = nested(
         _OPTIONS,
@@ -205,21 +201,22 @@ def _text(data: bytes | None) -> str:
 
 
 class Guards:
-    """The guards of one namespace: loads programs, and has what they count. For several threads,
-    all of them in that namespace."""
+    """The guards of one namespace: its programs, what they know of ports, and what they count. For
+    several threads, all of them in that namespace."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._counters = -1
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="guards")
+        self._counters = self._ports = -1
+        self._programs: dict[bool, int] = {}
 
     def close(self) -> None:
-        """The guards stay, and with them what they count. Twice is fine."""
-        self._loader.shutdown()
+        """The guards stay, with what they know and count. Twice is fine."""
         with self._lock:
-            if self._counters >= 0:
-                os.close(self._counters)
-            self._counters = -1
+            for fd in (self._counters, self._ports, *self._programs.values()):
+                if fd >= 0:
+                    os.close(fd)
+            self._counters = self._ports = -1
+            self._programs = {}
 
     def __enter__(self) -> Guards:
         return self
@@ -227,24 +224,25 @@ class Guards:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def loading(self, value: GuardValue) -> Iterator[Future[int]]:
-        """The program's descriptor, as long as this lasts. While the kernel checks the program, for
-        some 0.3 ms, something else can be done."""
-        coming = self._loader.submit(self.load, value)
+    def prepare(self, index: int, value: GuardValue) -> tuple[bytes, bytes]:
+        """What hangs a port's guard up: the place for the filter, refused with EEXIST where there
+        is one, and the filter, to be sent before this ends. Raises PodwireError."""
         try:
-            yield coming
-        finally:
-            with suppress(PodwireError):
-                os.close(coming.result())
-
-    def load(self, value: GuardValue) -> int:
-        """The program's descriptor. Raises PodwireError."""
+            known = _known(value)
+        except ValueError as error:
+            raise UnsupportedError(
+                f"no program guards {error}", remedy="start the agent with --guard nftables"
+            ) from error
         with self._lock:
-            if not self._find():
-                self._counters = bpf.new_array(_MAP_NAME, guard_program.COUNTERS_BYTES)
-            code = _code(self._counters, value)
-        return bpf.load_classifier(_PROGRAM_NAME, code, guard_program.LICENCE)
+            program = self._program(value.frames)
+            bpf.write_hash(self._ports, index, known)
+        return _hang(index, program, value)
+
+    def forget(self, index: int) -> None:
+        """A port is gone, or guarded no more."""
+        with self._lock:
+            if self._ports >= 0:
+                bpf.delete_hash(self._ports, index)
 
     def counts(self) -> Mapping[str, int]:
         """Packets dropped, by `guard_program.KINDS`. Raises PodwireError."""
@@ -259,44 +257,70 @@ class Guards:
         with self._lock:
             return self._find()
 
+    def _program(self, frames: bool) -> int:
+        if not self._find():
+            self._counters = bpf.new_array(_COUNTERS_NAME, guard_program.COUNTERS_BYTES)
+        if self._ports < 0:
+            self._ports = bpf.new_hash(_PORTS_NAME, guard_program.VALUE_BYTES, _MOST_PORTS)
+        if frames not in self._programs:
+            code = guard_program.assemble(self._ports, self._counters, frames=frames)
+            program = bpf.load_classifier(_PROGRAM_NAME, code, guard_program.LICENCE)
+            self._programs[frames] = program
+        return self._programs[frames]
+
     def _find(self) -> bool:
+        """What guards from before know and count in."""
         if self._counters >= 0:
             return True
         with NetlinkSocket() as sock:
-            for found in guarded(sock).values():
-                try:
-                    fd = bpf.map_of_program(found.program, _MAP_NAME)
-                except PodwireError:
-                    continue  # It is gone, with its device.
-                if fd is not None:
-                    self._counters = fd
-                    return True
-        return False
+            there = guarded(sock)
+        for found in there.values():
+            with suppress(PodwireError):  # It is gone, with its device.
+                self._take_over(found, there)
+        return self._counters >= 0
+
+    def _take_over(self, found: Found, there: Mapping[int, Found]) -> None:
+        program = bpf.program_by_id(found.program)
+        with ExitStack() as opened:
+            opened.callback(os.close, program)
+            if self._counters < 0:
+                self._counters = _or_none(bpf.map_of_program(program, _COUNTERS_NAME))
+            words = found.name.split(" ")
+            frames = words[2:3] == [_MODES[True]]
+            # What another version knows has another form.
+            if words[1:2] != [_version()] or frames in self._programs:
+                return
+            if self._ports < 0:
+                self._ports = _or_none(bpf.map_of_program(program, _PORTS_NAME))
+                for index in bpf.hash_keys(self._ports) if self._ports >= 0 else ():
+                    if index not in there:
+                        bpf.delete_hash(self._ports, index)
+            if self._ports >= 0:
+                self._programs[frames] = program
+                opened.pop_all()
 
     def add(self, sock: NetlinkSocket, index: int, value: GuardValue) -> Failure | None:
         """Guard a port; what guarded it before is replaced in one step."""
         try:
-            program = self.load(value)
+            failures = sock.request(self.prepare(index, value))
         except PodwireError as error:
             return Failure(0, errno.EOPNOTSUPP, error.message)
-        try:
-            failures = sock.request(hang(index, program, value))
-        finally:
-            os.close(program)
         return next((one for one in failures if one.index == 1), None)
 
+    def remove(self, sock: NetlinkSocket, index: int) -> Failure | None:
+        """Guard a port no more. The place of the filter goes with the last filter."""
+        failures = sock.request([_take_down(index)])
+        if not failures and not any(True for _ in _filters(sock, index)):
+            head = _TCMSG.pack(0, index, _INGRESS_QDISC, _ROOT_OF_INGRESS, 0)
+            sock.request([message(RTM_DELQDISC, 0, head + attr_str(_KIND, "ingress"))])
+        self.forget(index)
+        return failures[0] if failures else None
 
-def remove(sock: NetlinkSocket, index: int) -> Failure | None:
-    """Guard a port no more. The place of the filter goes with the last filter."""
-    failures = sock.request([_take_down(index)])
-    if not failures and not any(True for _ in _filters(sock, index)):
-        head = _TCMSG.pack(0, index, _INGRESS_QDISC, _ROOT_OF_INGRESS, 0)
-        sock.request([message(RTM_DELQDISC, 0, head + attr_str(_KIND, "ingress"))])
-    return failures[0] if failures else None
+
+def _or_none(fd: int | None) -> int:
+    return fd if fd is not None else -1
 
 
-def _code(counters: int, value: GuardValue) -> bytes:
+def _known(value: GuardValue) -> bytes:
     on_link = IPv6Address(link_local(value.mac))
-    return guard_program.assemble(
-        counters, frames=value.frames, mac=value.mac, ips=value.ips, on_link=on_link
-    )
+    return guard_program.value(frames=value.frames, mac=value.mac, ips=value.ips, on_link=on_link)

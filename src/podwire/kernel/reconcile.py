@@ -253,6 +253,9 @@ class Reconciler:
         holdings.remove(gone)
         holdings.add(new)
         holdings.replace_few(before, entries)
+        for op in ops:
+            if op.action == "delete" and op.table is GUARDS:
+                self.guards.forget(op.ifindex)
         if left := [op for op in ops if op.action == "delete" and op.table is ELEMENTS]:
             applier = Applier(self._socks, self._nft, self.guards, Report())
             applier.entries(left, holdings.names)
