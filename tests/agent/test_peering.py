@@ -14,6 +14,16 @@ from podwire.tunnel.table import Peer, Table
 
 from ..plan.fabrics import config, peer
 
+
+def peering(nodes: Nodes, run_dir: Path) -> Peering:
+    return Peering(
+        AgentConfig(node_name="node1", run_dir=run_dir),
+        nodes,
+        on_paths=lambda names: None,
+        on_tunnel=lambda: None,
+    )
+
+
 #: Whose name comes first tells nothing of who is there.
 BEFORE, NOW = "node-b", "node-a"
 
@@ -29,13 +39,19 @@ def test_of_two_at_one_address_the_newer_is_there(tmp_path: Path, names: tuple[s
         lease = msgspec.structs.replace(lease, public_ip=of.underlay.on_link[0][99])
         created = f"2026-01-01T00:00:0{second}Z"
         nodes.put(name, msgspec.structs.replace(peer(of), name=name, lease=lease, created=created))
-    told = Peering(
-        AgentConfig(node_name="node1", run_dir=tmp_path),
-        nodes,
-        on_paths=lambda names: None,
-        on_tunnel=lambda: None,
-    )
+    told = peering(nodes, tmp_path)
     told.use(of, bytes(32))
     table = Table()
     table.replace(Peer(one) for one in told.tunnel.peers.values())
     assert [one.name for one in table.by_source.values()] == [NOW]
+
+
+@pytest.mark.parametrize(("fabric", "later"), [("udp", "it ended"), ("auto", None)])
+def test_a_tunnel_that_is_one_way_of_several_is_waited_for_once(
+    tmp_path: Path, fabric: str, later: str | None
+) -> None:
+    told = peering(Nodes("node1"), tmp_path)
+    told.use(config(transport=fabric), None)
+    assert told.not_ready == "the UDP tunnel is not configured yet"
+    told.tunnel._note("it ended")
+    assert told.not_ready == later
