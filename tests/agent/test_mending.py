@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, ip_address
 
 import pytest
 
+from podwire.agent import mending
 from podwire.agent.mending import Mender
 from podwire.agent.worker import KernelWorker
-from podwire.model.state import Blackhole, Desired, Entry, Why
+from podwire.model.state import Blackhole, Desired, Entry, Link, Vxlan, Why
 from tests.conftest import Namespace
 
 pytestmark = pytest.mark.root
@@ -50,3 +51,32 @@ def test_changes_come_and_go(inside: Namespace, count: int) -> None:
         asyncio.run(change(worker))
     finally:
         worker.close()
+
+
+def test_a_device_that_is_refused_is_asked_for_again(
+    inside: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the kernel does not tell that nothing is in the way any more."""
+    monkeypatch.setattr(mending, "_REFUSED_AGAIN_S", 0.01)
+    inside.run("ip link add eth0 type bridge")
+    inside.run("ip link add others type vxlan id 1 dstport 8472 dev eth0")
+    kind = Vxlan(vni=1, port=8472, local=ip_address("172.18.0.11"), dev="eth0")
+    device = Link(name="flannel.1", kind=kind, mtu=1450, alias="podwire VTEP", why=WHY)
+    refused: list[str | None] = []
+
+    async def change(worker: KernelWorker) -> None:
+        woken = asyncio.Event()
+        mender = Mender(worker, wake=woken.set, attach_again=ignore, note_refused=refused.append)
+        await mender.replace(Desired({"Node/node1": (device,)}))
+        inside.run("ip link del others")
+        async with asyncio.timeout(60):
+            await woken.wait()
+        await mender.mend_amiss()
+
+    worker = KernelWorker()
+    try:
+        asyncio.run(change(worker))
+    finally:
+        worker.close()
+    assert [reason is None for reason in refused] == [False, True]
+    assert "podwire VTEP" in inside.run("ip link show flannel.1")
