@@ -1,12 +1,16 @@
-"""`subnet.env` as flanneld writes it."""
+"""`subnet.env` as flanneld writes it, and files of the agent that a crash has damaged."""
 
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 import msgspec
+import pytest
 
-from podwire.agent.files import subnet_env
+from podwire.agent.files import read_subnet_env, subnet_env
+from podwire.agent.memory import FabricMemory
+from podwire.agent.paths.prober import Prober
 from podwire.model.cluster import Lease, NetworkConfig, Underlay
 
 CONFIG = NetworkConfig(
@@ -44,3 +48,14 @@ def test_subnet_env_of_two_families_without_masquerade() -> None:
         "FLANNEL_MTU=1450\n"
         "FLANNEL_IPMASQ=false\n"
     )
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 4096, b'["\xff"]', b'{"fabric": {"profile": "\xff"}}']
+)
+def test_a_damaged_file_says_nothing(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "damaged"
+    path.write_bytes(content)
+    assert FabricMemory(path).last is None
+    assert Prober(1.0, path, lambda names: None).blocked == frozenset()
+    assert list(read_subnet_env(path)) == []

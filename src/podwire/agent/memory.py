@@ -66,5 +66,5 @@ class FabricMemory:
     def _load(self) -> Remembered | None:
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=Remembered)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, ValueError):
             return None

@@ -162,7 +162,7 @@ class Prober:
     def _remembered(self) -> frozenset[str]:
         try:
             return frozenset(msgspec.json.decode(self._file.read_bytes(), type=list[str]))
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, ValueError):
             return frozenset()
 
 
