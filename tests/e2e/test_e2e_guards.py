@@ -228,6 +228,11 @@ def test_what_is_forged_is_dropped_and_counted(scene: Scene) -> None:
         send(pod, SEND_DATAGRAM, b"of a pod".hex(), there.ip, str(VXLAN_PORT))
         assert listener.stdout is not None
         assert listener.stdout.readline() == "of a pod\n"
+    # What passes at its port is explained.
+    alias = "ip -o link | grep 'podwire pod default/pod ' | cut -d: -f2 | cut -d@ -f1"
+    port = node1.exec(["sh", "-c", alias], check=True).stdout.strip()
+    explained = Command(lab.name).ok("explain", "link", port, "--node", "node1")
+    assert f"passes what comes from {pod.ip}" in explained
     # Nobody looks at a pod whose annotation says so.
     allowed = packet(spoofed, there.ip, "allowed")
     send(scene.free, SEND_PACKET, allowed.hex(), there.ip)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from podwire.agent.config import AgentConfig
-from podwire.errors import UnsupportedError
+from podwire.errors import KernelError, UnsupportedError
 from podwire.kernel import features
 from podwire.log import fields
 from podwire.model.fabric import Guard
@@ -24,7 +24,10 @@ def choose(config: AgentConfig) -> Guard:
     """
     if config.guard == "nftables" or not config.options.fabric().anti_spoofing:
         return "nftables"
-    missing = features.guard_feature().missing
+    try:
+        missing = features.guard_feature().missing
+    except KernelError as error:
+        missing = error.message
     if not missing:
         return "ebpf"
     if config.guard == "ebpf":

@@ -30,7 +30,7 @@ from ipaddress import IPv6Address, ip_address
 from threading import Lock
 from typing import NamedTuple
 
-from podwire.errors import PodwireError, UnsupportedError
+from podwire.errors import KernelError, PodwireError, UnsupportedError
 from podwire.kernel import bpf, guard_program
 from podwire.kernel.messages import link_local
 from podwire.kernel.netlink import (
@@ -167,7 +167,13 @@ def index_of(payload: bytes) -> int:
 def guarded(sock: NetlinkSocket) -> dict[int, Found]:
     """Our filters of the socket's namespace, by the index of the device."""
     found = {}
-    for body in sock.dump(_RTM_GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0)):
+    try:
+        qdiscs = sock.dump(_RTM_GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0))
+    except KernelError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return {}  # A kernel without traffic control.
+        raise
+    for body in qdiscs:
         _, index, handle, _, _ = _TCMSG.unpack_from(body)
         if handle == _INGRESS_QDISC and (ours := guard_at(sock, index)) is not None:
             found[index] = ours

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
+from podwire.kernel import guards
 from podwire.kernel.observe.interfaces import InterfaceState, read_interfaces
 from podwire.model.state import Bridge, Link, Tun, Veth, Vxlan
 from podwire.trace import iproute
@@ -33,7 +34,9 @@ def explain_link(about: Knowledge, name: str = "", mac: bytes = b"") -> Explanat
             wrong = "is not as it is wanted" if state is not None else "does not exist"
             answer.details.append(("wrong", f"{link.name} {wrong}"))
             answer.details.append(("mend", about.remedies.here(line)))
-        elif state is None:
+        elif state is not None:
+            _guard(about, answer, state)
+        else:
             pod = about.intent.pod_at_port(link.name)
             answer.details.append(("wrong", f"{link.name} does not exist"))
             answer.details.append(("mend", about.remedies.attach_again(pod.pod if pod else "")))
@@ -104,6 +107,20 @@ def _ours(about: Knowledge, answer: Explanation, link: Link) -> None:
             answer.without = f"{who} would have no network"
     if config is not None and link.mtu is not None:
         answer.details.append(("mtu", _mtu(about, link)))
+
+
+def _guard(about: Knowledge, answer: Explanation, state: InterfaceState) -> None:
+    """The program that a pod's port is to have, and whether it does."""
+    wanted = about.intent.guard(state.name)
+    if wanted is None:
+        return
+    passes = f"passes what comes from {', '.join(map(str, wanted.ips))}"
+    answer.details.append(("guard", f"{passes}: {iproute.guard_command(state.name)}"))
+    found = guards.guard_at(about.sock, state.index)
+    if found is None or found.name != guards.name_of(guards.wire(wanted)):
+        answer.details.append(("wrong", f"{state.name} has no guard, or another one"))
+        line = f"podwire doctor --node {about.node} --fix"
+        answer.details.append(("mend", about.remedies.here(line)))
 
 
 def _mtu(about: Knowledge, link: Link) -> str:

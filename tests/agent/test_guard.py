@@ -1,0 +1,34 @@
+"""By what a node does anti-spoofing: as it was asked to, or as its kernel can."""
+
+from __future__ import annotations
+
+import pytest
+
+from podwire.agent import guard
+from podwire.agent.config import AgentConfig, GuardChoice
+from podwire.agent.fabrics import FabricOptions
+from podwire.errors import UnsupportedError
+from podwire.kernel import features
+from podwire.model.fabric import Guard
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("asked", "chosen"), [("auto", "ebpf"), ("ebpf", "ebpf"), ("nftables", "nftables")]
+)
+def test_programs_where_the_kernel_takes_them(asked: GuardChoice, chosen: Guard) -> None:
+    assert guard.choose(AgentConfig(node_name="node1", guard=asked)) == chosen
+
+
+def test_without_anti_spoofing_nothing_is_tried_out() -> None:
+    options = FabricOptions(anti_spoofing=False)
+    assert guard.choose(AgentConfig(node_name="node1", options=options)) == "nftables"
+
+
+def test_a_kernel_that_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking = features.Feature("eBPF", "Operation not permitted")
+    monkeypatch.setattr(features, "guard_feature", lambda: lacking)
+    assert guard.choose(AgentConfig(node_name="node1")) == "nftables"
+    with pytest.raises(UnsupportedError, match="Operation not permitted") as refused:
+        guard.choose(AgentConfig(node_name="node1", guard="ebpf"))
+    assert "nftables" in str(refused.value.remedy)
