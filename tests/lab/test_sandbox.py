@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +91,21 @@ def test_a_process_is_told_from_another_with_its_pid() -> None:
     assert Process(me.pid, me.started + 1).open() is None
     assert Process.parse(str(me)) == me
     assert Process.parse("12") is None
+
+
+def test_a_thread_that_has_the_pid_by_now_is_no_process() -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        assert thread.native_id is not None
+        gone = Process(thread.native_id, 1)
+        assert gone.open() is None
+        assert gone.open_even_ended() is None
+        assert processes.end([gone]) == []
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_end_is_gentle_first_and_certain_then() -> None:

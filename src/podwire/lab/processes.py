@@ -10,6 +10,7 @@ somebody opened in a node) is found by the namespaces that it is in.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -23,6 +24,9 @@ LAB_ID = "PODWIRE_LAB_ID"
 """Environment variable that holds the lab's id, a UUID, in each of its processes."""
 LAB_PROCESS = "PODWIRE_LAB_PROCESS"
 """Environment variable that holds the process's name in the lab: `api`, `node1/agent`."""
+
+#: Of pidfd_open(2): there is nothing of that number, or it is a thread's (EINVAL in older kernels).
+_NO_PROCESS = (errno.ESRCH, errno.ENOENT, errno.EINVAL)
 
 NAMESPACES = ("net", "mnt", "pid", "uts")
 """Kinds of namespaces that nodes have of their own."""
@@ -67,9 +71,8 @@ class Process:
 
     def open_even_ended(self) -> int | None:
         """A pidfd of it, also of a zombie; None when it has been reaped."""
-        try:
-            fd = os.pidfd_open(self.pid)
-        except ProcessLookupError:
+        fd = _pidfd(self.pid)
+        if fd is None:
             return None
         fields = _stat(self.pid)
         if not fields or int(fields[19]) != self.started:
@@ -79,9 +82,8 @@ class Process:
 
     def open(self) -> int | None:
         """A pidfd of it, or None when it has ended."""
-        try:
-            fd = os.pidfd_open(self.pid)
-        except ProcessLookupError:
+        fd = _pidfd(self.pid)
+        if fd is None:
             return None
         if not self.alive:
             os.close(fd)
@@ -152,6 +154,16 @@ def end(processes: Iterable[Process], *, grace_s: float = 0.0) -> list[Process]:
     finally:
         for fd in pidfds:
             os.close(fd)
+
+
+def _pidfd(pid: int) -> int | None:
+    """None where no process has that PID: a thread of one may have it by now, as its own."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in _NO_PROCESS:
+            return None
+        raise
 
 
 def _signal(pidfds: Iterable[int], number: signal.Signals) -> None:
