@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from podwire.agent import guard
@@ -32,3 +35,27 @@ def test_a_kernel_that_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnsupportedError, match="Operation not permitted") as refused:
         guard.choose(AgentConfig(node_name="node1", guard="ebpf"))
     assert "nftables" in str(refused.value.remedy)
+
+
+_CHAINED = json.dumps({"name": "a", "plugins": [{"type": "podwire"}, {"type": "bandwidth"}]})
+
+
+@pytest.mark.parametrize(
+    ("content", "shapes"),
+    [
+        (_CHAINED, True),
+        (_CHAINED.replace("podwire", "bridge"), False),
+        (_CHAINED.replace("bandwidth", "portmap"), False),
+        (_CHAINED[:-3], False),
+        ('{"plugins": [7]}', False),
+        ("[" * 5000, False),
+    ],
+)
+def test_a_chained_plugin_that_needs_the_same_place(
+    tmp_path: Path, content: str, shapes: bool
+) -> None:
+    (tmp_path / "05-list.conflist").write_text(content)
+    config = AgentConfig(node_name="node1", cni_conf_dir=tmp_path)
+    assert (guard.shaping_list(config) is not None) == shapes
+    if shapes:
+        assert guard.choose(config) == "nftables"

@@ -84,6 +84,18 @@ def remove_conflist(conf_dir: Path) -> bool:
     return _remove(conf_dir / CONFLIST_NAME)
 
 
+def chained_with(plugin: str, conf_dir: Path) -> Path | None:
+    """The first configuration list that runs both Podwire and the plugin of that type."""
+    for path in sorted(conf_dir.glob("*.conflist")):
+        try:
+            types = [one["type"] for one in json.loads(path.read_bytes())["plugins"]]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            continue  # No runtime takes that one either.
+        if PLUGIN_TYPE in types and plugin in types:
+            return path
+    return None
+
+
 def install_executable(bin_dir: Path, socket_path: Path = DEFAULT_SOCKET) -> bool:
     """Write the executable, which will talk to `socket_path`; False where it was there already.
 

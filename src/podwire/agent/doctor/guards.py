@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from podwire.agent import guard
 from podwire.agent.doctor.subject import Findings, Subject, named
 from podwire.plan import isolation
 from podwire.trace.wire import Checked
@@ -40,6 +41,13 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
     agent = subject.agent
     if agent.network is None:
         return
+    shaped = await asyncio.to_thread(guard.shaping_list, agent.config)
+    if shaped is not None and agent.network.guard == "ebpf":
+        yield _find.warn(
+            f"{shaped} chains the plugin bandwidth, which fails for pods whose egress is limited:"
+            " Podwire's guards have the ingress qdiscs of pods' ports",
+            "restart the agent, without --guard ebpf: it guards by nftables then",
+        )
     before = {one.reason: one.packets for one in await agent.drops.read()}
     # What is measured meanwhile is nothing that would be dropped.
     await asyncio.gather(subject.measure(), asyncio.sleep(_AT_LEAST_S))
