@@ -245,7 +245,11 @@ def test_stopping_leaves_everything_as_it_is_and_starting_again_too(
     assert agent.stop() == 0
     assert agent.namespace.run(look) == before
     assert agent.conflist.stat().st_mtime_ns == conflist
+    # Also where the store has forgotten what peers know: its MAC is the device's.
+    said = cluster.node("node1")["metadata"]["annotations"]
+    cluster.patch("node1", {"metadata": {"annotations": dict.fromkeys(said)}})
     agent.start().wait_ready()
+    assert cluster.node("node1")["metadata"]["annotations"] == said
     assert agent.namespace.run(look) == before
     assert agent.conflist.stat().st_mtime_ns == conflist
     assert agent.http.metric("podwire_kernel_changes_total") == 0
