@@ -158,6 +158,9 @@ def test_the_published_mac_wins_over_the_kernels_which_wins_over_a_new_one() -> 
     assert wanted().vtep_mac == KERNELS
     made = wanted_lease(FabricOptions().fabric(), own(), UNDERLAY, {}).vtep_mac
     assert made not in (None, KERNELS, PUBLISHED)
+    # What is at another address may be another node of the same name.
+    elsewhere = msgspec.structs.replace(lease, public_ip=ip_address("172.18.0.99"))
+    assert wanted(about=own(elsewhere)).vtep_mac == KERNELS
 
 
 def test_an_administrators_public_ip_wins_over_the_underlays() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import msgspec
@@ -55,3 +56,19 @@ def test_a_tunnel_that_is_one_way_of_several_is_waited_for_once(
     assert told.not_ready == "the UDP tunnel is not configured yet"
     told.tunnel._note("it ended")
     assert told.not_ready == later
+
+
+def test_a_tunnel_that_forwards_is_not_waited_for_when_the_node_has_a_block_more(
+    tmp_path: Path,
+) -> None:
+    of, told = config("calico", transport="udp"), peering(Nodes("node1"), tmp_path)
+    told.use(of, None)
+    told.tunnel._note(None)
+    more = msgspec.structs.replace(
+        of.lease, subnets=(*of.lease.subnets, ip_network("172.31.9.0/26"))
+    )
+    told.use(msgspec.structs.replace(of, lease=more), None)
+    assert told.not_ready is None
+    elsewhere = msgspec.structs.replace(of.underlay, ip=ip_address("172.18.0.99"))
+    told.use(msgspec.structs.replace(of, underlay=elsewhere), None)
+    assert told.not_ready == "the UDP tunnel is not configured yet"
