@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -18,7 +20,9 @@ from podwire.kernel.reconcile import Reconciler
 from podwire.model.cluster import ClusterView, Lease, NetworkConfig, Node, Underlay
 from podwire.model.state import LINK_GROUP
 from podwire.plan.node import plan
+from podwire.tunnel.client import command
 from tests.conftest import Namespace
+from tests.e2e.waiting import DEADLINE_S, until
 from tests.plan import fabrics
 
 pytestmark = pytest.mark.root
@@ -98,6 +102,23 @@ def test_the_routes_of_another_fabrics_protocol_go(inside: Namespace, config: Ag
     list(teardown(config, force=False))
     assert inside.run("ip route show proto 80") == ""
     assert "10.99.0.0/24" in inside.run("ip route show proto static")
+
+
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
+def test_the_tunnel_that_outlives_agents_is_ended(node: Namespace, config: AgentConfig) -> None:
+    config.run_dir.mkdir()
+    with subprocess.Popen(command(config.tunnel_socket)) as tunnel:
+        try:
+            until(lambda: listens(config.tunnel_socket), "it listens")
+            assert "the UDP tunnel's process is stopped" in list(teardown(config, force=False))
+            assert tunnel.wait(DEADLINE_S) == 0
+        finally:
+            tunnel.kill()
+    assert not config.run_dir.exists()
 
 
 def test_pods_that_are_attached_are_in_the_way(node: Namespace, config: AgentConfig) -> None:
