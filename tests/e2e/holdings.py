@@ -72,11 +72,14 @@ def held(lab: Lab, places: Sequence[Place]) -> Counter[tuple[str, str]]:
 
 
 def programs(pid: int) -> set[int]:
-    """The ids of the eBPF programs that a process has attached."""
+    """The ids of the eBPF programs that a process has attached, and that end with it. (Those that
+    guard pods' ports hang there without it.)"""
     found = set()
     for info in Path(f"/proc/{pid}/fdinfo").iterdir():
         with suppress(FileNotFoundError):
-            found |= {int(one) for one in re.findall(r"^prog_id:\s*(\d+)", info.read_text(), re.M)}
+            text = info.read_text()
+            if "link_type:" in text:
+                found |= {int(one) for one in re.findall(r"^prog_id:\s*(\d+)", text, re.M)}
     return found
 
 
