@@ -157,6 +157,7 @@ def test_the_plan_says_what_is_and_why(podwire: Command, two_pods: tuple[str, st
         "route",
         "sysctl",
         "nft",
+        "tc",
     }
 
 
