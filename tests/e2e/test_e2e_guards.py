@@ -20,7 +20,7 @@ from subprocess import Popen
 import pytest
 
 from podwire.lab import Lab, LabNode, LabPod
-from podwire.plan.macs import link_local
+from podwire.model.state import link_local
 
 from ..tunnel.packets import Packet
 from .commands import Command

@@ -16,9 +16,8 @@ from msgspec import structs
 from podwire.kernel.reconcile import Reconciler
 from podwire.model.cluster import Attachment
 from podwire.model.fabric import Guard
-from podwire.model.state import Desired, Link, Veth, Why
+from podwire.model.state import Desired, Link, Veth, Why, link_local
 from podwire.plan import spoofing
-from podwire.plan.macs import link_local
 from podwire.plan.node import plan_tables
 from tests.conftest import Namespace
 from tests.e2e.waiting import until

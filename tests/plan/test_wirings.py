@@ -9,9 +9,8 @@ import pytest
 from msgspec import structs
 
 from podwire.model.cluster import Underlay
-from podwire.model.state import Blackhole, Link, NftElement, PortGuard, Route
+from podwire.model.state import Blackhole, Link, NftElement, PortGuard, Route, link_local
 from podwire.plan import isolation, spoofing
-from podwire.plan.macs import link_local
 from podwire.plan.wiring import bridge, plan_attachment, routed
 
 from .fabrics import attachment, config, lines

@@ -38,8 +38,7 @@ class Drops:
 
     async def read(self) -> tuple[DropCount, ...]:
         """Everything that is counted, also what has not been dropped yet."""
-        guards = await self._worker.call(self._guards)
-        guards += await self._worker.call(self._at_ports)
+        guards = await self._worker.call(lambda: self._guards() + self._at_ports())
         stats = await self._peering.tunnel.stats()
         return (*guards, *(of_tunnel(stats) if stats is not None else ()))
 

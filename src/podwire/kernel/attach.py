@@ -307,7 +307,7 @@ def _host_faults(
     for one in entries:
         if isinstance(one, PortGuard):
             found = guards.guard_at(sock, state.index)
-            if found is None or found.name != guards.name_of(guards.wire(one)):
+            if found is None or not found.lets_pass(guards.wire(one)):
                 faults.append(f"{port.name} has no guard, or another one (tc filter show)")
     return faults + _missing(sock, entries, Scope({port.name: state.index}), "on the node")
 

@@ -34,15 +34,14 @@ _F_RDONLY_PROG = 1 << 7
 
 # union bpf_attr, by command
 _MAP = struct.Struct("<IIIII8x16s")  # type, key, value, entries, flags, …, name
-_UPDATE = struct.Struct("<I4xQQQ")  # map, key, value, flags
+_ELEMENT = struct.Struct("<I4xQQQ")  # map, key, value, flags
 _PROGRAM = struct.Struct("<IIQQIIQ8x16s")  # type, length, code, licence, log (level, size, at), …
 _ATTACH = struct.Struct("<QI4x")  # tracepoint, program
-_LOOKUP = struct.Struct("<I4xQQQ")  # map, key, value, flags
 _BY_ID = struct.Struct("<III")  # id, next id, flags
 _INFO = struct.Struct("<IIQ")  # descriptor, length, where to
 
 # struct bpf_prog_info and struct bpf_map_info: how long they are here, and where in them what is.
-_PROGRAM_INFO_BYTES, _MAP_COUNT_AT, _MAP_IDS_AT = 80, 52, 56
+_PROGRAM_INFO_BYTES, _MAP_COUNT_AT = 80, 52  # Where the maps' ids go to follows their number.
 _MAP_INFO_BYTES, _MAP_NAME_AT, _NAME_BYTES = 40, 24, 16
 #: So many maps of a program are looked at.
 _MAPS = 16
@@ -71,10 +70,7 @@ def new_constant(name: str, value: bytes) -> int:
     attributes = _MAP.pack(_MAP_TYPE_ARRAY, 4, len(value), 1, _F_RDONLY_PROG, name.encode())
     fd = call(_MAP_CREATE, attributes, "constant")
     try:
-        key = ctypes.c_uint32(0)
-        held = ctypes.create_string_buffer(value, len(value))
-        update = _UPDATE.pack(fd, ctypes.addressof(key), ctypes.addressof(held), 0)
-        call(_MAP_UPDATE_ELEM, update, "constant")
+        _write(fd, 0, value, "constant")
         call(_MAP_FREEZE, fd.to_bytes(4, "little"), "constant")
     except BaseException:
         os.close(fd)
@@ -90,7 +86,7 @@ def new_array(name: str, size: int) -> int:
 def read_array(fd: int, size: int) -> bytes:
     """The value of such a map."""
     key, value = ctypes.c_uint32(0), ctypes.create_string_buffer(size)
-    where = _LOOKUP.pack(fd, ctypes.addressof(key), ctypes.addressof(value), 0)
+    where = _ELEMENT.pack(fd, ctypes.addressof(key), ctypes.addressof(value), 0)
     call(_MAP_LOOKUP_ELEM, where, "array")
     return value.raw
 
@@ -103,16 +99,14 @@ def new_hash(name: str, size: int, most: int) -> int:
 
 def write_hash(fd: int, key: int, value: bytes) -> None:
     """Put a value there, or another in its place, in one step."""
-    number, held = ctypes.c_uint32(key), ctypes.create_string_buffer(value, len(value))
-    where = _UPDATE.pack(fd, ctypes.addressof(number), ctypes.addressof(held), 0)
-    call(_MAP_UPDATE_ELEM, where, "hash")
+    _write(fd, key, value, "hash")
 
 
 def delete_hash(fd: int, key: int) -> None:
     """It is no failure if there is none."""
     number = ctypes.c_uint32(key)
     with contextlib.suppress(PodwireError):
-        call(_MAP_DELETE_ELEM, _UPDATE.pack(fd, ctypes.addressof(number), 0, 0), "hash")
+        call(_MAP_DELETE_ELEM, _ELEMENT.pack(fd, ctypes.addressof(number), 0, 0), "hash")
 
 
 def hash_keys(fd: int) -> list[int]:
@@ -122,12 +116,18 @@ def hash_keys(fd: int) -> list[int]:
     before = 0
     with contextlib.suppress(PodwireError):  # Behind the last one there is none: ENOENT.
         while True:
-            where = _UPDATE.pack(fd, before, ctypes.addressof(after), 0)
+            where = _ELEMENT.pack(fd, before, ctypes.addressof(after), 0)
             call(_MAP_GET_NEXT_KEY, where, "hash")
             found.append(after.value)
             key.value = after.value
             before = ctypes.addressof(key)
     return found
+
+
+def _write(fd: int, key: int, value: bytes, what: str) -> None:
+    number, held = ctypes.c_uint32(key), ctypes.create_string_buffer(value, len(value))
+    where = _ELEMENT.pack(fd, ctypes.addressof(number), ctypes.addressof(held), 0)
+    call(_MAP_UPDATE_ELEM, where, what)
 
 
 def program_by_id(program_id: int) -> int:

@@ -26,13 +26,12 @@ import struct
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from functools import cache
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from threading import Lock
 from typing import NamedTuple
 
 from podwire.errors import KernelError, PodwireError, UnsupportedError
 from podwire.kernel import bpf, guard_program
-from podwire.kernel.messages import link_local
 from podwire.kernel.netlink import (
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -44,7 +43,7 @@ from podwire.kernel.netlink import (
     nested,
     parse_attrs,
 )
-from podwire.model.state import IPAddress, PortGuard, format_mac, parse_mac
+from podwire.model.state import IPAddress, PortGuard, format_mac, link_local, parse_mac
 
 RTM_NEWTFILTER, RTM_DELTFILTER, RTM_DELQDISC = 44, 45, 37
 _RTM_NEWQDISC, _RTM_GETQDISC, _RTM_GETTFILTER = 36, 38, 46
@@ -86,6 +85,10 @@ class Found(NamedTuple):
 
     name: str
     program: int
+
+    def lets_pass(self, value: GuardValue) -> bool:
+        """Whether it is the one for this, and of this version of the program."""
+        return self.name == name_of(value)
 
 
 def name_of(value: GuardValue) -> str:
@@ -328,5 +331,5 @@ def _or_none(fd: int | None) -> int:
 
 
 def _known(value: GuardValue) -> bytes:
-    on_link = IPv6Address(link_local(value.mac))
+    on_link = link_local(value.mac)
     return guard_program.value(frames=value.frames, mac=value.mac, ips=value.ips, on_link=on_link)

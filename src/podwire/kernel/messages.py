@@ -353,9 +353,3 @@ def netconf_index(payload: bytes) -> int | None:
 
 def _u32(data: bytes | None) -> int:
     return _U32.unpack(data)[0] if data else 0
-
-
-def link_local(mac: bytes) -> bytes:
-    """The IPv6 link-local address (packed) that belongs to a MAC: its modified EUI-64 (RFC 4291,
-    appendix A)."""
-    return b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]

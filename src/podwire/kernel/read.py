@@ -162,8 +162,7 @@ def _guards(socks: Sockets, mine: Mine) -> dict[Any, Any]:
     for index, guard in guards.guarded(socks.route).items():
         if index in mine.links:
             wanted = mine.guards.get(key := GuardKey(index))
-            same = wanted is not None and guards.name_of(wanted) == guard.name
-            found[key] = wanted if same else None
+            found[key] = wanted if wanted is not None and guard.lets_pass(wanted) else None
     return found
 
 

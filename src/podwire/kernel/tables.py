@@ -31,7 +31,6 @@ from podwire.kernel.messages import (
     PortFdbKey,
     RouteKey,
     RouteValue,
-    link_local,
 )
 from podwire.kernel.nft_elements import ElementKey
 from podwire.model.state import (
@@ -46,6 +45,7 @@ from podwire.model.state import (
     Route,
     Why,
     format_mac,
+    link_local,
 )
 
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -162,7 +162,8 @@ def _address_wire(entry: Address | Link, scope: Scope) -> Pair:
     if isinstance(entry, Link):
         if entry.mac is None:
             raise ValueError(f"link {entry.name}: a link-local address takes a MAC")
-        return AddressKey(scope[entry.name], socket.AF_INET6, link_local(entry.mac), 64), None
+        packed = link_local(entry.mac).packed
+        return AddressKey(scope[entry.name], socket.AF_INET6, packed, 64), None
     ip = entry.ip
     key = AddressKey(scope[entry.dev], _FAMILY[ip.version], ip.ip.packed, ip.network.prefixlen)
     return key, None

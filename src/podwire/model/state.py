@@ -316,6 +316,13 @@ def format_mac(mac: bytes) -> str:
     return mac.hex(":")
 
 
+def link_local(mac: bytes) -> IPv6Address:
+    """The IPv6 link-local address that an interface makes of its MAC: the modified EUI-64 (RFC
+    4291, appendix A)."""
+    eui64 = bytes([mac[0] ^ 0x02]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+    return IPv6Address(b"\xfe\x80" + bytes(6) + eui64)
+
+
 def parse_mac(text: str) -> bytes:
     """Six bytes of `0a:58:0a:f4:01:02`. Raises ValueError on anything else."""
     if not _MAC.fullmatch(text):

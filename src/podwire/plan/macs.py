@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from ipaddress import IPv6Address
 
 from podwire.model.state import IPAddress
 
@@ -17,9 +16,3 @@ def mac_for(ip: IPAddress) -> bytes:
     if ip.version == 4:
         return b"\x0a\x58" + ip.packed
     return b"\x0a" + hashlib.blake2s(ip.packed, digest_size=5).digest()
-
-
-def link_local(mac: bytes) -> IPv6Address:
-    """The IPv6 link-local address that an interface makes of its MAC (RFC 4291, appendix A)."""
-    eui64 = bytes([mac[0] ^ 0x02]) + mac[1:3] + b"\xff\xfe" + mac[3:]
-    return IPv6Address(b"\xfe\x80" + bytes(6) + eui64)

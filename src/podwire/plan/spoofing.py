@@ -41,8 +41,8 @@ from podwire.model.state import (
     NftTable,
     PortGuard,
     Why,
+    link_local,
 )
-from podwire.plan.macs import link_local
 
 _RAW = -300
 #: In the bridge family, before everything that others usually have there.

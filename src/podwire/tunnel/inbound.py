@@ -37,13 +37,11 @@ from podwire.tunnel.lines import Lines
 from podwire.tunnel.path import Path
 from podwire.tunnel.readers import Readers
 from podwire.tunnel.secure import OVERHEAD
-from podwire.tunnel.sockets import ROOM, SLOTS, START, Underlay
+from podwire.tunnel.sockets import ROOM, ROUNDS, SLOTS, START, Underlay
 from podwire.tunnel.table import Line, Peer
 
 #: Where the `virtio_net_hdr` of what was received is: all zeros, but while a run is written.
 _FRONT: Final = START - VNET_HEADER
-#: Times that all slots are filled, until the other direction has its turn.
-_ROUNDS: Final = 2
 
 
 class Inbound:
@@ -76,7 +74,7 @@ class Inbound:
     def _pump(self, line: Line | None, drain: bool) -> bool:
         underlay = self._underlay
         many = False
-        for _ in range(_ROUNDS if drain else 1):
+        for _ in range(ROUNDS if drain else 1):
             found = []
             for slot in range(SLOTS if drain else 1):
                 size = underlay.receive(line, slot)

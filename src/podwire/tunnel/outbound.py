@@ -36,7 +36,7 @@ from podwire.tunnel.icmp import Problem, is_multicast, stays_on_link
 from podwire.tunnel.path import Path
 from podwire.tunnel.rows import Rows
 from podwire.tunnel.segment import Division, Segmenter
-from podwire.tunnel.sockets import SLOTS, read
+from podwire.tunnel.sockets import ROUNDS, SLOTS, read
 from podwire.tunnel.table import Peer
 
 #: Where the first packet is read to: an even place with room for the header in front.
@@ -50,8 +50,6 @@ _GATHERED = 64
 _GATHERED_BYTES = BATCH_BYTES - 2048
 #: Packets from which on rows are quicker than one after the other.
 _FEW = 4
-#: Times that all slots are filled, until the other direction has its turn.
-_ROUNDS: Final = 2
 
 
 class Outbound:
@@ -111,7 +109,7 @@ class Outbound:
         super-packet. The first slots have packets of `lengths` already."""
         fd, begin = self._fd, self._address + _FRONT
         self._bulk = False
-        for _ in range(_ROUNDS):
+        for _ in range(ROUNDS):
             lengths = list(lengths)
             for slot in range(len(lengths), SLOTS):
                 length = read(fd, begin + slot * _ROOM, _LONGEST) - VNET_HEADER

@@ -59,6 +59,8 @@ ROOM = START + 2 * 65536 + 64
 #: What is received, and read from the device, before any of it is passed on: it then shares the
 #: cost of what is done to all at once, and still fits into a processor's second-level cache.
 SLOTS = 4
+#: Times that all slots are filled, until the other direction has its turn.
+ROUNDS = 2
 
 
 class Underlay:

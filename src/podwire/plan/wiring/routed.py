@@ -23,9 +23,9 @@ from podwire.model.state import (
     Route,
     Sysctl,
     Why,
+    link_local,
 )
 from podwire.plan import spoofing
-from podwire.plan.macs import link_local
 from podwire.plan.wiring.pods import PodPlan, has, no_routers, owner, veth
 
 #: Of every host end, so that pods' neighbour entries outlive whatever happens on the node.

@@ -7,8 +7,8 @@ the kernel names itself (`podwire.trace.filters`); programs of others, of which 
 from __future__ import annotations
 
 from podwire.kernel.observe.interfaces import InterfaceState
+from podwire.model.state import link_local
 from podwire.plan import spoofing
-from podwire.plan.macs import link_local
 from podwire.trace import iproute
 from podwire.trace.decisions.flow import Flow
 from podwire.trace.decisions.vantage import Vantage

@@ -117,7 +117,7 @@ def _guard(about: Knowledge, answer: Explanation, state: InterfaceState) -> None
     passes = f"passes what comes from {', '.join(map(str, wanted.ips))}"
     answer.details.append(("guard", f"{passes}: {iproute.guard_command(state.name)}"))
     found = guards.guard_at(about.sock, state.index)
-    if found is None or found.name != guards.name_of(guards.wire(wanted)):
+    if found is None or not found.lets_pass(guards.wire(wanted)):
         answer.details.append(("wrong", f"{state.name} has no guard, or another one"))
         line = f"podwire doctor --node {about.node} --fix"
         answer.details.append(("mend", about.remedies.here(line)))
