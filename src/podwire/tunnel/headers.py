@@ -15,6 +15,8 @@ IPV6 = struct.Struct("!IHBB16s16s")
 #: What a packet's way depends on: the first byte, total length, TTL, protocol, checksum, source and
 #: destination.
 IPV4_START = struct.Struct("!BxHxxxxBBH4s4s")
+#: The same behind a virtio header, without the source but with the header's flags and gso_type.
+VNET_IPV4_START = struct.Struct("!BB8xBxHxxxxBBH4x4s")
 #: The first byte of a header without options.
 PLAIN_IPV4 = 0x45
 #: From the eighth byte of IPv4's on.
@@ -71,8 +73,7 @@ def decrement_ttl(buffer: Buffer, at: int) -> None:
 
 def raised(check: int) -> int:
     """IPv4's checksum for a TTL that is one less."""
-    check += 0x100
-    return check if check < 0xFFFF else (check + 1) & 0xFFFF
+    return check + 0x100 if check < 0xFEFF else (check + 0x101) & 0xFFFF
 
 
 def set_ip_length(buffer: Buffer, at: int, size: int) -> None:

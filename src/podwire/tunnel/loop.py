@@ -227,9 +227,11 @@ class Tunnel:
                 self._drops,
                 require_encryption=config.require_encryption,
             )
-            self._readers.set(self._path.tun.fd, Outbound(self._path).pump)
+            outbound = Outbound(self._path)
+            self._readers.set(self._path.tun.fd, outbound.pump)
             self._inbounds = [
-                Inbound(self._path, one, self._readers) for one in self._path.underlays.values()
+                Inbound(self._path, one, self._readers, outbound.pump_one)
+                for one in self._path.underlays.values()
             ]
             self._config = config
             log.info("configured", extra=fields(dev=config.dev, port=config.port))
