@@ -5,24 +5,21 @@ Each against the same network set up with the `ip` and `nft` commands that a per
 same links, addresses, routes and masquerade. What Podwire has beyond that, its pods' anti-spoofing,
 is its own to pay; routed pods are also compared with the kernel's own, strict reverse path
 filtering, which Calico sets on their links. Also without masquerade, which makes the kernel track
-connections, and node to node, the physical limit. Runs are interleaved; latency is half of an
-echo's round trip. Two set-ups of the very same may differ by some percent for as long as they are
-there, by where things lie in caches, so all of it is set up anew again and again.
+connections, and node to node, the physical limit. Runs are interleaved, and all of it is
+set up anew several times; latency is half of an echo's round trip.
 """
 
 from __future__ import annotations
 
 import contextlib
-import random
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from bench.bursts import ECHOES, STREAM_BYTES, compared, measure
+from bench.bursts import RUNS, Ends, compared, measure
 from bench.harness import cluster, namespaces, sh, show, wire_underlay
 from bench.two_nodes import TARGET, Way, by_hand, by_podwire
 
-SET_UPS, ROUNDS = 6, 10
 PROFILES: dict[Way, str] = {"bridge": "flannel-host-gw", "routed": "calico"}
 #: By hand, what they are called in the table.
 _HANDS: dict[Way, dict[str, str]] = {
@@ -36,17 +33,7 @@ _HANDS: dict[Way, dict[str, str]] = {
 
 
 def main() -> None:
-    gbits: dict[str, list[float]] = {}
-    micros: dict[str, list[float]] = {}
-    for _ in range(SET_UPS):
-        with contextlib.ExitStack() as stack:
-            # What ran before a run matters too.
-            paths = list(_set_up(stack).items())
-            random.shuffle(paths)
-            found = measure(dict(paths), ROUNDS)
-        for runs, new in zip((gbits, micros), found, strict=True):
-            for path, values in new.items():
-                runs.setdefault(path, []).extend(values)
+    gbits, micros = measure(_set_up)
     rows = []
     for way, profile in PROFILES.items():
         own = f"{way} podwire"
@@ -54,16 +41,12 @@ def main() -> None:
         peers["underlay"] = "underlay"
         rows += compared(f"{profile}: TCP, Gbit/s", own, peers, gbits, more=True)
         rows += compared(f"{profile}: one way, µs", own, peers, micros, more=False)
-    show(
-        f"Pod to pod across nodes, no tunnel: {SET_UPS} times {ROUNDS} runs each of"
-        f" {STREAM_BYTES >> 20} MiB and of {ECHOES} echoes, quartiles",
-        rows,
-    )
+    show(f"Pod to pod across nodes, no tunnel: {RUNS}", rows)
 
 
-def _set_up(stack: contextlib.ExitStack) -> dict[str, tuple[str, str, str]]:
+def _set_up(stack: contextlib.ExitStack) -> dict[str, Ends]:
     """What is compared: its pods, and the second one's address."""
-    paths: dict[str, tuple[str, str, str]] = {}
+    paths: dict[str, Ends] = {}
     for way, profile in PROFILES.items():
         for kind in ("podwire", *_HANDS[way]):
             names = (f"{way[0]}{kind[0]}{letter}" for letter in "hnmpq")

@@ -1,7 +1,9 @@
 """Short runs between two namespaces, taken in turn: echoes one at a time, and one TCP stream.
 
 A machine's pace changes from one second to the next. Runs of some milliseconds that alternate
-between what is compared meet the same pace, and there are enough of them for a median.
+between what is compared meet the same pace, and there are enough of them for a median. Two set-ups
+of the very same may differ by some percent for as long as they are there, by where things lie in
+caches, so all of it is set up anew again and again.
 
 A process in the source's namespace does the runs and tells what they took. Echo requests are sent
 by a raw socket, so that the target's kernel answers without waking a process; a stream is sent to a
@@ -11,15 +13,26 @@ process in the target's namespace, which says when it has all of it.
 from __future__ import annotations
 
 import contextlib
+import random
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeAlias
 
 from bench.harness import sh
 
+#: The source, the target's namespace, the target's address.
+Ends: TypeAlias = tuple[str, str, str]
+
+SET_UPS, ROUNDS = 6, 10
 #: Of one run.
 ECHOES, STREAM_BYTES = 500, 128 << 20
+#: What is measured, for a title.
+RUNS = (
+    f"{SET_UPS} times {ROUNDS} runs each of {STREAM_BYTES >> 20} MiB and of {ECHOES} echoes,"
+    " quartiles"
+)
 #: Runs that nothing is noted of: neighbours are found, windows grow.
 _WARM_UP = 3
 
@@ -124,20 +137,23 @@ def _start(
 
 
 def measure(
-    paths: Mapping[str, tuple[str, str, str]], rounds: int
+    set_up: Callable[[contextlib.ExitStack], Mapping[str, Ends]],
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Gbit/s and microseconds of each path (source, target's namespace, target's address), by
-    runs that were taken in turn."""
-    gbits: dict[str, list[float]] = {name: [] for name in paths}
-    micros: dict[str, list[float]] = {name: [] for name in paths}
-    with contextlib.ExitStack() as stack:
-        pairs = {name: stack.enter_context(pair(*path)) for name, path in paths.items()}
-        for number in range(-_WARM_UP, rounds):
-            for name, one in pairs.items():
-                found = one.gbits(), one.one_way_us()
-                if number >= 0:
-                    gbits[name].append(found[0])
-                    micros[name].append(found[1])
+    """Gbit/s and microseconds of each path, by runs that were taken in turn."""
+    gbits: dict[str, list[float]] = {}
+    micros: dict[str, list[float]] = {}
+    for _ in range(SET_UPS):
+        with contextlib.ExitStack() as stack:
+            paths = list(set_up(stack).items())
+            # What ran before a run matters too.
+            random.shuffle(paths)
+            pairs = {name: stack.enter_context(pair(*path)) for name, path in paths}
+            for number in range(-_WARM_UP, ROUNDS):
+                for name, one in pairs.items():
+                    found = one.gbits(), one.one_way_us()
+                    if number >= 0:
+                        gbits.setdefault(name, []).append(found[0])
+                        micros.setdefault(name, []).append(found[1])
     return gbits, micros
 
 
