@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,25 @@ def test_crash_loop_backs_off(lab: Lab, name: str) -> None:
     assert container_status(waiting)["lastState"]["terminated"]["exitCode"] == 1
     pod.wait(lambda obj: container_status(obj)["restartCount"] >= 2, "restarted")
     assert "BackOff" in events(lab, pod)
+
+
+def test_pod_whose_worker_fails_is_taken_up_again(lab: Lab, name: str) -> None:
+    pod = lab.run(name, node="node1")
+    ip, pause, node, uid = pod.ip, pod.pause, pod.node, pod.object["metadata"]["uid"]
+    record = node.directory / "var-lib/kubelet/pods" / uid / "record.json"
+    container = json.loads(record.read_bytes())["containers"]["main"]["pid"]
+    record.unlink()
+    record.mkdir()  # So it can't be written.
+    try:
+        node.exec(["kill", "-9", str(container)], check=True)
+        deadline = time.monotonic() + 60
+        while "FailedSync" not in events(lab, pod):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        record.rmdir()
+    pod.wait(lambda obj: is_ready(obj) and container_status(obj)["restartCount"] == 1, "again")
+    assert (pod.ip, pod.pause) == (ip, pause)
 
 
 def test_program_that_does_not_exist(lab: Lab, name: str) -> None:

@@ -1,7 +1,7 @@
 """Which pods should be on this node, and a worker for each.
 
 What lives here: following the API's Pods that are bound to the node, and at start those on
-record. What does not: what a worker does.
+record; that a worker that fails has a successor. What does not: what a worker does.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from podwire.cluster.kube import PODS, WatchEvent, reflect
 from podwire.errors import InputError
 from podwire.lab.cni_network import Attachment
 from podwire.lab.kubelet.attachment import IFNAME
+from podwire.lab.kubelet.events import Reference, reference
 from podwire.lab.kubelet.node import Node
 from podwire.lab.kubelet.records import RecordStore
 from podwire.lab.kubelet.worker import PodWorker, new_record
 from podwire.lab.sandbox import destroy_unknown
+
+#: Between a worker that failed and its successor; how long one has to do well to count as new.
+_BACKOFF_S, _MAX_BACKOFF_S, _WELL_S = 0.5, 10.0, 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -87,33 +91,65 @@ class Pods:
                 # It ended in an earlier life of the node, of which nothing is left here.
                 self._begin(PodWorker(self._node, new_record(obj)))
         except InputError as error:
-            metadata = obj["metadata"]
-            about = {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "name": metadata["name"],
-                "namespace": metadata["namespace"],
-                "uid": uid,
-            }
-            self._node.events.record(about, "Warning", "FailedValidation", str(error))
-            _log.warning("pod %s: %s", metadata["name"], error)
+            self._warn(_reference(obj), "FailedValidation", str(error))
+            _log.warning("pod %s: %s", obj["metadata"]["name"], error)
 
     def _begin(self, worker: PodWorker) -> None:
         uid = worker.record.uid
         self._workers[uid] = worker
-        task = asyncio.create_task(worker.run(), name=worker.pod.key)
+        task = asyncio.create_task(self._keep(uid), name=worker.pod.key)
         self._tasks.add(task)
-        task.add_done_callback(lambda done: self._ended(uid, done))
+        task.add_done_callback(self._tasks.discard)
 
-    def _ended(self, uid: str, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        del self._workers[uid]
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("worker of %s failed", task.get_name(), exc_info=task.exception())
+    async def _keep(self, uid: str) -> None:
+        """Have a worker for the pod until it has left the node.
+
+        One that fails is followed by another, which goes on from the record, as after a kubelet's
+        own end. It hears what happens to the Pod from the first moment, and begins in a while.
+        """
+        loop, back_off_s = asyncio.get_running_loop(), _BACKOFF_S
+        while True:
+            worker, began = self._workers[uid], loop.time()
+            try:
+                await worker.run()
+            except Exception as error:
+                if loop.time() - began > _WELL_S:
+                    back_off_s = _BACKOFF_S
+                self._workers[uid] = worker.successor()
+                why = f"error syncing pod, next try in {back_off_s:g} s: {_cause(error)}"
+                self._warn(reference(worker.pod), "FailedSync", why)
+                _log.exception("%s: %s", worker.pod.key, why)
+            else:
+                del self._workers[uid]
+                return
+            await asyncio.sleep(back_off_s)
+            back_off_s = min(2 * back_off_s, _MAX_BACKOFF_S)
+
+    def _warn(self, about: Reference, reason: str, message: str) -> None:
+        self._node.events.record(about, "Warning", reason, message)
 
     def _wake_all(self) -> None:
         for worker in self._workers.values():
             worker.wake()
+
+
+def _reference(obj: Json) -> Reference:
+    """To a Pod that does not fit."""
+    metadata = obj["metadata"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "name": metadata["name"],
+        "namespace": metadata["namespace"],
+        "uid": metadata["uid"],
+    }
+
+
+def _cause(error: BaseException) -> str:
+    """What a task of a group has failed of."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error) or type(error).__name__
 
 
 def attachments(records: RecordStore) -> Iterator[Attachment]:

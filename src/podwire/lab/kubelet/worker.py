@@ -64,8 +64,8 @@ class PodWorker:
 
     def update(self, obj: dict[str, Any]) -> None:
         """The Pod object changed."""
-        self.record.pod = obj
         self.pod = parse(obj)
+        self.record.pod = obj
         self._status.seen(obj)
         self.wake()
 
@@ -92,21 +92,29 @@ class PodWorker:
     # -- the loop -----------------------------------------------------------------------------
 
     async def run(self) -> None:
+        """Until the pod has left. Raises what is not expected; `successor` goes on then."""
         self._adopt()
-        reporter = asyncio.create_task(self._status.report())
         try:
-            while not self.leaving:
-                self._wake.clear()
-                await self._sync()
-                self._save()
-                self._status.publish(self.pod, self.record)
-                await self._sleep(self._next_due())
-            await self._leave()
+            async with asyncio.TaskGroup() as tasks:
+                reporter = tasks.create_task(self._status.report())
+                while not self.leaving:
+                    self._wake.clear()
+                    await self._sync()
+                    self._save()
+                    self._status.publish(self.pod, self.record)
+                    await self._sleep(self._next_due())
+                await self._leave()
+                reporter.cancel()
         finally:
-            reporter.cancel()
             self._containers.close()
             if self._pause is not None:
                 self._pause.close()
+
+    def successor(self) -> PodWorker:
+        """One that goes on from what is on record."""
+        worker = PodWorker(self._node, self.record)
+        worker._removed = self._removed
+        return worker
 
     def _adopt(self) -> None:
         sandbox = self.record.sandbox
