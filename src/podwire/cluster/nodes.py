@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from podwire.decoding import decode
 from podwire.errors import InputError
 from podwire.model.cluster import Endpoint, Lease, Node
 from podwire.model.state import IPAddress, IPNetwork, format_mac, parse_mac
@@ -296,13 +297,13 @@ def _vtep_mac(data: _VxlanData, key: str) -> bytes:
 
 
 def _vxlan_data(obj: NodeObject, key: str) -> _VxlanData:
-    try:
-        return msgspec.json.decode(obj.annotation(key) or "", type=_VxlanData)
-    # Nested too deeply it is no DecodeError.
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise InputError(
-            f'{error}; expected {{"VNI": number, "VtepMAC": "…"}}', field=_field(key)
-        ) from error
+    return decode(
+        obj.annotation(key) or "",
+        _VxlanData,
+        field=_field(key),
+        expected='{"VNI": number, "VtepMAC": "…"}',
+        remedy="remove the annotation: the agent of that node writes it again",
+    )
 
 
 def _each(texts: Sequence[str], parse: Any, field: str, problems: list[str]) -> list[Any]:

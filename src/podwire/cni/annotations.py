@@ -12,13 +12,13 @@ silently gets another one is worse than one that does not start.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from ipaddress import ip_address
 
 import msgspec
 
 from podwire.cni.types import CniError, Code
+from podwire.decoding import from_json
 from podwire.ipam.allocator import Wish
 from podwire.model.state import IPAddress
 
@@ -73,18 +73,14 @@ def _list(annotations: Mapping[str, str], key: str) -> list[str]:
     text = annotations.get(key)
     if text is None:
         return []
-    found: object = [part.strip() for part in text.split(",")]
+    found = [part.strip() for part in text.split(",")]
     if text.lstrip().startswith("["):
         try:
-            found = json.loads(text)
-        # Nested too deeply it is no ValueError.
-        except (ValueError, RecursionError):
-            found = None
-    if not isinstance(found, list) or not found:
+            found = from_json(text, list[str])
+        except msgspec.DecodeError:
+            found = []
+    if not found or not all(found):
         raise _wrong(key, text, 'a list such as "a,b" or ["a", "b"]')
-    for one in found:
-        if not isinstance(one, str) or not one:
-            raise _wrong(key, text, 'a list such as "a,b" or ["a", "b"]')
     return found
 
 

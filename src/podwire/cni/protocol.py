@@ -30,6 +30,7 @@ from podwire.cni.types import (
     Request,
     at_least,
 )
+from podwire.decoding import from_json
 from podwire.ipam.record import PodIdentity
 from podwire.model.state import IPAddress, parse_mac
 
@@ -55,8 +56,6 @@ _KNOWN_ARGS = frozenset(
         "K8S_POD_INFRA_CONTAINER_ID",
     }
 )
-
-_decode_conf = msgspec.json.Decoder(NetConf).decode
 
 
 def parse_request(env: Mapping[str, str], stdin: bytes) -> Request:
@@ -102,8 +101,8 @@ def parse_request(env: Mapping[str, str], stdin: bytes) -> Request:
 def version_of(stdin: bytes) -> str:
     """The `cniVersion` to answer a bad request in: the one that it names, else the newest."""
     try:
-        version = msgspec.json.decode(stdin, type=dict[str, Any]).get("cniVersion")
-    except (ValueError, RecursionError):
+        version = from_json(stdin, dict[str, Any]).get("cniVersion")
+    except msgspec.DecodeError:
         return NEWEST_VERSION
     return version if version in SUPPORTED_VERSIONS else NEWEST_VERSION
 
@@ -145,12 +144,12 @@ def _command(env: Mapping[str, str]) -> Command:
 
 def _conf(stdin: bytes) -> NetConf:
     try:
-        return _decode_conf(stdin)
+        return from_json(stdin, NetConf)
     except msgspec.ValidationError as error:
         raise CniError(
             Code.INVALID_NETWORK_CONFIG, "invalid network configuration", str(error)
         ) from error
-    except (ValueError, RecursionError) as error:
+    except msgspec.DecodeError as error:
         raise CniError(
             Code.DECODING_FAILURE, "the network configuration on stdin is not JSON", str(error)
         ) from error

@@ -16,6 +16,7 @@ from ipaddress import ip_address, ip_network
 
 import msgspec
 
+from podwire.decoding import decode
 from podwire.errors import InputError
 from podwire.model.documents import Document
 from podwire.model.state import IPAddress, IPNetwork
@@ -113,10 +114,6 @@ class _PoolSpec(msgspec.Struct, rename="camel", omit_defaults=True):
     node_selector: str = ""
 
 
-_decode_block = msgspec.json.Decoder(_BlockSpec).decode
-_decode_pool = msgspec.json.Decoder(_PoolSpec).decode
-
-
 def document_name(network: IPNetwork | IPAddress) -> str:
     """The name of the document for a block or a range: `172-31-4-0-26`, `fd00-10-32--0`."""
     name = str(network).translate(_DASHES)
@@ -140,8 +137,14 @@ def encode_block(block: Block) -> bytes:
 def decode_block(document: Document) -> Block:
     """The block that a document keeps. Raises InputError."""
     field = f"ipamblocks/{document.name}"
+    spec = decode(
+        document.value,
+        _BlockSpec,
+        field=field,
+        expected='a block such as {"cidr": "172.31.4.0/26", "node": "node1"}',
+        remedy="correct the object, or delete it if no pod has an address of that block",
+    )
     try:
-        spec = _decode_block(document.value)
         cidr = ip_network(spec.cidr)
         if cidr.max_prefixlen - cidr.prefixlen > _MAX_BLOCK_BITS:
             raise ValueError(f"{cidr} is too large for a block")
@@ -152,8 +155,7 @@ def decode_block(document: Document) -> Block:
                 raise ValueError(f"{ip} is outside of {cidr}")
             offset = int(ip) - int(cidr.network_address)
             held[offset] = Holder(one.node, one.pod, one.container, one.ifname)
-    # Nested too deeply it is no ValueError.
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(str(error), field=field) from error
     if document.name != document_name(cidr):
         raise InputError(
@@ -174,11 +176,16 @@ def encode_pool(pool: Pool) -> bytes:
 def decode_pool(document: Document) -> Pool:
     """The pool that a document describes. Raises InputError."""
     field = f"ippools/{document.name}"
+    spec = decode(
+        document.value,
+        _PoolSpec,
+        field=field,
+        expected='a pool such as {"cidr": "172.31.0.0/16", "blockSize": 26}',
+        remedy="correct the pool",
+    )
     try:
-        spec = _decode_pool(document.value)
         cidr = ip_network(spec.cidr)
-    # Nested too deeply it is no ValueError.
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(str(error), field=field) from error
     length = spec.block_size if spec.block_size is not None else DEFAULT_BLOCK_LEN[cidr.version]
     bits = cidr.max_prefixlen - length

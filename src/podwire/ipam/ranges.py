@@ -22,6 +22,7 @@ from ipaddress import ip_address, ip_network, summarize_address_range
 
 import msgspec
 
+from podwire.decoding import decode
 from podwire.errors import InputError
 from podwire.ipam.block import document_name
 from podwire.model.documents import Document
@@ -89,9 +90,6 @@ class _RangeSpec(msgspec.Struct, rename="camel", omit_defaults=True):
     giver: str = ""
 
 
-_decode = msgspec.json.Decoder(_RangeSpec).decode
-
-
 def encode_token(token: Token) -> bytes:
     """The token as a document's value."""
     return msgspec.json.encode(
@@ -110,15 +108,20 @@ def encode_token(token: Token) -> bytes:
 def decode_token(document: Document) -> Token:
     """The token that a document keeps. Raises InputError."""
     field = f"ipamranges/{document.name}"
+    spec = decode(
+        document.value,
+        _RangeSpec,
+        field=field,
+        expected='{"network": "10.32.0.0/12", "first": "10.32.0.0", "node": "node1", …}',
+        remedy="correct the object, or delete it if no pod has an address of that range",
+    )
     try:
-        spec = _decode(document.value)
         network, first = ip_network(spec.network), ip_address(spec.first)
         if first not in network:
             raise ValueError(f"{first} is outside of {network}")
         if not spec.node:
             raise ValueError("node is empty")
-    # Nested too deeply it is no ValueError.
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(str(error), field=field) from error
     if document.name != document_name(first):
         raise InputError(

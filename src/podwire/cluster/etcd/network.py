@@ -16,6 +16,7 @@ import msgspec
 
 from podwire.cluster.nodes import VXLAN_BACKENDS
 from podwire.cluster.source import BackendOptions, StoredNetwork
+from podwire.decoding import decode
 from podwire.errors import InputError
 from podwire.model.state import IPAddress, IPNetwork
 from podwire.plan.profiles import not_for_pods
@@ -85,15 +86,13 @@ class _Fields:
     def __init__(self, document: bytes | dict[str, Any], key: str) -> None:
         self._key = key
         if isinstance(document, bytes):
-            try:
-                document = msgspec.json.decode(document, type=dict[str, Any])
-            # Nested too deeply it is no DecodeError.
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise InputError(
-                    f"{error}; expected a JSON object",
-                    field=key,
-                    remedy=f"""e.g. etcdctl put {key} '{{"Network": "10.5.0.0/16"}}'""",
-                ) from None
+            document = decode(
+                document,
+                dict[str, Any],
+                field=key,
+                expected="a JSON object",
+                remedy=f"""e.g. etcdctl put {key} '{{"Network": "10.5.0.0/16"}}'""",
+            )
         self._values = {name.lower(): value for name, value in document.items()}
 
     def get(self, name: str, kind: type[T], default: T) -> T:

@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 
 from podwire.cluster.nodes import VXLAN_BACKENDS, is_of_one_node
+from podwire.decoding import decode as decode_json
 from podwire.errors import InputError
 from podwire.model.cluster import Endpoint, Lease
 from podwire.model.state import IPAddress, IPNetwork, format_mac, parse_mac
@@ -113,11 +114,13 @@ def decode(data: bytes, subnets: Sequence[IPNetwork] | None) -> StoredLease:
 
     Raises InputError that names the field.
     """
-    try:
-        value = msgspec.json.decode(data, type=_Value)
-    # Nested too deeply it is no DecodeError.
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(str(error), field="value") from None
+    value = decode_json(
+        data,
+        _Value,
+        field="value",
+        expected='a lease such as {"PublicIP": "192.168.64.3", "BackendType": "vxlan", …}',
+        remedy="delete the key if no node has that lease",
+    )
     if value.PodwireNode and not _NODE_NAME.fullmatch(value.PodwireNode):
         raise InputError(f"{value.PodwireNode!r} is not a node's name", field="PodwireNode")
     backend = value.BackendType or _UNNAMED_BACKEND

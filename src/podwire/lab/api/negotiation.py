@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 from aiohttp import web
 
+from podwire.decoding import from_json
 from podwire.lab.api import status
 
 BODY_LIMIT = 3 * 1024 * 1024
@@ -68,8 +69,8 @@ async def read_value(request: web.BaseRequest, accepted: tuple[str, ...]) -> Any
 
 def _from_json(raw: bytes) -> Any:
     try:
-        return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return from_json(raw, object)
+    except msgspec.DecodeError as error:
         raise status.bad_request(f"the body of the request is not JSON: {error}") from None
 
 

@@ -1,0 +1,51 @@
+"""JSON that comes from outside, as values: whatever is wrong with it is one kind of error.
+
+What lives here: the only place that knows in which ways a decoder can fail. It checks the syntax
+and the shape; what the values mean is checked by who asks for them. YAML, which few send, is read
+by PyYAML where it arrives.
+
+Bytes that nobody has checked make msgspec raise three things: its own DecodeError,
+UnicodeDecodeError for a string that is not UTF-8, and RecursionError, which is no ValueError, for
+what is nested a thousand levels deep.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from podwire.errors import InputError
+
+T = TypeVar("T")
+
+
+def from_json(raw: bytes | str | msgspec.Raw, kind: type[T], *, strict: bool = True) -> T:
+    """`raw` as `kind`; where not `strict`, numbers may be written as strings.
+
+    Raises msgspec.DecodeError: ValidationError, which is one, where it is JSON of another shape.
+    """
+    try:
+        return cast(T, _decoder(cast(Any, kind), strict).decode(raw))
+    except UnicodeError as error:
+        raise msgspec.DecodeError(f"not UTF-8: {error}") from None
+    except RecursionError:
+        raise msgspec.DecodeError("nested too deeply") from None
+
+
+def decode(
+    raw: bytes | str, kind: type[T], *, field: str, expected: str, remedy: str | None = None
+) -> T:
+    """`raw`, which came in `field`, as `kind`. Raises InputError, which says what was `expected`
+    there, as a noun with its article."""
+    try:
+        return from_json(raw, kind)
+    except msgspec.DecodeError as error:
+        raise InputError(f"{error}; expected {expected}", field=field, remedy=remedy) from None
+
+
+# Kinds are types of the program, so there are few; to make a decoder costs what decoding does.
+@functools.cache
+def _decoder(kind: Any, strict: bool) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind, strict=strict)

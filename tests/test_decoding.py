@@ -1,0 +1,42 @@
+"""JSON from outside: every way to be wrong is one error, which says what was expected where."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from podwire.decoding import decode, from_json
+from podwire.errors import InputError
+
+
+class Thing(msgspec.Struct):
+    size: int
+    name: str = ""
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"size": "1"}',
+        b'{"size": 1, "name": "\xff"}',
+        b'{"size": 1, "more": ' + b"[" * 100_000,
+        '{"size": 1, "name": "\udcff"}',
+    ],
+)
+def test_what_is_no_such_thing_is_refused(raw: bytes | str) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        from_json(raw, Thing)
+    with pytest.raises(InputError, match=r"^spec: .*; expected a thing; write one$") as caught:
+        decode(raw, Thing, field="spec", expected="a thing", remedy="write one")
+    assert (caught.value.field, caught.value.remedy) == ("spec", "write one")
+
+
+def test_values_are_of_the_kind_asked_for() -> None:
+    assert from_json(b'{"size": 1}', Thing) == Thing(1)
+    assert from_json('{"size": 1}', dict[str, Any]) == {"size": 1}
+    assert from_json(b'{"size": "1"}', Thing, strict=False) == Thing(1)
