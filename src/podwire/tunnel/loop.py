@@ -1,11 +1,10 @@
 """The tunnel's one thread: moving packets, and answering its controller in between.
 
 What lives here: `Tunnel`, which is configured, changed and asked by requests, and the loop. What
-does not: how packets are moved (`outbound`, `inbound`) and where requests come from (`endpoint`).
+does not: how packets are moved (`outbound`, `inbound`) and waited for (`waiting`), and where
+requests come from (`endpoint`).
 
-Both directions take turns, each up to a bound, while they have anything. Where packets follow each
-other closely the thread goes on looking, and lets others run in between, before it goes to sleep:
-what comes meanwhile is spared the wakeup, which takes several times as long as the packet.
+Both directions take turns, each up to a bound, while they have anything.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path as FilePath
 
 from podwire.errors import InputError, PodwireError
-from podwire.kernel.scheduling import ask_for_slice
 from podwire.log import fields
 from podwire.model.tunnel import (
     DROPS,
@@ -46,25 +44,12 @@ from podwire.tunnel.plugs import Plugs
 from podwire.tunnel.readers import Readers
 from podwire.tunnel.secure import SecurePeers
 from podwire.tunnel.table import Peer, Table, parse_networks
+from podwire.tunnel.waiting import EVENTS, Waiting
 
 log = logging.getLogger(__name__)
 
-#: How long to look again before going to sleep, where sleep was shorter than that of late; and how
-#: often in vain until it is no longer tried. KVM's halt_poll_ns, for the same reason, is as long.
-_LINGER_S = 200e-6
-_PATIENCE = 4
-#: The same after many packets, without letting others run: they may be about to bring the next.
-_GLANCE_S = 15e-6
 #: As long as no more than that come without a break, each is moved at once and by itself.
 _CALM = 3
-#: The slices of the processor that are asked for: the kernel's least where packets come one at a
-#: time, so as to be on soon when one comes, and to lose little by yielding; and longer ones where
-#: there are many, since each change of process costs all of them. The latter until so many waits in
-#: a row were calm.
-_SHORT_SLICE_S, _LONG_SLICE_S = 1e-4, 1e-3
-_CALM_WAITS = 16
-#: Descriptors that are heard of at once; there are hardly more.
-_EVENTS = 8
 #: Without a configuration, and with nobody connected, it ends after so long: whoever started it has
 #: died, and nobody else may look for it.
 _FORLORN_S = 60.0
@@ -78,6 +63,7 @@ class Tunnel:
     def __init__(self, socket_path: FilePath, *, offloads: bool = True) -> None:
         """Raises PodwireError where another tunnel has this path."""
         self._epoll = select.epoll()
+        self._waiting = Waiting(self._epoll)
         self._endpoint = Endpoint(socket_path, self._epoll, self.handle)
         self._readers = Readers(self._epoll)
         self._plugs = Plugs(self._readers, offloads=offloads)
@@ -86,10 +72,6 @@ class Tunnel:
         self._drops = dict.fromkeys(DROPS, 0)
         self._path: Path | None = None
         self._inbounds: list[Inbound] = []
-        #: How often more to linger in vain.
-        self._patience = 0
-        #: Calm waits until slices become short.
-        self._restless = _CALM_WAITS
         self._running = True
         self._forlorn_at = time.monotonic() + _FORLORN_S
         # A signal's handler alone does not end a wait (PEP 475).
@@ -112,16 +94,19 @@ class Tunnel:
 
     def run(self) -> None:
         """Forward, until `stop` or a request to. Raises PodwireError where the device is gone."""
-        poll, pumps, error = self._epoll.poll, self._readers.pumps, select.EPOLLERR
+        poll, wait = self._epoll.poll, self._waiting.wait
+        pumps, error = self._readers.pumps, select.EPOLLERR
         # How often in a row something was ready when it was looked; whether it was many packets.
         streak, many = 0, False
         while self._running:
-            ready = poll(0, _EVENTS)
+            ready = poll(0, EVENTS)
             if ready:
                 streak += 1
             else:
-                ready = self._wait(calm=not many)
+                ready = wait(self._timeout, calm=not many)
                 streak, many = 0, False
+                if self._is_forlorn():
+                    self.stop()
             for fd, events in ready:
                 pump = pumps.get(fd)
                 if pump is None:
@@ -135,40 +120,6 @@ class Tunnel:
                 if time.monotonic() >= path.secure.deadline:
                     path.secure.poll()
                 path.flush_outbox()
-
-    def _wait(self, *, calm: bool) -> list[tuple[int, int]]:
-        """What is ready, once there is anything. After many packets it sleeps nearly at once:
-        others have work to do with them."""
-        poll, clock = self._epoll.poll, time.perf_counter
-        self._pace(calm=calm)
-        started = clock()
-        if calm and self._patience:
-            while clock() - started < _LINGER_S:
-                os.sched_yield()
-                ready = poll(0, _EVENTS)
-                if ready:
-                    self._patience = _PATIENCE
-                    return ready
-            self._patience -= 1
-        while not calm and clock() - started < _GLANCE_S:
-            if ready := poll(0, _EVENTS):
-                return ready
-        ready = poll(self._timeout(), _EVENTS)
-        if clock() - started < _LINGER_S:
-            self._patience = _PATIENCE
-        if self._is_forlorn():
-            self.stop()
-        return ready
-
-    def _pace(self, *, calm: bool) -> None:
-        if not calm:
-            if not self._restless:
-                ask_for_slice(_LONG_SLICE_S)
-            self._restless = _CALM_WAITS
-        elif self._restless:
-            self._restless -= 1
-            if not self._restless:
-                ask_for_slice(_SHORT_SLICE_S)
 
     def _is_forlorn(self) -> bool:
         """Whether nobody has told it what to do, nor seems about to."""

@@ -1,0 +1,74 @@
+"""How the tunnel's thread waits for packets.
+
+Where they follow each other closely it goes on looking, and lets others run in between, before it
+goes to sleep: what comes meanwhile is spared the wakeup, which takes several times as long as the
+packet.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable
+
+from podwire.kernel.scheduling import ask_for_slice
+
+#: Descriptors that are heard of at once; there are hardly more.
+EVENTS = 8
+#: How long to look again before going to sleep, where sleep was shorter than that of late; and how
+#: often in vain until it is no longer tried. KVM's halt_poll_ns, for the same reason, is as long.
+_LINGER_S = 200e-6
+_PATIENCE = 4
+#: The same after many packets, without letting others run: they may be about to bring the next.
+_GLANCE_S = 15e-6
+#: The slices of the processor that are asked for: the kernel's least where packets come one at a
+#: time, so as to be on soon when one comes, and to lose little by yielding; and longer ones where
+#: there are many, since each change of process costs all of them. The latter until so many waits in
+#: a row were calm.
+_SHORT_SLICE_S, _LONG_SLICE_S = 1e-4, 1e-3
+_CALM_WAITS = 16
+
+
+class Waiting:
+    """Waits at one `epoll`; remembers how long it took of late."""
+
+    def __init__(self, epoll: select.epoll) -> None:
+        self._poll = epoll.poll
+        #: How often more to linger in vain.
+        self._patience = 0
+        #: Calm waits until slices become short.
+        self._restless = _CALM_WAITS
+
+    def wait(self, timeout: Callable[[], float], *, calm: bool) -> list[tuple[int, int]]:
+        """What is ready, once there is anything, or after the seconds that `timeout` tells (-1:
+        however long). After many packets it sleeps nearly at once: others have work to do with
+        them."""
+        poll, clock = self._poll, time.perf_counter
+        self._pace(calm=calm)
+        started = clock()
+        if calm and self._patience:
+            while clock() - started < _LINGER_S:
+                os.sched_yield()
+                ready = poll(0, EVENTS)
+                if ready:
+                    self._patience = _PATIENCE
+                    return ready
+            self._patience -= 1
+        while not calm and clock() - started < _GLANCE_S:
+            if ready := poll(0, EVENTS):
+                return ready
+        ready = poll(timeout(), EVENTS)
+        if clock() - started < _LINGER_S:
+            self._patience = _PATIENCE
+        return ready
+
+    def _pace(self, *, calm: bool) -> None:
+        if not calm:
+            if not self._restless:
+                ask_for_slice(_LONG_SLICE_S)
+            self._restless = _CALM_WAITS
+        elif self._restless:
+            self._restless -= 1
+            if not self._restless:
+                ask_for_slice(_SHORT_SLICE_S)
