@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +15,9 @@ from podwire.agent.config import (
     parse_network,
     parse_node_name,
 )
-from podwire.agent.fabrics import FabricOptions
+from podwire.agent.fabrics import FabricOptions, stored_fabric
 from podwire.agent.files import make_directory
+from podwire.cluster.source import BackendOptions, StoredNetwork
 from podwire.errors import InputError
 
 
@@ -112,11 +114,40 @@ def test_a_directory_that_cannot_be_is_told_with_its_option(tmp_path: Path) -> N
     assert (tmp_path / "run").is_dir()
 
 
-def test_options_that_change_nothing_are_known() -> None:
-    idle = FabricOptions(profile="calico", vni=7, hairpin=True, udp_port=9, block_len=28)
-    assert dict(idle.without_effect()) == {
-        "vni": "VXLAN",
-        "udp_port": "the udp transport",
-        "hairpin": "the bridge wiring",
-    }
-    assert list(FabricOptions(transport="auto", vni=7, udp_port=9).without_effect()) == []
+IPV4, DUAL = parse_network("10.1.0.0/16"), parse_network("10.1.0.0/16,fd00:1::/48")
+
+
+@pytest.mark.parametrize(
+    ("given", "option", "wanted"),
+    [
+        ({"transport": "udp", "vni": 7}, "vni", "it takes a transport with VXLAN"),
+        ({"transport": "direct", "udp_port": 9}, "udp-port", "the transport udp or auto"),
+        ({"profile": "calico", "hairpin": False}, "hairpin", "the wiring bridge"),
+        ({"block_len": 26}, "block-size", "the IPAM blocks, and this is node-subnet"),
+        ({"profile": "calico", "block_len6": 122}, "block-size", "IPv6, and this is IPv4"),
+    ],
+)
+def test_an_option_that_changes_nothing_is_refused(
+    given: dict[str, Any], option: str, wanted: str
+) -> None:
+    with pytest.raises(InputError, match=wanted) as refused:
+        stored_fabric(FabricOptions(**given), IPV4, None)
+    assert refused.value.field == option
+    assert refused.value.remedy
+
+
+def test_an_option_that_matters_or_only_says_what_is_usual_is_not() -> None:
+    auto = FabricOptions(transport="auto", vni=7, udp_port=9)
+    assert stored_fabric(auto, IPV4, None)[0].vni == 7
+    blocks = FabricOptions(profile="calico", block_len=28, block_len6=124, promiscuous=False)
+    assert stored_fabric(blocks, DUAL, None)[0].block_len6 == 124
+
+
+def test_what_a_store_says_beside_the_point_is_no_options_fault() -> None:
+    stored = StoredNetwork(IPV4, BackendOptions(type="udp", vni=7, port=9000))
+    assert stored_fabric(FabricOptions(), (), stored)[0].udp_port == 9000
+    # Which fabric it is, only the store knows: a port of its transport is an option, a VNI none.
+    assert stored_fabric(FabricOptions(udp_port=9000), (), stored)[0].transport == "udp"
+    with pytest.raises(InputError, match="this is udp") as refused:
+        stored_fabric(FabricOptions(vni=7), (), stored)
+    assert refused.value.field == "vni"

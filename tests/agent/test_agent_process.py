@@ -277,6 +277,7 @@ def test_a_foreign_link_in_the_way_is_told_and_left_alone_until_it_is_gone(
         (["--health-address", "nowhere"], "--health-address"),
         (["--store", "etcd://127.0.0.1:1?ca=/nowhere"], "ca=/nowhere can't be used"),
         (["--vni", "16777215"], "the device would be flannel.16777215"),
+        (["--transport", "udp", "--vni", "7"], "vni: 7 changes nothing"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused_at_once(

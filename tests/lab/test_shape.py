@@ -119,6 +119,8 @@ def test_only_a_network_of_node_subnets_in_the_api_gives_nodes_cidrs() -> None:
         ({"underlay": "wireless"}, "is none of l2, routed"),
         ({"store": "redis"}, "is none of kube, etcd"),
         ({"node_grace_s": 0.0}, "not between 1 and 3600"),
+        ({"profile": "flannel-udp", "vni": 7}, "vni: 7 changes nothing"),
+        ({"profile": "calico", "block_len6": 124}, "block-size: 124 changes nothing"),
         ({"mtu": "big"}, "Expected `int"),
         ({"colour": "blue"}, "has no option 'colour'"),
     ],
@@ -158,6 +160,16 @@ def test_choices_without_a_profile_change_the_one_that_there_is() -> None:
     assert (routed.profile, routed.ipam, routed.transport) == ("custom", "node-subnet", "vxlan")
     with pytest.raises(InputError, match="makes no sense"):
         changed(flannel, {"ipam": "blocks"})
+
+
+def test_a_choice_waits_for_a_transport_that_has_it() -> None:
+    udp = changed(shape(vni=7), {"transport": "udp"})
+    assert "--vni" not in udp.agent_arguments()
+    back = changed(udp, {"transport": "vxlan"})
+    assert ("--vni", "7") in pairwise(back.agent_arguments())
+    with pytest.raises(InputError, match="this is udp") as refused:
+        changed(udp, {"vni": 8})
+    assert refused.value.field == "vni"
 
 
 def test_differences_are_named() -> None:

@@ -6,7 +6,7 @@ Flannel has no words for and must not contradict the rest. Pure: values in, valu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -53,17 +53,10 @@ class FabricOptions(msgspec.Struct, frozen=True, kw_only=True):
         """The fabric that they mean. Raises InputError where the parts don't fit."""
         return profiles.fabric(**msgspec.structs.asdict(self))
 
-    def without_effect(self) -> Iterator[tuple[str, str]]:
-        """The options given that change nothing in this fabric, each with what it is about."""
-        fabric = self.fabric()
-        for names, applies, about in (
-            (("vni", "vxlan_port", "learning", "gbp"), fabric.uses_vxlan, "VXLAN"),
-            (("udp_port",), fabric.uses_udp, "the udp transport"),
-            (("hairpin", "promiscuous"), fabric.wiring == "bridge", "the bridge wiring"),
-            (("block_len", "block_len6"), fabric.ipam == "blocks", "the IPAM blocks"),
-        ):
-            if not applies:
-                yield from ((one, about) for one in names if getattr(self, one) is not None)
+    def refuse_idle(self, fabric: Fabric, networks: Iterable[IPNetwork]) -> None:
+        """Raise InputError for an option that changes nothing in this fabric and pod network."""
+        versions = {network.version for network in networks}
+        profiles.refuse_idle(fabric, msgspec.structs.asdict(self), versions)
 
     def agreeing_with(self, stored: BackendOptions) -> FabricOptions:
         """These, and what the store says. Raises InputError where the two contradict each other."""
@@ -101,11 +94,16 @@ def stored_fabric(
     """
     if stored is None:
         fabric = options.fabric()
-        return fabric, networks or profiles.default_network(fabric)
+        networks = networks or profiles.default_network(fabric)
+        options.refuse_idle(fabric, networks)
+        return fabric, networks
     if networks and set(networks) != set(stored.networks):
         mine, theirs = (", ".join(map(str, some)) for some in (networks, stored.networks))
         raise _contradiction("network", mine, "network", theirs)
-    return options.agreeing_with(stored.backend).fabric(), stored.networks
+    fabric = options.agreeing_with(stored.backend).fabric()
+    # What the store says beside the point is no fault of this node's.
+    options.refuse_idle(fabric, stored.networks)
+    return fabric, stored.networks
 
 
 def _contradiction(option: str, mine: object, name: str, theirs: object) -> InputError:

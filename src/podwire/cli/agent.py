@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from podwire.cli.context import target_options
-from podwire.cli.fabrics import chosen_fabric, fabric_options, warn_of_idle
+from podwire.cli.fabrics import chosen_fabric, fabric_options
 from podwire.cli.options import Interval
 
 if TYPE_CHECKING:
@@ -171,6 +171,7 @@ def agent(
 
     from podwire import log
     from podwire.agent.config import AgentConfig, parse_network, parse_node_name
+    from podwire.agent.fabrics import stored_fabric
     from podwire.agent.files import make_directory
     from podwire.agent.stores import lease_source
 
@@ -193,9 +194,11 @@ def agent(
         cni_bin_dir=cni_bin_dir,
         subnet_file=subnet_file,
     )
+    if store == "kube":
+        # In another store stands more of the fabric, which the options have to fit.
+        stored_fabric(config.options, config.network, None)
     make_directory(run_dir, "--run-dir", longest=f".{config.operator_socket.name}.{2**22}")
     make_directory(state_dir, "--state-dir")
-    warn_of_idle(config.options)
     asyncio.run(_run(config, lease_source(config)))
 
 

@@ -6,7 +6,6 @@ say, when the fabric is made of them.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,8 +13,6 @@ import click
 
 if TYPE_CHECKING:
     from podwire.agent.fabrics import FabricOptions
-
-log = logging.getLogger(__name__)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -127,12 +124,3 @@ def chosen_fabric(*, block_size: str | None = None, **given: Any) -> FabricOptio
     options = FabricOptions(**given, block_len=lengths.get(4), block_len6=lengths.get(6))
     options.fabric()
     return options
-
-
-def warn_of_idle(options: FabricOptions) -> None:
-    """Log the options that were given and change nothing."""
-    from podwire.log import fields
-
-    for name, about in options.without_effect():
-        option = "--block-size" if name.startswith("block_len") else "--" + name.replace("_", "-")
-        log.warning("option without effect", extra=fields(option=option, about=about))

@@ -95,10 +95,12 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def agent_arguments(self) -> tuple[str, ...]:
         """Options of `podwire agent` that say the same."""
         words = ["--network", ",".join(map(str, self.network))]
-        lengths = [str(self.fabric[name]) for name in _BLOCK_LENGTHS if name in self.fabric]
+        # What was chosen for another transport waits for it, and would be refused now.
+        chosen = {name: value for name, value in self.fabric.items() if not self._is_idle(name)}
+        lengths = [str(chosen[name]) for name in _BLOCK_LENGTHS if name in chosen]
         if lengths:
             words += ["--block-size", ",".join(lengths)]
-        for name, value in self.fabric.items():
+        for name, value in chosen.items():
             option = name.replace("_", "-")
             if name in _BLOCK_LENGTHS:
                 continue
@@ -107,6 +109,17 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             else:
                 words += [f"--{option}", str(value)]
         return (*words, *self.agent_options)
+
+    def refuse_idle(self, given: Mapping[str, Choice]) -> None:
+        """Raise InputError for a choice that changes nothing in this shape."""
+        profiles.refuse_idle(self.resolved, given, self.versions)
+
+    def _is_idle(self, name: str) -> bool:
+        try:
+            self.refuse_idle({name: self.fabric[name]})
+        except InputError:
+            return True
+        return False
 
 
 def shape(
@@ -148,6 +161,7 @@ def shape(
         node_grace_s=NODE_GRACE_S if node_grace_s is None else node_grace_s,
     )
     check(made)
+    made.refuse_idle(chosen)
     return made
 
 

@@ -32,7 +32,7 @@ def changed(
 
     Raises InputError.
     """
-    given = choices(fabric)
+    asked = given = choices(fabric)
     if "profile" not in given:
         old = before.resolved.profile
         named: dict[str, Choice] = {} if old == profiles.CUSTOM else {"profile": old}
@@ -49,6 +49,7 @@ def changed(
                 remedy="leave --network away, or make another lab",
             )
     check(made)
+    made.refuse_idle(asked)
     return made
 
 

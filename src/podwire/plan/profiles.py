@@ -7,7 +7,7 @@ Pure: names in, a `Fabric` out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from ipaddress import ip_network
 from typing import Any, get_args
 
@@ -79,6 +79,9 @@ _NETWORKS = {
     "blocks": ("172.31.0.0/16", "fd00:172:31::/48"),
     "cluster-range": ("10.32.0.0/12", "fd00:10:32::/64"),
 }
+
+#: What only VXLAN devices have.
+_VXLANS = ("vni", "vxlan_port", "learning", "gbp")
 
 _AXES: Mapping[str, tuple[str, ...]] = {
     "ipam": get_args(Ipam),
@@ -198,6 +201,33 @@ def senseless(fabric: Fabric) -> str | None:
     if fabric.transport == "auto" and fabric.vxlan_port == fabric.udp_port:
         return f"VXLAN and the udp transport can't both have UDP port {fabric.udp_port}"
     return None
+
+
+def refuse_idle(fabric: Fabric, given: Mapping[str, Any], versions: Collection[int]) -> None:
+    """Raise InputError for an option that was given and changes nothing in this fabric, whose pods
+    have addresses of these IP versions.
+
+    `given` are fields of `Fabric`, None what was left open. What is usually off may be said to be.
+    """
+    families = " and ".join(f"IPv{version}" for version in sorted(versions))
+    for names, applies, wanted, is_now in (
+        (_VXLANS, fabric.uses_vxlan, "a transport with VXLAN", fabric.transport),
+        (("udp_port",), fabric.uses_udp, "the transport udp or auto", fabric.transport),
+        (("hairpin", "promiscuous"), fabric.wiring == "bridge", "the wiring bridge", fabric.wiring),
+        (("block_len", "block_len6"), fabric.ipam == "blocks", "the IPAM blocks", fabric.ipam),
+        (("block_len",), 4 in versions, "a pod network of IPv4", families),
+        (("block_len6",), 6 in versions, "a pod network of IPv6", families),
+    ):
+        for name in () if applies else names:
+            value, usual = given.get(name), getattr(_FLANNEL, name)
+            if value is None or value is usual is False:
+                continue
+            option = "block-size" if name.startswith("block_len") else name.replace("_", "-")
+            raise InputError(
+                f"{str(value).lower()} changes nothing: it takes {wanted}, and this is {is_now}",
+                field=option,
+                remedy=f"leave that out, or choose {wanted}",
+            )
 
 
 def not_for_pods(network: IPNetwork) -> str | None:
