@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from podwire.decoding import from_json
 from podwire.errors import PodwireError
 from podwire.files import write_atomically
 from podwire.log import fields
@@ -65,6 +66,6 @@ class FabricMemory:
 
     def _load(self) -> Remembered | None:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=Remembered)
-        except (OSError, ValueError):
+            return from_json(self._path.read_bytes(), Remembered)
+        except (OSError, msgspec.DecodeError):
             return None

@@ -21,6 +21,7 @@ from podwire.cli.kinds import Kinds
 from podwire.cli.manifests import Manifest, ManifestError, filename_option, load
 from podwire.cli.merge import LAST_APPLIED, merge_patch, three_way, without_nulls
 from podwire.cluster.kube import KubeClient, Object, Resource
+from podwire.decoding import from_json
 from podwire.errors import (
     AlreadyExistsError,
     ApiError,
@@ -178,7 +179,7 @@ def _last_applied(current: Object, placed: Placed) -> Mapping[str, Any]:
         )
         return {}
     try:
-        return msgspec.json.decode(annotation, type=dict[str, Any])
+        return from_json(annotation, dict[str, Any])
     except msgspec.DecodeError:
         raise PodwireError(
             f"{placed.title}: its annotation {LAST_APPLIED} is not the JSON of a manifest",

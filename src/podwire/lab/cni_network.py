@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from podwire.decoding import from_json
 from podwire.errors import PodwireError
 
 Json = dict[str, Any]
@@ -89,7 +90,7 @@ def parse_network(raw: bytes) -> Network:
     Raises CniError, naming the field.
     """
     try:
-        config = msgspec.json.decode(raw)
+        config = from_json(raw, object)
     except msgspec.DecodeError as error:
         raise CniError(f"not JSON: {error}") from error
     if not isinstance(config, dict):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from podwire.decoding import from_json
 from podwire.lab.cni_network import CniError, Json
 
 _TIMEOUT_S = 120.0  # the kubelet's --runtime-request-timeout
@@ -73,8 +74,8 @@ def _content(fd: int) -> bytes:
 def plugin_error(plugin: str, command: str, code: int, output: bytes, errors: bytes) -> CniError:
     """What the plugin says, or how it ended where it says nothing that CNI knows."""
     said: Json = {}
-    with suppress(msgspec.MsgspecError):
-        said = msgspec.json.decode(output, type=Json)
+    with suppress(msgspec.DecodeError):
+        said = from_json(output, Json)
     message = str(said.get("msg") or "")
     if said.get("details"):
         message += f": {said['details']}"

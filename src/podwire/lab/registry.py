@@ -25,6 +25,7 @@ from pathlib import Path
 
 import msgspec
 
+from podwire.decoding import from_json
 from podwire.errors import InputError, LabError
 from podwire.files import write_atomically
 from podwire.lab.addressing import Segment, mac, readdressed, segment
@@ -159,8 +160,8 @@ class LabInfo:
     def record(self) -> LabRecord | None:
         """What is written down about the lab, or None (no lab, or one made only in part)."""
         try:
-            return msgspec.json.decode((self.dir / _RECORD).read_bytes(), type=LabRecord)
-        except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
+            return from_json((self.dir / _RECORD).read_bytes(), LabRecord)
+        except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
             return None
 
     def write(self, record: LabRecord) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import msgspec
 
+from podwire.decoding import from_json
 from podwire.files import write_atomically
 from podwire.lab.cni_network import IDENTIFIER, Attachment, CniError, Json, Network, parse_network
 from podwire.lab.cni_plugin import execute, plugin_error
@@ -213,8 +214,8 @@ _LIST_FIELDS = frozenset({"cniVersions", "disableCheck", "disableGC"})
 def _read_cache(path: Path) -> Json | None:
     """What ADD wrote down; None for what is missing, damaged or of another format."""
     try:
-        cached = msgspec.json.decode(path.read_bytes(), type=Json)
-    except (FileNotFoundError, msgspec.MsgspecError):
+        cached = from_json(path.read_bytes(), Json)
+    except (FileNotFoundError, msgspec.DecodeError):
         return None
     whole = all(isinstance(cached.get(key), str) for key in ("containerId", "ifName", "config"))
     return cached if whole and cached.get("kind") == _CACHE_KIND else None
@@ -240,6 +241,6 @@ def _check_id(attachment: Attachment) -> None:
 
 def _decode_result(plugin: Json, output: bytes) -> Json:
     try:
-        return msgspec.json.decode(output, type=Json)
-    except msgspec.MsgspecError as error:
+        return from_json(output, Json)
+    except msgspec.DecodeError as error:
         raise CniError(f'plugin type="{plugin["type"]}" failed (add): no result: {error}') from None

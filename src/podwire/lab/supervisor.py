@@ -27,6 +27,7 @@ from contextlib import contextmanager, suppress
 
 import msgspec
 
+from podwire.decoding import from_json
 from podwire.errors import LabError, PodwireError
 from podwire.files import write_atomically
 from podwire.kernel.netns import open_netns
@@ -279,8 +280,8 @@ class Supervisor:
     def _serve(self, connection: socket.socket) -> None:
         try:
             line = connection.recv(4096)
-            request = msgspec.json.decode(line, type=Request) if line else None
-        except (OSError, msgspec.MsgspecError):
+            request = from_json(line, Request) if line else None
+        except (OSError, msgspec.DecodeError):
             request = None
         if request is None:
             self._hang_up(connection)

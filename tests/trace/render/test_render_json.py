@@ -42,7 +42,7 @@ def test_another_version_is_refused_by_name() -> None:
     text = render_json(across()).replace("trace/v1", "trace/v9")
     with pytest.raises(InputError, match=r"schema: 'podwire.io/trace/v9', expected"):
         parse_json(text)
-    with pytest.raises(InputError, match="not a trace"):
+    with pytest.raises(InputError, match="expected a trace"):
         parse_json("{}")
 
 

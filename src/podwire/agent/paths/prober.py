@@ -18,6 +18,7 @@ import msgspec
 
 from podwire.agent.paths.judge import Judge
 from podwire.agent.paths.targets import Key, Target
+from podwire.decoding import from_json
 from podwire.errors import PodwireError
 from podwire.files import write_atomically
 from podwire.kernel.solicit import Solicitor
@@ -161,8 +162,8 @@ class Prober:
 
     def _remembered(self) -> frozenset[str]:
         try:
-            return frozenset(msgspec.json.decode(self._file.read_bytes(), type=list[str]))
-        except (OSError, ValueError):
+            return frozenset(from_json(self._file.read_bytes(), list[str]))
+        except (OSError, msgspec.DecodeError):
             return frozenset()
 
 

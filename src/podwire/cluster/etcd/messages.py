@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
+from podwire.decoding import from_json
 from podwire.errors import StoreError
 
 T = TypeVar("T")
@@ -125,11 +126,11 @@ class WatchLine(msgspec.Struct):
 def failure_in(body: bytes) -> Failure | None:
     """What a call's answer says, or a stream's that failed before it began; None for others'."""
     with contextlib.suppress(msgspec.DecodeError):
-        found = msgspec.json.decode(body, type=Failure)
+        found = from_json(body, Failure)
         if found.code is not None:
             return found
     with contextlib.suppress(msgspec.DecodeError):
-        error = msgspec.json.decode(body, type=WatchLine).error
+        error = from_json(body, WatchLine).error
         if error is not None:
             return Failure(error.message, code=error.grpc_code)
     return None
@@ -138,7 +139,7 @@ def failure_in(body: bytes) -> Failure | None:
 def decode(body: bytes, kind: type[T]) -> T:
     """`body` as `kind`. Raises StoreError where it is something else."""
     try:
-        return msgspec.json.decode(body, type=kind, strict=False)
+        return from_json(body, kind, strict=False)
     except msgspec.DecodeError as error:
         excerpt = " ".join(body.decode(errors="replace").split())[:200]
         raise StoreError(

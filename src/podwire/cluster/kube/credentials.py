@@ -19,6 +19,7 @@ import msgspec
 
 from podwire.cluster.kube.config import ClientConfig, ExecPlugin
 from podwire.cluster.kube.tls import load_client_certificate
+from podwire.decoding import from_json
 from podwire.errors import ApiUnavailableError
 
 _EXPIRY_MARGIN = dt.timedelta(seconds=10)
@@ -143,7 +144,7 @@ async def _run_plugin(plugin: ExecPlugin, config: ClientConfig) -> _ExecStatus:
             f"the credential plugin {plugin.command} ended with {process.returncode}"
         )
     try:
-        status = msgspec.json.decode(output, type=_ExecCredential).status
+        status = from_json(output, _ExecCredential).status
     except msgspec.DecodeError as error:
         raise ApiUnavailableError(
             f"the credential plugin {plugin.command} printed no ExecCredential: {error}"

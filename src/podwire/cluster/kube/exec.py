@@ -17,13 +17,13 @@ import aiohttp
 import msgspec
 
 from podwire.cluster.kube.status import Status, error_from_status
+from podwire.decoding import from_json
 from podwire.errors import ApiUnavailableError
 
 PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 
 STDIN, STDOUT, STDERR, ERROR, RESIZE = range(5)
 _CLOSE = 255
-_STATUS = msgspec.json.Decoder(Status)
 
 
 class ExecSession:
@@ -89,7 +89,7 @@ def exit_code_of(data: bytes) -> int:
     Raises the error it describes when there is no exit code: the command was never run.
     """
     try:
-        status = _STATUS.decode(data)
+        status = from_json(data, Status)
     except msgspec.DecodeError:
         raise ApiUnavailableError(
             f"the command ended without a status: {data.decode(errors='replace')[:200]}"

@@ -7,7 +7,6 @@ whole object. An object that does not fit its type is refused with the path of t
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
@@ -15,6 +14,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 import msgspec
 
 from podwire.cluster.kube.status import Status, error_from_status
+from podwire.decoding import from_json
 from podwire.errors import ApiUnavailableError, InputError
 
 T = TypeVar("T")
@@ -83,25 +83,10 @@ class _RawEvent(msgspec.Struct):
     object: msgspec.Raw
 
 
-_IDENTITY = msgspec.json.Decoder(_Identity)
-_RAW_EVENT = msgspec.json.Decoder(_RawEvent)
-_STATUS = msgspec.json.Decoder(Status)
-
-
-@functools.lru_cache(maxsize=64)
-def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind)
-
-
-@functools.lru_cache(maxsize=64)
-def _page_decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(Page[kind])
-
-
 def decode(body: bytes | msgspec.Raw, kind: type[T]) -> T:
     """One object as `kind`. Raises `InputError` naming the object and the field."""
     try:
-        return cast(T, _decoder(cast(Any, kind)).decode(body))
+        return from_json(body, kind)
     except msgspec.ValidationError as error:
         raise _misfit(body, error) from None
     except msgspec.DecodeError as error:
@@ -115,7 +100,7 @@ def decode_page(body: bytes, kind: type[T], refused: Refused | None = None) -> P
     such object raises `InputError`.
     """
     try:
-        page = cast("Page[T]", _page_decoder(cast(Any, kind)).decode(body))
+        page = from_json(body, Page[kind])  # type: ignore[valid-type]
     except msgspec.ValidationError:
         page = _decode_item_by_item(body, kind, refused)
     except msgspec.DecodeError as error:
@@ -136,10 +121,10 @@ def decode_event(
     Raises the error that an ERROR event carries (`GoneError` when the version is compacted).
     """
     try:
-        raw = _RAW_EVENT.decode(line)
+        raw = from_json(line, _RawEvent)
         if raw.type == "ERROR":
-            raise error_from_status(_STATUS.decode(raw.object))
-        version = _IDENTITY.decode(raw.object).metadata.resource_version
+            raise error_from_status(from_json(raw.object, Status))
+        version = from_json(raw.object, _Identity).metadata.resource_version
     except msgspec.DecodeError as error:
         raise ApiUnavailableError(f"the Kubernetes API sent a garbled event: {error}") from None
     if raw.type == "BOOKMARK":
@@ -157,7 +142,7 @@ def decode_event(
 
 def _decode_item_by_item(body: bytes, kind: type[T], refused: Refused | None) -> Page[T]:
     try:
-        page = _page_decoder(msgspec.Raw).decode(body)
+        page = from_json(body, Page[msgspec.Raw])
     except msgspec.ValidationError as error:
         raise ApiUnavailableError(f"the Kubernetes API sent no list: {error}") from None
     items: list[T] = []
@@ -182,7 +167,7 @@ def _name_items(page: Page[Object]) -> None:
 
 def _misfit(body: bytes | msgspec.Raw, error: msgspec.ValidationError) -> InputError:
     try:
-        identity = _IDENTITY.decode(body)
+        identity = from_json(body, _Identity)
     except msgspec.DecodeError:
         identity = _Identity()
     meta = identity.metadata

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from podwire.decoding import from_json
 from podwire.errors import (
     AlreadyExistsError,
     ApiError,
@@ -55,9 +56,6 @@ class Status(msgspec.Struct):
     details: dict[str, Any] | None = None
 
 
-_DECODER = msgspec.json.Decoder(Status)
-
-
 def error_from_status(status: Status) -> ApiError:
     """The typed error for a `Status` of failure."""
     kind = _BY_CODE.get(status.code, ApiError)
@@ -71,7 +69,7 @@ def error_from_status(status: Status) -> ApiError:
 def error_from_body(code: int, body: bytes) -> ApiError:
     """The typed error for an HTTP answer of `code` (400 and up) with `body`."""
     try:
-        status = _DECODER.decode(body)
+        status = from_json(body, Status)
     except msgspec.DecodeError:
         status = Status()
     if status.kind != "Status":

@@ -20,6 +20,7 @@ import aiohttp
 import msgspec
 from aiohttp import WSMsgType, web
 
+from podwire.decoding import from_json
 from podwire.errors import ApiError
 from podwire.lab.api import status
 from podwire.lab.api.registry import Object
@@ -188,8 +189,8 @@ def _refusal(pod: Object, code: int, body: bytes) -> ApiError:
     """The kubelet's refusal, as it put it if that was a Status."""
     node = pod["spec"]["nodeName"]
     text = body.decode(errors="replace").strip()
-    with contextlib.suppress(msgspec.MsgspecError):
-        told = msgspec.json.decode(body)
+    with contextlib.suppress(msgspec.DecodeError):
+        told = from_json(body, object)
         if isinstance(told, dict) and isinstance(told.get("message"), str):
             return ApiError(code, str(told.get("reason") or "InternalError"), told["message"])
     reason = {400: "BadRequest", 404: "NotFound", 409: "Conflict"}.get(code, "InternalError")

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from podwire.decoding import from_json
 from podwire.lab.api import negotiation, status, table, watching
 from podwire.lab.api.binding import bind
 from podwire.lab.api.hub import Hub
@@ -315,8 +316,8 @@ def _list_metadata(page: Page) -> dict[str, Any]:
 def _read_continue(token: str) -> tuple[int, tuple[str, str]]:
     try:
         raw = base64.urlsafe_b64decode(token)
-        revision, namespace, name = msgspec.json.decode(raw, type=tuple[int, str, str])
-    except (ValueError, msgspec.MsgspecError):
+        revision, namespace, name = from_json(raw, tuple[int, str, str])
+    except ValueError:
         raise status.bad_request("continue key is not valid: list again from the start") from None
     return revision, (namespace, name)
 

@@ -6,11 +6,11 @@ order; capabilities as in CNI's CONVENTIONS.md.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from podwire.decoding import decode
 from podwire.errors import InputError
 from podwire.lab.cni_network import Attachment
 from podwire.lab.kubelet.spec import Pod
@@ -101,13 +101,10 @@ def _bits_per_second(text: str, annotation: str) -> int:
 
 
 def _string_list(text: str, annotation: str) -> list[str]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise InputError(
-            f'{text!r} is not a JSON list such as ["10.244.1.7"]',
-            field=f"metadata.annotations[{annotation}]",
-        )
-    return value
+    return decode(
+        text,
+        list[str],
+        field=f"metadata.annotations[{annotation}]",
+        expected='a JSON list such as ["10.244.1.7"]',
+        remedy="correct the annotation",
+    )

@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 from aiohttp import WSMsgType, web
 
+from podwire.decoding import from_json
 from podwire.errors import LabError
 from podwire.lab import sandbox as sandboxes
 from podwire.lab.kubelet.container import with_busybox
@@ -216,8 +217,8 @@ def _open_terminal() -> _Streams:
 
 
 def _resize(terminal: int, data: bytes) -> None:
-    with suppress(msgspec.MsgspecError, KeyError, TypeError, struct.error):
-        size = msgspec.json.decode(data, type=dict[str, int])
+    with suppress(msgspec.DecodeError, KeyError, TypeError, struct.error):
+        size = from_json(data, dict[str, int])
         packed = struct.pack("HHHH", size["Height"], size["Width"], 0, 0)
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, packed)
 

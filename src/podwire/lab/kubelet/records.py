@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from podwire.decoding import from_json
 from podwire.files import write_atomically
 from podwire.lab.processes import Process
 from podwire.lab.sandbox import Sandbox
@@ -113,8 +114,8 @@ class RecordStore:
         """Every pod on record. A damaged record is dropped: its pod starts anew."""
         for directory in self._pods.iterdir() if self._pods.is_dir() else ():
             try:
-                yield msgspec.json.decode((directory / "record.json").read_bytes(), type=PodRecord)
-            except (FileNotFoundError, msgspec.MsgspecError):
+                yield from_json((directory / "record.json").read_bytes(), PodRecord)
+            except (FileNotFoundError, msgspec.DecodeError):
                 shutil.rmtree(directory, ignore_errors=True)
 
     def save(self, record: PodRecord) -> None:

@@ -13,10 +13,9 @@ from typing import Any
 
 import msgspec
 
+from podwire.decoding import decode
 from podwire.errors import InputError
 from podwire.trace.model import SCHEMA, Trace
-
-_decoder = msgspec.json.Decoder(Trace)
 
 
 def render_json(trace: Trace) -> str:
@@ -26,10 +25,13 @@ def render_json(trace: Trace) -> str:
 
 def parse_json(text: str | bytes) -> Trace:
     """The trace that `render_json` wrote. Raises `InputError` for anything else."""
-    try:
-        trace = _decoder.decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InputError(f"not a trace: {error}", field="trace") from None
+    trace = decode(
+        text,
+        Trace,
+        field="trace",
+        expected=f"a trace of {SCHEMA}",
+        remedy="write one with `podwire trace -o json`",
+    )
     if trace.schema != SCHEMA:
         raise InputError(f"{trace.schema!r}, expected {SCHEMA!r}", field="schema")
     return trace
