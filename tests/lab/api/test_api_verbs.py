@@ -311,6 +311,8 @@ async def test_yaml_bodies(api: Api) -> None:
     bomb = b"a: &a [x, x]\nb: [*a, *a]\n"
     refused = await api.call("POST", MAPS, bomb, kind="application/yaml")
     assert (refused.code, "aliases" in refused.body["message"]) == (400, True)
+    refused = await api.call("POST", MAPS, b"[" * 100_000, kind="application/yaml")
+    assert (refused.code, "too deeply" in refused.body["message"]) == (400, True)
 
 
 @pytest.mark.parametrize(
