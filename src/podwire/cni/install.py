@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from podwire.cni import shim
+from podwire.cni.configurations import configurations
 from podwire.cni.types import PLUGIN_TYPE
 from podwire.errors import InputError, PodwireError, UnsupportedError
 from podwire.files import write_atomically
@@ -86,14 +87,8 @@ def remove_conflist(conf_dir: Path) -> bool:
 
 def chained_with(plugin: str, conf_dir: Path) -> Path | None:
     """The first configuration list that runs both Podwire and the plugin of that type."""
-    for path in sorted(conf_dir.glob("*.conflist")):
-        try:
-            types = [one["type"] for one in json.loads(path.read_bytes())["plugins"]]
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            continue  # No runtime takes that one either.
-        if PLUGIN_TYPE in types and plugin in types:
-            return path
-    return None
+    both = {PLUGIN_TYPE, plugin}
+    return next((one.path for one in configurations(conf_dir) if both <= {*one.plugins}), None)
 
 
 def install_executable(bin_dir: Path, socket_path: Path = DEFAULT_SOCKET) -> bool:

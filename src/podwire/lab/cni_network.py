@@ -1,7 +1,8 @@
 """Network configurations of a node, and what attaching to one gives.
 
-What lives here: reading /etc/cni/net.d, and the values that the runtime's side of CNI works with.
-What does not: running plugins (`runtime_cni`).
+What lives here: reading the one that a runtime takes, and the values that the runtime's side of CNI
+works with. What does not: finding it (`podwire.cni.configurations`), and running plugins
+(`runtime_cni`).
 
 Source: https://github.com/containernetworking/cni/blob/main/SPEC.md, section 1; libcni/conf.go.
 """
@@ -16,13 +17,13 @@ from typing import Any
 
 import msgspec
 
+from podwire.cni import configurations
 from podwire.decoding import from_json
 from podwire.errors import PodwireError
 
 Json = dict[str, Any]
 
 SUPPORTED_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
-_EXTENSIONS = (".conf", ".conflist", ".json")
 
 #: What libcni takes for a network's name and a container's id (pkg/utils).
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
@@ -70,11 +71,7 @@ def load_network(directory: Path) -> Network | None:
 
     Raises CniError, naming the file, for one that is no network configuration.
     """
-    try:
-        files = sorted(path for path in directory.iterdir() if path.suffix in _EXTENSIONS)
-    except FileNotFoundError:
-        return None
-    for path in files:
+    for path in configurations.paths(directory):
         try:
             return parse_network(path.read_bytes())
         except FileNotFoundError:

@@ -7,7 +7,6 @@ configurations, and Flannel's file with the lease.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import shlex
 from collections import defaultdict
@@ -18,6 +17,7 @@ from podwire.agent.doctor.subject import Findings, Subject, named
 from podwire.agent.doctor.ways import devices
 from podwire.agent.files import subnet_env
 from podwire.cni import install
+from podwire.cni.configurations import configurations
 from podwire.kernel.attach import links
 from podwire.kernel.link_messages import LinkState
 from podwire.kernel.netlink import NetlinkSocket
@@ -79,34 +79,19 @@ def _look(subject: Subject) -> list[Checked]:
 
 
 def _confs(directory: Path) -> Iterator[Checked]:
-    """The runtime takes the first by name (libcni: .conf, .conflist and .json)."""
-    names = sorted(
-        path.name
-        for path in (directory.iterdir() if directory.is_dir() else ())
-        if path.suffix in (".conf", ".conflist", ".json") and not path.name.startswith(".")
-    )
-    for name in names:
-        if name >= install.CONFLIST_NAME:
+    """Those that runtimes come to before ours."""
+    for one in configurations(directory):
+        if one.path.name >= install.CONFLIST_NAME:
             return
-        plugin = _plugin(directory / name)
+        plugin = one.plugins[0] if one.plugins else "can't be read"
         if plugin in _META_PLUGINS:
             return
         yield _find.fail(
-            f"runtimes take {directory / name} ({plugin}), which sorts before"
+            f"runtimes take {one.path} ({plugin}), which sorts before"
             f" {install.CONFLIST_NAME}: pods get another network",
             "remove that plugin, or move its configuration away",
-            shlex.join(["mv", str(directory / name), f"{directory / name}.off"]),
+            shlex.join(["mv", str(one.path), f"{one.path}.off"]),
         )
-
-
-def _plugin(path: Path) -> str:
-    """The type of a configuration's first plugin."""
-    try:
-        conf = json.loads(path.read_bytes())
-        first = conf["plugins"][0] if "plugins" in conf else conf
-        return str(first["type"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return "can't be read"
 
 
 # --- the kernel -------------------------------------------------------------------------------
