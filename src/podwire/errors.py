@@ -51,6 +51,10 @@ class IpamError(PodwireError):
     """An address could not be allocated, honoured or released."""
 
 
+class UnwritableError(IpamError):
+    """The disk of the address database takes no writes: it is full, read-only, or fails."""
+
+
 class LabError(PodwireError):
     """A lab could not be made, found or taken down."""
 

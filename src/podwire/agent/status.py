@@ -80,6 +80,8 @@ def _problems(agent: Agent) -> Iterator[str]:
         yield f"{agent.source.title} is away: changes of other nodes are not followed"
     if agent.held:
         yield "held: the kernel is left as it is"
+    if (unwritten := agent.pods.store.unwritten) is not None:
+        yield f"what pods gave back is written down once that can be: {unwritten}"
     if agent.network is None:
         return
     problem = agent.peering.tunnel.problem

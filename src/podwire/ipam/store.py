@@ -14,10 +14,15 @@ so whatever a crash interrupts is still on disk at the next start. `begin_delete
 addresses back at once (with the reuse delay); `forget` drops the row when the interface is really
 gone.
 
-Every row is also in memory: reads never touch the disk. A write goes to the disk first. WAL with
-`synchronous=NORMAL` loses nothing when the process dies; a power cut may lose the last moments,
-and takes every network namespace with it. The database is locked exclusively, so a second agent on
-it is refused rather than handing out the same addresses.
+Every row is also in memory: reads never touch the disk. A write goes to the disk first, but for
+what gives back (`begin_delete`, `forget`): where the disk is full that is done in memory and owed
+to the disk, which gets it before anything else that is written. So a pod can always be deleted, and
+nobody gets its addresses before the disk has heard that they are free. Debts that end with the
+process leave a row whose interface and namespace are gone, as a reboot does.
+
+WAL with `synchronous=NORMAL` loses nothing when the process dies; a power cut may lose the last
+moments, and takes every network namespace with it. The database is locked exclusively, so a second
+agent on it is refused rather than handing out the same addresses.
 
 A damaged database is refused, never replaced by an empty one: what it knows and the kernel does not
 would be lost. A person decides (the error says how).
@@ -26,6 +31,7 @@ would be lost. A person decides (the error says how).
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,12 +40,20 @@ from pathlib import Path
 
 import msgspec
 
-from podwire.errors import IpamError
+from podwire.errors import IpamError, UnwritableError
 from podwire.ipam.node_subnet import RequestedAddressError, SubnetPool
 from podwire.ipam.record import Key, PodIdentity, Record, Row, State, from_row, to_row
 from podwire.ipam.span import REUSE_DELAY_S
+from podwire.log import fields
 from podwire.model.cluster import Attachment
 from podwire.model.state import IPAddress, IPNetwork
+
+log = logging.getLogger(__name__)
+
+#: SQLite's results where the disk is at fault, and not what is on it.
+_UNWRITABLE = frozenset(
+    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
+)
 
 #: Stored in the file's `user_version`; a file with a higher one is of a later Podwire.
 SCHEMA_VERSION = 2
@@ -72,6 +86,8 @@ CREATE TABLE address (
 CREATE TABLE pool (subnet TEXT PRIMARY KEY, last TEXT NOT NULL) WITHOUT ROWID;
 """
 
+_SET_STATE = "UPDATE attachment SET state = ? WHERE container_id = ? AND ifname = ?"
+
 #: What makes a database of each earlier version one of the next.
 _MIGRATIONS = {1: "ALTER TABLE attachment ADD COLUMN may_spoof INTEGER NOT NULL DEFAULT 0"}
 
@@ -96,6 +112,9 @@ class Store:
         self._reuse_delay_s = reuse_delay_s
         self._records: dict[Key, Record] = {}
         self._pools: dict[IPNetwork, SubnetPool] = {}
+        self._owed: list[tuple[str, list[tuple[object, ...]]]] = []
+        #: Why what was given back is not on the disk; None where nothing is owed.
+        self.unwritten: str | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -111,6 +130,9 @@ class Store:
             raise
 
     def close(self) -> None:
+        if self._owed:
+            with contextlib.suppress(IpamError), self._transaction():
+                pass  # A transaction begins with what is owed.
         self._db.close()
 
     # Reading: from memory.
@@ -229,12 +251,13 @@ class Store:
         if record.state is State.DELETING:
             return record
         now = self._clock()
-        with self._transaction():
-            self._db.executemany(
+        self._give_back(
+            (
                 "UPDATE address SET container_id = NULL, ifname = NULL, released = ? WHERE ip = ?",
                 [(now, str(ip.ip)) for ip in record.attachment.ips],
-            )
-            self._update_state(key, State.DELETING)
+            ),
+            (_SET_STATE, [(State.DELETING.value, *key)]),
+        )
         record = msgspec.structs.replace(record, state=State.DELETING)
         self._records[key] = record
         for ip in record.attachment.ips:
@@ -244,12 +267,13 @@ class Store:
 
     def forget(self, keys: Sequence[Key]) -> None:
         """Drop the rows of attachments in `deleting` whose interfaces are gone."""
-        with self._transaction():
-            self._db.executemany(
+        self._give_back(
+            (
                 "DELETE FROM attachment"
                 " WHERE container_id = ? AND ifname = ? AND state = 'deleting'",
-                keys,
+                [*keys],
             )
+        )
         for key in keys:
             record = self._records.get(key)
             if record is not None and record.state is State.DELETING:
@@ -299,16 +323,10 @@ class Store:
 
     def _set_state(self, key: Key, state: State) -> Record:
         with self._transaction():
-            self._update_state(key, state)
+            self._db.execute(_SET_STATE, (state.value, *key))
         record = msgspec.structs.replace(self._records[key], state=state)
         self._records[key] = record
         return record
-
-    def _update_state(self, key: Key, state: State) -> None:
-        self._db.execute(
-            "UPDATE attachment SET state = ? WHERE container_id = ? AND ifname = ?",
-            (state.value, *key),
-        )
 
     # Opening.
 
@@ -337,10 +355,9 @@ class Store:
             raise sqlite3.DatabaseError(problem)
 
     def _load(self) -> None:
-        self._db.execute(
-            "DELETE FROM address WHERE released NOT BETWEEN ? AND ?",
-            (self._clock() - self._reuse_delay_s, self._clock()),
-        )
+        now = self._clock()
+        forgotten = "DELETE FROM address WHERE released NOT BETWEEN ? AND ?"
+        self._give_back((forgotten, [(now - self._reuse_delay_s, now)]))
         columns = ", ".join(Row._fields)
         for row in self._db.execute(f"SELECT {columns} FROM attachment"):
             try:
@@ -366,11 +383,25 @@ class Store:
 
     # Around every use of the database.
 
+    def _give_back(self, *statements: tuple[str, list[tuple[object, ...]]]) -> None:
+        """Write what only makes room for others: now, or before the next write."""
+        try:
+            with self._transaction():
+                for sql, rows in statements:
+                    self._db.executemany(sql, rows)
+        except UnwritableError as error:
+            self._owed += statements
+            if self.unwritten is None:
+                log.error("written down later", extra=fields(error=error))
+            self.unwritten = str(error)
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                for sql, rows in self._owed:
+                    self._db.executemany(sql, rows)
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
@@ -378,12 +409,19 @@ class Store:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+        self._owed, self.unwritten = [], None
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF in _UNWRITABLE:
+                raise UnwritableError(
+                    f"{self._path}: {error}",
+                    remedy=f"make room on the disk of {self._path.parent}, and see that it can be"
+                    " written to",
+                ) from error
             remedy = None
             if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
                 remedy = "stop the other podwire agent that has it open"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from podwire.agent.doctor import clock, firewall, leftovers, run
+from podwire.agent.doctor import clock, disk, firewall, leftovers, run
 from podwire.agent.doctor.measure import Target, _Scout
 from podwire.agent.doctor.names import CHECKS
 from podwire.agent.doctor.subject import Findings, Subject, named
@@ -370,3 +371,29 @@ def test_a_file_s_name_is_never_a_command(tmp_path: Path) -> None:
 )
 def test_names_in_a_sentence(names: list[str], words: str) -> None:
     assert named(names) == words
+
+
+# --- the disk ---------------------------------------------------------------------------------
+
+
+@pytest.mark.root
+def test_a_disk_that_takes_no_writes_is_told_with_the_remedy(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path], check=True)
+    try:
+        few = disk.look(tmp_path)
+        assert few is not None
+        assert (few.level, "KiB left" in few.text) == ("warn", True)
+        with pytest.raises(OSError, match="No space"), (tmp_path / "taken").open("wb") as file:
+            file.write(bytes(1 << 21))
+        full = disk.look(tmp_path)
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path], check=True)
+        read_only = disk.look(tmp_path)
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+    for found, why in ((full, "No space left on device"), (read_only, "Read-only file system")):
+        assert found is not None
+        assert (found.check, found.level) == ("agent", "fail")
+        assert why in found.text
+        assert found.remedy
+        assert str(tmp_path) in found.lines[0]
+    assert disk.look(tmp_path) is None

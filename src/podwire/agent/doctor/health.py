@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
+from podwire.agent.doctor import disk
 from podwire.agent.doctor.subject import Findings, Subject, named
 from podwire.cluster.kube.leases import KubeLeases
 from podwire.cni import install
@@ -30,6 +31,9 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
             f"{agent.source.title} is not being watched: changes of other nodes are not followed",
             "does it run, and may the agent read there? See its log",
         )
+    if (finding := await asyncio.to_thread(disk.look, config.state_dir)) is not None:
+        well = well and finding.level != "fail"
+        yield finding
     if agent.network is not None:
         if unpublished := _unpublished(subject, agent.network):
             well = False
