@@ -18,7 +18,11 @@ import pytest
 from hypothesis import settings
 
 from podwire.kernel import netns
+from podwire.lab.programs import NO_AUTHORITIES
 from tests import parallel
+
+# Of the processes that tests start: none has to do with an authority of the system's.
+os.environ["SSL_CERT_FILE"] = NO_AUTHORITIES
 
 # The same few examples in every run: what passed once passes again, and a failure is of the change.
 # `--hypothesis-profile explore` looks for new ones. A machine that stalls is no failure.
