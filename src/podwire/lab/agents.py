@@ -22,7 +22,7 @@ def not_ready(lab: LabInfo, node: str) -> str | None:
         status, text = _get(lab, node, "/readyz")
     except (OSError, http.client.HTTPException) as error:
         return f"it does not answer ({error})"
-    return None if status == 200 else text.strip()
+    return None if status == 200 else text.strip() or f"it answers {status}"
 
 
 def not_following(lab: LabInfo, node: str) -> str | None:

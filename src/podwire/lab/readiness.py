@@ -5,7 +5,6 @@ What lives here: what counts as ready, and who is told. What does not: making an
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import Protocol
 
@@ -14,6 +13,7 @@ from podwire.lab import agents
 from podwire.lab.asking import ask
 from podwire.lab.control import Control, Snapshot
 from podwire.lab.faults import API, ETCD
+from podwire.lab.polling import poll
 from podwire.lab.registry import LabInfo, LabRecord
 
 #: So many failed starts in a row of one process, and nobody waits for it any longer.
@@ -24,7 +24,6 @@ _AT_WORK_S = 60.0
 _NAMED_NODES = 3
 #: A command that fails ends with its error and a hint.
 _LAST_LINES = 2
-_LOOK_AGAIN_S = 0.05
 
 
 class Progress(Protocol):
@@ -107,39 +106,41 @@ def wait_at_work(lab: LabInfo, progress: Progress) -> None:
     store = ETCD if record.shape.store == "etcd" else API
     if {API, store} & {*dead}:
         return
-    within_reach = [one.name for one in record.living if one.name not in record.faults.no_api]
-    waiting: Mapping[str, str] = dict.fromkeys(within_reach, "")
-    deadline = time.monotonic() + _AT_WORK_S
-    waited = False
-    while waiting := _not_at_work(lab, waiting):
-        if time.monotonic() > deadline:
-            first = min(waiting)
-            raise NotReadyError(
-                f"not at work again after {_AT_WORK_S:g} s: "
-                + "; ".join(f"{name}: {why}" for name, why in sorted(waiting.items())),
-                remedy=f"see `podwire --lab {lab.name} lab logs {first}/agent` and"
-                f" `podwire --lab {lab.name} describe node {first}`",
-            )
-        waited = True
-        why = ", ".join(sorted(set(waiting.values())))
-        progress.waiting(f"{enumerated(waiting)}: {why}")
-        # Nothing tells when an agent has connected again.
-        time.sleep(_LOOK_AGAIN_S)
-    if waited:
+    asked = {one.name for one in record.living if one.name not in record.faults.no_api}
+
+    def look() -> Mapping[str, str]:
+        found = _not_at_work(lab, asked)
+        # Who has been found at work is not asked again.
+        asked.intersection_update(found)
+        return found
+
+    waiting: Mapping[str, str] = {}
+    try:
+        for waiting in poll(look, _AT_WORK_S):
+            why = ", ".join(sorted(set(waiting.values())))
+            progress.waiting(f"{enumerated(waiting)}: {why}")
+    except TimeoutError:
+        first = min(waiting)
+        raise NotReadyError(
+            f"not at work again after {_AT_WORK_S:g} s: "
+            + "; ".join(f"{name}: {why}" for name, why in sorted(waiting.items())),
+            remedy=f"see `podwire --lab {lab.name} lab logs {first}/agent` and"
+            f" `podwire --lab {lab.name} describe node {first}`",
+        ) from None
+    if waiting:
         progress.done("agents follow their store, and nodes are Ready")
 
 
 def wait_until_away(lab: LabInfo, node: str, progress: Progress) -> None:
     """Wait until a node's agent has lost the API, or is not there at all. Raises NotReadyError."""
-    deadline = time.monotonic() + _AT_WORK_S
-    while agents.is_connected(lab, node):
-        if time.monotonic() > deadline:
-            raise NotReadyError(
-                f"the agent of {node} is still connected to the API after {_AT_WORK_S:g} s",
-                remedy=f"see `podwire --lab {lab.name} lab logs api`",
-            )
-        progress.waiting(f"{node}: its agent is still connected to the API")
-        time.sleep(_LOOK_AGAIN_S)
+    try:
+        for _ in poll(lambda: agents.is_connected(lab, node), _AT_WORK_S):
+            progress.waiting(f"{node}: its agent is still connected to the API")
+    except TimeoutError:
+        raise NotReadyError(
+            f"the agent of {node} is still connected to the API after {_AT_WORK_S:g} s",
+            remedy=f"see `podwire --lab {lab.name} lab logs api`",
+        ) from None
 
 
 def _not_at_work(lab: LabInfo, nodes: Collection[str]) -> Mapping[str, str]:

@@ -10,19 +10,18 @@ the next `podwire lab up`: it finds the processes that run with other options th
 
 from __future__ import annotations
 
-import time
 from contextlib import AbstractContextManager
 
 import msgspec
 
 from podwire.lab import agents, consequences, lock, running
 from podwire.lab.control import Control
+from podwire.lab.polling import poll
 from podwire.lab.readiness import NotReadyError, Progress, enumerated, existing, wait_ready
 from podwire.lab.registry import LabInfo, LabRecord
 from podwire.lab.shape import Shape, check_room
 
 _READY_S = 30.0
-_LOOK_AGAIN_S = 0.05
 _TIMEOUT_S = 60.0
 _PODS_READY_S = 60.0
 
@@ -82,7 +81,7 @@ def complete(lab: LabInfo, progress: Progress) -> None:
             control.request("restart", name)
         node, _, process = name.partition("/")
         if process == "agent":
-            _wait_for_agent(lab, node)
+            _wait_for_agent(lab, node, progress)
         else:
             _wait_for(lab, name)
         progress.done(f"{name} has its new options")
@@ -112,14 +111,14 @@ def _wait_for(lab: LabInfo, name: str) -> None:
             raise _late(lab, name, process.message if process else "") from None
 
 
-def _wait_for_agent(lab: LabInfo, node: str) -> None:
+def _wait_for_agent(lab: LabInfo, node: str, progress: Progress) -> None:
     """Wait until a node's agent says that pods can be wired."""
-    deadline = time.monotonic() + _READY_S
-    while (problem := agents.not_ready(lab, node)) is not None:
-        if time.monotonic() > deadline:
-            raise _late(lab, f"{node}/agent", problem)
-        # Nothing tells when a socket begins to answer.
-        time.sleep(_LOOK_AGAIN_S)
+    problem: str | None = None
+    try:
+        for problem in poll(lambda: agents.not_ready(lab, node), _READY_S):
+            progress.waiting(f"{node}: its agent: {problem}")
+    except TimeoutError:
+        raise _late(lab, f"{node}/agent", problem or "") from None
 
 
 def _late(lab: LabInfo, process: str, why: str) -> NotReadyError:
