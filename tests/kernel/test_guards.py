@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -10,8 +11,9 @@ from ipaddress import ip_address
 import pytest
 from msgspec import structs
 
-from podwire.kernel import guards, netns
+from podwire.kernel import bpf, guard_program, guards, netns
 from podwire.kernel.attach import attach, check
+from podwire.kernel.ebpf import Program, Reg
 from podwire.kernel.guards import Guards, GuardValue
 from podwire.kernel.judge import ROUTE_GROUPS
 from podwire.kernel.netlink import NetlinkSocket
@@ -181,3 +183,62 @@ def test_a_name_says_what_passes() -> None:
     assert name != guards.name_of(guards.wire(structs.replace(many, ips=many.ips[:39])))
     for strange in ("", "podwire", name, "podwire 1 frames x 10.0.0.1", "podwire 1 frames  10.0.0"):
         assert guards.value_of(strange) is None
+
+
+def test_what_the_program_knows_is_mended_too(inside: Namespace, reconciler: Reconciler) -> None:
+    want(reconciler, GUARD)
+    index = socket.if_nametoindex("veth1")
+    with NetlinkSocket() as sock:
+        found = guards.guard_at(sock, index)
+    assert found is not None
+    program = bpf.program_by_id(found.program)
+    ports = bpf.map_of_program(program, "podwire_ports")
+    assert ports is not None
+    try:
+        right = bpf.read_value(ports, index, guard_program.VALUE_BYTES)
+        assert right is not None
+        for wrong in (None, bytes(len(right))):
+            if wrong is None:
+                bpf.delete_hash(ports, index)
+            else:
+                bpf.write_hash(ports, index, wrong)
+            (change,) = reconciler.plan()
+            assert change.line.startswith("# tc filter replace dev veth1 ingress")
+            assert change.why == WHY
+            assert reconciler.reconcile().changes == 1
+            assert bpf.read_value(ports, index, len(right)) == right
+            assert reconciler.plan() == []
+    finally:
+        os.close(ports)
+        os.close(program)
+
+
+def test_a_program_of_somebody_else_is_none_of_ours(
+    inside: Namespace, reconciler: Reconciler
+) -> None:
+    want(reconciler, GUARD)
+    index = socket.if_nametoindex("veth1")
+    code = Program()
+    code.mov(Reg.R0, guard_program.PASS)
+    code.exit()
+    theirs = bpf.load_classifier("podwire_guard", code.assemble(), "GPL")
+    try:
+        with NetlinkSocket() as sock:
+            sock.request(guards._hang(index, theirs, guards.wire(GUARD)))
+    finally:
+        os.close(theirs)
+    assert reconciler.reconcile().changes == 1
+    send(b"\x08\0" + packet("10.244.1.6"))
+    assert reconciler.guards.counts()["spoofed_ip"] == 1
+
+
+def test_thousands_of_ports_are_read_at_once() -> None:
+    fd = bpf.new_hash("podwire_try", 248, 65536)
+    try:
+        assert bpf.read_hash(fd, 248) == {}
+        for number in range(10_000):
+            bpf.write_hash(fd, number, number.to_bytes(248, "little"))
+        found = bpf.read_hash(fd, 248)
+        assert found == {number: number.to_bytes(248, "little") for number in range(10_000)}
+    finally:
+        os.close(fd)

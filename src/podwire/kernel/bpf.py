@@ -26,7 +26,7 @@ from podwire.errors import KernelError, PodwireError, UnsupportedError
 _MAP_CREATE, _MAP_LOOKUP_ELEM, _MAP_UPDATE_ELEM, _MAP_DELETE_ELEM = 0, 1, 2, 3
 _MAP_GET_NEXT_KEY, _PROG_LOAD = 4, 5
 _PROG_GET_FD_BY_ID, _MAP_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD = 13, 14, 15
-_RAW_TRACEPOINT_OPEN, _MAP_FREEZE = 17, 22
+_RAW_TRACEPOINT_OPEN, _MAP_FREEZE, _MAP_LOOKUP_BATCH = 17, 22, 24
 _MAP_TYPE_HASH, _MAP_TYPE_ARRAY, _MAP_TYPE_RINGBUF = 1, 2, 27
 _F_NO_PREALLOC = 1
 _PROG_TYPE_SCHED_CLS, _PROG_TYPE_RAW_TRACEPOINT = 3, 17
@@ -35,14 +35,18 @@ _F_RDONLY_PROG = 1 << 7
 # union bpf_attr, by command
 _MAP = struct.Struct("<IIIII8x16s")  # type, key, value, entries, flags, …, name
 _ELEMENT = struct.Struct("<I4xQQQ")  # map, key, value, flags
+_BATCH = struct.Struct("<QQQQIIQQ")  # in, out, keys, values, count, map, flags of elements, flags
 _PROGRAM = struct.Struct("<IIQQIIQ8x16s")  # type, length, code, licence, log (level, size, at), …
 _ATTACH = struct.Struct("<QI4x")  # tracepoint, program
 _BY_ID = struct.Struct("<III")  # id, next id, flags
 _INFO = struct.Struct("<IIQ")  # descriptor, length, where to
 
 # struct bpf_prog_info and struct bpf_map_info: how long they are here, and where in them what is.
-_PROGRAM_INFO_BYTES, _MAP_COUNT_AT = 80, 52  # Where the maps' ids go to follows their number.
+# Where the maps' ids go to follows their number.
+_PROGRAM_INFO_BYTES, _PROGRAM_ID_AT, _MAP_COUNT_AT = 80, 4, 52
 _MAP_INFO_BYTES, _MAP_NAME_AT, _NAME_BYTES = 40, 24, 16
+#: So many values are read at once.
+_AT_ONCE = 4096
 #: So many maps of a program are looked at.
 _MAPS = 16
 
@@ -124,6 +128,34 @@ def hash_keys(fd: int) -> list[int]:
     return found
 
 
+def read_value(fd: int, key: int, size: int) -> bytes | None:
+    """The value there, None where there is none."""
+    number, value = ctypes.c_uint32(key), ctypes.create_string_buffer(size)
+    where = _ELEMENT.pack(fd, ctypes.addressof(number), ctypes.addressof(value), 0)
+    attr = ctypes.create_string_buffer(where, len(where))
+    return None if _call(_MAP_LOOKUP_ELEM, attr, "hash", also=ENOENT) < 0 else value.raw
+
+
+def read_hash(fd: int, size: int) -> dict[int, bytes]:
+    """All values, `size` bytes each, by their numbers; thousands in one call (Linux 5.6)."""
+    found: dict[int, bytes] = {}
+    place, start = ctypes.c_uint32(0), 0
+    keys = (ctypes.c_uint32 * _AT_ONCE)()
+    values = ctypes.create_string_buffer(size * _AT_ONCE)
+    is_last = False
+    while not is_last:
+        where = (ctypes.addressof(place), ctypes.addressof(keys), ctypes.addressof(values))
+        attributes = _BATCH.pack(start, *where, _AT_ONCE, fd, 0, 0)
+        attr = ctypes.create_string_buffer(attributes, len(attributes))
+        # Behind the last one there is none; those before it have been read.
+        is_last = _call(_MAP_LOOKUP_BATCH, attr, "hash", also=ENOENT) < 0
+        count: int = _BATCH.unpack(attr)[4]
+        raw = values.raw[: size * count]
+        found |= {keys[at]: raw[size * at : size * (at + 1)] for at in range(count)}
+        start = ctypes.addressof(place)
+    return found
+
+
 def _write(fd: int, key: int, value: bytes, what: str) -> None:
     number, held = ctypes.c_uint32(key), ctypes.create_string_buffer(value, len(value))
     where = _ELEMENT.pack(fd, ctypes.addressof(number), ctypes.addressof(held), 0)
@@ -133,6 +165,14 @@ def _write(fd: int, key: int, value: bytes, what: str) -> None:
 def program_by_id(program_id: int) -> int:
     """The descriptor of a loaded program. Raises PodwireError where it is gone."""
     return call(_PROG_GET_FD_BY_ID, _BY_ID.pack(program_id, 0, 0), "program")
+
+
+def program_id(program: int) -> int:
+    """What the kernel knows a loaded program by, of its descriptor."""
+    info = ctypes.create_string_buffer(_PROGRAM_INFO_BYTES)
+    _read_info(program, info)
+    found: int = struct.unpack_from("<I", info, _PROGRAM_ID_AT)[0]
+    return found
 
 
 def map_of_program(program: int, name: str) -> int | None:
@@ -291,16 +331,22 @@ class RingBuffer:
 
 def call(command: int, attributes: bytes, what: str) -> int:
     """bpf(2) with those attributes (union bpf_attr); `what` it is about is told in errors."""
+    return _call(command, ctypes.create_string_buffer(attributes, len(attributes)), what)
+
+
+def _call(
+    command: int, attr: ctypes.Array[ctypes.c_char], what: str, *, also: int | None = None
+) -> int:
+    """The same with attributes that are answered in place; negative where it fails with `also`."""
     number = _CALL_NUMBER.get(platform.machine())
     if number is None or sys.maxsize < 1 << 32:  # A program of 32 bits has other numbers.
         raise UnsupportedError(f"eBPF is not used on {platform.machine()} machines")
-    attr = ctypes.create_string_buffer(attributes, len(attributes))
     done: int = _libc.syscall(
-        ctypes.c_long(number), ctypes.c_long(command), attr, ctypes.c_ulong(len(attributes))
+        ctypes.c_long(number), ctypes.c_long(command), attr, ctypes.c_ulong(len(attr))
     )
-    if done >= 0:
-        return done
     errno = ctypes.get_errno()
+    if done >= 0 or errno == also:
+        return done
     text = f"eBPF {what}: {os.strerror(errno)}"
     if errno == EPERM:
         raise UnsupportedError(text, remedy="run as root, or with CAP_BPF and CAP_PERFMON")

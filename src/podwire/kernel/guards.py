@@ -5,12 +5,14 @@
 What lives here: hanging a program there, reading which one does, and the maps of a node: what each
 port lets pass, and what all of them have dropped. What does not: the program (`guard_program`).
 
-The filter goes with its device and stays without its maker. Its name says what is let pass, so a
-name is all that has to be compared; who has lost everything else can read the addresses of a pod
-from it. A filter takes the other's place in one step. `tc filter show dev veth… ingress`
-shows it. It is classic traffic control, and not tcx (Linux 6.6), which is a little faster, but lets
-every attachment and every link's end wait for a grace period of RCU, ten milliseconds for each,
-while no link of the machine can be changed; and tells nobody when a program is taken away.
+The filter goes with its device and stays without its maker. Its name says what is let pass, so who
+has lost everything else can read the addresses of a pod from it. What is compared is that name,
+whose program it is, and what the map has of the port; nobody is told when a map changes, so that is
+found when everything is compared. A filter takes the other's place in one step. `tc filter show dev
+veth… ingress` shows it. It is classic traffic control, and not tcx (Linux 6.6), which is a little
+faster, but lets every attachment and every link's end wait for a grace period of RCU, ten
+milliseconds for each, while no link of the machine can be changed; and tells nobody when a program
+is taken away.
 
 Filters of others have other handles or a later preference, and are left alone. One who starts anew
 finds program and maps by the filters, which hold them.
@@ -23,7 +25,7 @@ import hashlib
 import os
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from functools import cache
 from ipaddress import ip_address
@@ -62,6 +64,8 @@ _INFO = PREFERENCE << 16 | socket.htons(3)  # ETH_P_ALL
 #: How the program and the array are called in the kernel (bpf_prog_info, bpf_map_info).
 _PROGRAM_NAME, _COUNTERS_NAME, _PORTS_NAME = "podwire_guard", "podwire_drops", "podwire_ports"
 _MOST_PORTS = 65536
+#: So many of them are looked up one by one.
+_FEW = 16
 _OURS = "podwire"
 _MODES = {True: "frames", False: "packets"}
 #: CLS_BPF_NAME_LEN, with the byte that ends it.
@@ -261,6 +265,35 @@ class Guards:
             data = bpf.read_array(self._counters, guard_program.COUNTERS_BYTES)
         return dict(zip(guard_program.KINDS, struct.unpack("<5Q", data), strict=True))
 
+    def right(
+        self, there: Mapping[int, Found], wanted: Mapping[GuardKey, GuardValue]
+    ) -> frozenset[int]:
+        """The ports, of those with a filter of ours, that let pass what is wanted: by the filter's
+        name, by its program, and by what that knows of them. Raises PodwireError."""
+        if not there:
+            return frozenset()
+        with self._lock:
+            if not self._find() or self._ports < 0:
+                return frozenset()
+            programs = {frames: bpf.program_id(fd) for frames, fd in self._programs.items()}
+            known = self._of_ports(there)
+        return frozenset(
+            index
+            for index, found in there.items()
+            if (value := wanted.get(GuardKey(index))) is not None
+            and found.lets_pass(value)
+            and _fits(value)
+            and found.program == programs.get(value.frames)
+            and known.get(index) == _known(value)
+        )
+
+    def _of_ports(self, there: Collection[int]) -> Mapping[int, bytes | None]:
+        """What programs know of these ports, and perhaps of others."""
+        size = guard_program.VALUE_BYTES
+        if len(there) > _FEW:
+            return bpf.read_hash(self._ports, size)
+        return {index: bpf.read_value(self._ports, index, size) for index in there}
+
     def find(self) -> bool:
         """Whether there is an array that guards count in."""
         with self._lock:
@@ -328,6 +361,13 @@ class Guards:
 
 def _or_none(fd: int | None) -> int:
     return fd if fd is not None else -1
+
+
+def _fits(value: GuardValue) -> bool:
+    """Whether a program can know that much."""
+    return all(
+        sum(ip.version == version for ip in value.ips) <= guard_program.MOST for version in (4, 6)
+    )
 
 
 def _known(value: GuardValue) -> bytes:

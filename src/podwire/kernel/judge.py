@@ -125,7 +125,7 @@ class Judge:
         sock = self._socks.route
         found = guards.guard_at(sock, index)
         if found is not None:
-            return not found.lets_pass(want.value)
+            return not self._socks.guards.right({index: found}, {GuardKey(index): want.value})
         return sock.get(messages.RTM_GETLINK, link_messages.get_link(index)) is not None
 
     def _link_amiss(self, notified: LinkState) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from podwire.kernel import guards, messages, nft_elements
-from podwire.kernel.guards import GuardKey, GuardValue
+from podwire.kernel.guards import GuardKey, Guards, GuardValue
 from podwire.kernel.messages import (
     ANY_MAC,
     ConnectedKey,
@@ -59,10 +59,11 @@ class Mine(msgspec.Struct, frozen=True):
 
 
 class Sockets(msgspec.Struct, frozen=True):
-    """One of each family that is spoken."""
+    """One of each family that is spoken, and the guards of ports, of which netlink tells half."""
 
     route: NetlinkSocket
     netfilter: NetlinkSocket
+    guards: Guards
 
 
 def _addresses(socks: Sockets, mine: Mine) -> dict[Any, Any]:
@@ -158,12 +159,11 @@ def _elements(socks: Sockets, mine: Mine) -> dict[Any, Any]:
 
 def _guards(socks: Sockets, mine: Mine) -> dict[Any, Any]:
     """One that is not as wanted, be it an older program for the same pod, has no value."""
-    found: dict[Any, Any] = {}
-    for index, guard in guards.guarded(socks.route).items():
-        if index in mine.links:
-            wanted = mine.guards.get(key := GuardKey(index))
-            found[key] = wanted if wanted is not None and guard.lets_pass(wanted) else None
-    return found
+    there = guards.guarded(socks.route)
+    there = {index: found for index, found in there.items() if index in mine.links}
+    right = socks.guards.right(there, mine.guards)
+    keys = map(GuardKey, there)
+    return {key: mine.guards[key] if key.ifindex in right else None for key in keys}
 
 
 #: By the table's name.

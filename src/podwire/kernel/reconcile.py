@@ -53,10 +53,11 @@ class Reconciler:
 
     def __init__(self, protocols: Iterable[int] = ()) -> None:
         """`protocols`: routes of these are ours as well, from an earlier life."""
-        self._socks = read.Sockets(NetlinkSocket(), NetlinkSocket(NETLINK_NETFILTER))
-        self._nft = Nft()
         #: What hangs programs to pods' ports, and has what they count.
         self.guards = Guards()
+        netfilter = NetlinkSocket(NETLINK_NETFILTER)
+        self._socks = read.Sockets(NetlinkSocket(), netfilter, self.guards)
+        self._nft = Nft()
         self._holdings = Holdings(protocols)
         self._judge = Judge(self._holdings, self._socks, self._nft)
 
