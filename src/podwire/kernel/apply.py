@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from podwire.errors import KernelError
 from podwire.kernel import link_messages, messages, nft_elements, sysctl
-from podwire.kernel.guards import Guards
+from podwire.kernel.guards import Guards, GuardValue
 from podwire.kernel.links import LinkOp, refusal, unlike
 from podwire.kernel.netlink import Failure, kernel_error
 from podwire.kernel.nft_context import Nft
 from podwire.kernel.read import Sockets
 from podwire.kernel.report import Change, Report, Transaction
-from podwire.kernel.tables import Names, Op
+from podwire.kernel.tables import Names, Op, Sink
 from podwire.model.state import Sysctl, Veth, Vxlan, Why
 
 _ALREADY_GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
@@ -71,31 +72,33 @@ class Applier:
         return ""
 
     def entries(self, ops: Iterable[Op], names: Callable[[], Names]) -> None:
-        """`names` gives links' names by index, where something has to be told.
+        """`names` gives links' names by index, where something has to be told. Each sink gets what
+        is its in one go, in the order of `Sink`: elements and guards before what leads to pods.
 
         What hangs on a link that could not be made would fail one by one: its link has said so,
         and it is left out."""
         ops = [op for op in ops if op.ifindex >= 0]
-        in_nft = [op for op in ops if op.table.in_nft]
-        if in_nft:
-            sent = [op.message() for op in in_nft]
-            failures = nft_elements.transact(self._socks.netfilter, sent)
-            self._entries(in_nft, failures, names)
-        by_program = [op for op in ops if op.table.by_program]
-        if by_program:
-            self._entries(by_program, self._hang(by_program), names)
-        others = [op for op in ops if not (op.table.in_nft or op.table.by_program)]
-        if others:
-            sent = [op.message() for op in others]
-            self._entries(others, self._socks.route.request(sent), names)
+        for sink in Sink:
+            if theirs := [op for op in ops if op.table.sink is sink]:
+                failures = self._send(sink, [op.message() for op in theirs])
+                self._entries(theirs, failures, names)
 
-    def _hang(self, ops: Sequence[Op]) -> list[Failure]:
+    def _send(self, sink: Sink, sent: Sequence[Any]) -> Sequence[Failure]:
+        match sink:
+            case Sink.NETFILTER:
+                return nft_elements.transact(self._socks.netfilter, sent)
+            case Sink.GUARDS:
+                return self._set_guards(sent)
+            case Sink.ROUTE:
+                return self._socks.route.request(sent)
+
+    def _set_guards(self, sent: Sequence[tuple[int, GuardValue | None]]) -> list[Failure]:
         sock, failures = self._socks.route, []
-        for number, op in enumerate(ops):
-            if op.action == "delete":
-                failure = self._guards.remove(sock, op.ifindex)
+        for number, (index, value) in enumerate(sent):
+            if value is None:
+                failure = self._guards.remove(sock, index)
             else:
-                failure = self._guards.add(sock, op.ifindex, op.value)
+                failure = self._guards.add(sock, index, value)
             if failure is not None:
                 failures.append(Failure(number, failure.errno, failure.text))
         return failures

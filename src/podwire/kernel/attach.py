@@ -234,7 +234,8 @@ def _resolve_anew(sock: NetlinkSocket, bridge: int, pod: Sequence[PodEntry]) -> 
 def _pod_message(entry: PodEntry, scope: Scope) -> bytes:
     table = TABLE_OF[type(entry)]
     key, value = table.wire(entry, scope)
-    return table.add(key, _of_pod(value))
+    message: bytes = table.add(key, _of_pod(value))  # All tables of theirs are rtnetlink's.
+    return message
 
 
 def _of_pod(value: Any) -> Any:

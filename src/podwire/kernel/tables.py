@@ -1,16 +1,17 @@
 """The kernel's tables that are compared entry by entry: addresses, neighbours, FDBs, routes, the
 elements of nft sets and the guards of pods' ports.
 
-What lives here: for each table how a desired entry becomes a key and a value, the messages that
-add, change and delete one, and the same as the line that a person would type. The comparison
-itself is generic over them (`diff`). Links and nft tables, few and intricate, have modules of
-their own.
+What lives here: for each table how a desired entry becomes a key and a value, what has to be sent,
+and where, to add, change and delete one, and the same as the line that a person would type. The
+comparison itself is generic over them (`diff`), and so is sending (`apply`). Links and nft tables,
+few and intricate, have modules of their own.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
+from enum import Enum, auto
 from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple
 
@@ -79,22 +80,31 @@ class Scope(dict[str, int]):
         return number
 
 
+class Sink(Enum):
+    """Where changes of a table are sent."""
+
+    #: Messages of nf_tables; all of them are one transaction.
+    NETFILTER = auto()
+    #: Pairs of a device's index and what may pass there, None for anything. No one message does it.
+    GUARDS = auto()
+    #: Messages of rtnetlink, as one batch.
+    ROUTE = auto()
+
+
 class Table(msgspec.Struct, frozen=True):
     """One table: its name and its ways to say a thing. `wire` maps an entry to (key, value).
 
-    `kind` is what people call it. `in_nft` tells what goes to nf_tables, and not to rtnetlink;
-    `by_program` what takes more than a message, which `podwire.kernel.guards` does.
+    `kind` is what people call it. `add`, `change` and `delete` make what is sent to the `sink`.
     """
 
     name: str
     kind: str
     wire: Callable[[Any, Scope], Pair]
-    add: Callable[[Any, Any], bytes]
-    change: Callable[[Any, Any], bytes]
-    delete: Callable[[Any, Any], bytes]
+    add: Callable[[Any, Any], Any]
+    change: Callable[[Any, Any], Any]
+    delete: Callable[[Any, Any], Any]
     line: Callable[[str, Any, Any, Names], str]
-    in_nft: bool = False
-    by_program: bool = False
+    sink: Sink = Sink.ROUTE
 
 
 class Wanted(msgspec.Struct, frozen=True, gc=False):
@@ -115,8 +125,9 @@ class Op(msgspec.Struct, frozen=True):
     value: Any
     why: Why | None = None
 
-    def message(self) -> bytes:
-        encode: Callable[[Any, Any], bytes] = getattr(self.table, self.action)
+    def message(self) -> Any:
+        """What the table's sink is sent."""
+        encode: Callable[[Any, Any], Any] = getattr(self.table, self.action)
         return encode(self.key, self.value)
 
     def line(self, names: Names) -> str:
@@ -125,7 +136,7 @@ class Op(msgspec.Struct, frozen=True):
     @property
     def ifindex(self) -> int:
         """The link that it is about; 0 for none, negative for one that is not there."""
-        if self.table.in_nft:
+        if self.table.sink is Sink.NETFILTER:
             return 0
         index: int = self.value.ifindex if self.table is ROUTES else self.key.ifindex
         return index
@@ -298,10 +309,6 @@ def _guard_line(action: str, key: GuardKey, value: GuardValue, names: Names) -> 
     return guards.line(action, names.get(key.ifindex, "?"), value)
 
 
-def _no_message(*_: Any) -> bytes:
-    raise TypeError("a program is no message")
-
-
 ADDRESSES = Table(
     "address",
     "address",
@@ -358,18 +365,17 @@ ELEMENTS = Table(
     lambda key, _: nft_elements.add(key),
     lambda key, _: nft_elements.delete(key),
     _element_line,
-    in_nft=True,
+    sink=Sink.NETFILTER,
 )
-
 GUARDS = Table(
     "guard",
     "tc",
     _guard_wire,
-    _no_message,
-    _no_message,
-    _no_message,
+    lambda key, value: (key.ifindex, value),
+    lambda key, value: (key.ifindex, value),
+    lambda key, _: (key.ifindex, None),
     _guard_line,
-    by_program=True,
+    sink=Sink.GUARDS,
 )
 
 #: In the order in which entries are added: a route is the last to appear, when what it leads to
