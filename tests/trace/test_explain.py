@@ -293,6 +293,14 @@ def test_an_address_is_somebodys_or_nobodys(
     assert labels <= {label for label, _ in explained.details}, explained
 
 
+def test_pods_get_outside_with_an_address_of_that_family_only(ask: Ask) -> None:
+    assert details(ask("ip", "8.8.8.8"), "pods") == [
+        "those of node1 reach it as 172.18.0.11 (masqueraded)"
+    ]
+    # The pods have IPv6 addresses, the node has none on the underlay.
+    assert not details(ask("ip", "2001:db8::1"), "pods")
+
+
 # --- what is not as it is wanted --------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ def explain_ip(about: Knowledge, ip: IPAddress) -> Explanation:
     """Anything has an answer: what is nobody's is said to be that."""
     if _routes_pods(about) and ip in _GATEWAYS:
         return _proxied(about, ip)
-    special = _special(ip)
+    special = _special(about, ip)
     if special is not None:
         return (_here(about, ip) if ip.is_link_local else None) or special
     answer = _here(about, ip) or _in_a_lease(about, ip) or _elsewhere(about, ip)
@@ -49,15 +49,17 @@ def _proxied(about: Knowledge, ip: IPAddress) -> Explanation:
     )
 
 
-def _special(ip: IPAddress) -> Explanation | None:
+def _special(about: Knowledge, ip: IPAddress) -> Explanation | None:
     """Addresses that mean the same everywhere (RFC 6890)."""
     if ip.is_unspecified:
         return Explanation(text="the unspecified address: no address at all")
     if ip.is_loopback:
         return Explanation(text="the loopback: whoever uses it talks to itself")
     if ip.is_multicast:
-        text = "a multicast address: for groups on one link; pods' ones do not leave their node"
-        return Explanation(text=text)
+        config = about.intent.config
+        one_link = config is not None and config.fabric.transport == "l2-vxlan"
+        far = "reach all nodes" if one_link else "do not leave their node"
+        return Explanation(text=f"a multicast address: for groups on one link; pods' ones {far}")
     if ip == _BROADCAST:
         text = "the broadcast address: everybody on the link, and never routed"
         return Explanation(text=text)
@@ -199,12 +201,21 @@ def _elsewhere(about: Knowledge, ip: IPAddress) -> Explanation:
         return Explanation(
             text=f"in the pod network {network}, and in no node's subnet: nobody's", details=[]
         )
-    details: Details = []
-    if config is not None and config.masquerade:
-        details = [
-            ("pods", f"those of {about.node} reach it as {config.underlay.ip} (masqueraded)")
-        ]
-    return Explanation(text="outside of the pod network, and no node's own", details=details)
+    text = "outside of the pod network, and no node's own"
+    return Explanation(text=text, details=_as_seen_outside(about, ip))
+
+
+def _as_seen_outside(about: Knowledge, ip: IPAddress) -> Details:
+    """With which address pods get there. The kernel takes one of the node's of that family."""
+    config = about.intent.config
+    if config is None:
+        return []
+    if not any(network.version == ip.version for network in config.network):
+        return [("pods", f"have no IPv{ip.version} address, and don't reach it")]
+    own = config.underlay.ip_of(ip.version)
+    if not config.masquerade or own is None:
+        return []
+    return [("pods", f"those of {about.node} reach it as {own} (masqueraded)")]
 
 
 def _way(about: Knowledge, ip: IPAddress) -> list[tuple[str, str]]:
