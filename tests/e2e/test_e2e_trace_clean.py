@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 MOMENTS = int(os.environ.get("PODWIRE_TRACE_MOMENTS", "4"))
 #: What a Python process may come to have for good while it runs.
-GROWTH_KB = 8192
+GROWTH_KB = 6144
 
 
 @pytest.fixture(scope="module")
@@ -174,14 +174,14 @@ def test_many_traces_take_nothing_for_good(
         with ThreadPoolExecutor(4) as operators:
             assert all(operators.map(lambda _: is_complete(tracer, "pod1", "pod2"), range(count)))
 
-    traces(10)  # By then everything is there that is made when it is first needed.
+    traces(6)  # By then everything is there that is made when it is first needed.
     nothing_left(*places)
     # asyncio's pool for what blocks grows when it is first busy, and stays.
     pool = min(32, (os.cpu_count() or 1) + 4)
     threads = [agent(pid).threads + pool for pid in agents]
     memory = [resident_kb(pid) for pid in agents]
     with nothing_more(lab, places):
-        traces(30)
+        traces(12)
     until(
         lambda: all(
             agent(pid).threads <= before for pid, before in zip(agents, threads, strict=True)
