@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from podwire.decoding import from_json
 from podwire.model.cluster import Attachment
 from podwire.model.state import IPInterface
 
@@ -119,7 +120,7 @@ def to_row(record: Record) -> Row:
 
 def from_row(row: Row) -> Record:
     """The record that `row` keeps."""
-    pairs = msgspec.json.decode(row.addresses, type=list[tuple[str, str]])
+    pairs = from_json(row.addresses, list[tuple[str, str]])
     ips: list[IPInterface] = [ip_interface(ip) for ip, _ in pairs]
     pod = PodIdentity(row.pod_namespace, row.pod_name, row.pod_uid)
     attachment = Attachment(

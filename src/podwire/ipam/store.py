@@ -1,7 +1,7 @@
 """The node's attachments and the addresses they hold, on disk: one SQLite database, one owner.
 
 What lives here: rows, their states, and the pools that are loaded from them. What does not: the
-kernel (the caller says what exists) and the CNI protocol.
+file itself (`database`), the kernel (the caller says what exists) and the CNI protocol.
 
 How it works. An attachment and its addresses are written in one transaction, so neither exists
 without the other. Its life is
@@ -19,81 +19,32 @@ what gives back (`begin_delete`, `forget`): where the disk is full that is done 
 to the disk, which gets it before anything else that is written. So a pod can always be deleted, and
 nobody gets its addresses before the disk has heard that they are free. Debts that end with the
 process leave a row whose interface and namespace are gone, as a reboot does.
-
-WAL with `synchronous=NORMAL` loses nothing when the process dies; a power cut may lose the last
-moments, and takes every network namespace with it. The database is locked exclusively, so a second
-agent on it is refused rather than handing out the same addresses.
-
-A damaged database is refused, never replaced by an empty one: what it knows and the kernel does not
-would be lost. A person decides (the error says how).
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
 import msgspec
 
-from podwire.errors import IpamError, UnwritableError
+from podwire.errors import IpamError
+from podwire.ipam.database import Database
 from podwire.ipam.node_subnet import RequestedAddressError, SubnetPool
 from podwire.ipam.record import Key, PodIdentity, Record, Row, State, from_row, to_row
 from podwire.ipam.span import REUSE_DELAY_S
-from podwire.log import fields
 from podwire.model.cluster import Attachment
 from podwire.model.state import IPAddress, IPNetwork
 
-log = logging.getLogger(__name__)
-
-#: SQLite's results where the disk is at fault, and not what is on it.
-_UNWRITABLE = frozenset(
-    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
-)
-
-#: Stored in the file's `user_version`; a file with a higher one is of a later Podwire.
-SCHEMA_VERSION = 2
-
-_SCHEMA = """
-CREATE TABLE attachment (
-  container_id TEXT NOT NULL,
-  ifname TEXT NOT NULL,
-  network TEXT NOT NULL,
-  netns TEXT NOT NULL,
-  host_ifname TEXT NOT NULL,
-  mac BLOB NOT NULL,
-  mtu INTEGER NOT NULL,
-  addresses TEXT NOT NULL,
-  pod_namespace TEXT NOT NULL,
-  pod_name TEXT NOT NULL,
-  pod_uid TEXT NOT NULL,
-  state TEXT NOT NULL CHECK (state IN ('pending', 'ready', 'deleting')),
-  created REAL NOT NULL,
-  may_spoof INTEGER NOT NULL DEFAULT 0,
-  PRIMARY KEY (container_id, ifname)
-) WITHOUT ROWID;
-CREATE TABLE address (
-  ip TEXT PRIMARY KEY,
-  container_id TEXT,
-  ifname TEXT,
-  released REAL,
-  CHECK ((container_id IS NULL) = (released IS NOT NULL))
-) WITHOUT ROWID;
-CREATE TABLE pool (subnet TEXT PRIMARY KEY, last TEXT NOT NULL) WITHOUT ROWID;
-"""
-
+_SET_LAST = "INSERT INTO pool VALUES (?, ?) ON CONFLICT (subnet) DO UPDATE SET last = excluded.last"
 _SET_STATE = "UPDATE attachment SET state = ? WHERE container_id = ? AND ifname = ?"
-
-#: What makes a database of each earlier version one of the next.
-_MIGRATIONS = {1: "ALTER TABLE attachment ADD COLUMN may_spoof INTEGER NOT NULL DEFAULT 0"}
 
 
 class Store:
-    """The database. All methods run in the thread that made it (sqlite3 enforces that)."""
+    """What the database has. All methods run in the thread that made it (sqlite3 enforces that)."""
 
     def __init__(
         self,
@@ -107,39 +58,31 @@ class Store:
 
         An agent that is just stopping is waited for, `busy_timeout_s` at most.
         """
-        self._path = path
         self._clock = clock
         self._reuse_delay_s = reuse_delay_s
         self._records: dict[Key, Record] = {}
         self._pools: dict[IPNetwork, SubnetPool] = {}
-        self._owed: list[tuple[str, list[tuple[object, ...]]]] = []
-        #: Why what was given back is not on the disk; None where nothing is owed.
-        self.unwritten: str | None = None
+        self._db = Database(path, busy_timeout_s=busy_timeout_s)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise IpamError(f"{path.parent}: {error.strerror}") from error
-        with self._errors():
-            self._db = sqlite3.connect(path, timeout=busy_timeout_s, isolation_level=None)
-        try:
-            with self._errors():
-                self._prepare()
+            with self._db.errors():
                 self._load()
         except BaseException:
             self._db.close()
             raise
 
     def close(self) -> None:
-        if self._owed:
-            with contextlib.suppress(IpamError), self._transaction():
-                pass  # A transaction begins with what is owed.
         self._db.close()
 
     # Reading: from memory.
 
     @property
     def path(self) -> Path:
-        return self._path
+        return self._db.path
+
+    @property
+    def unwritten(self) -> str | None:
+        """Why what was given back is not on the disk; None where nothing is owed to it."""
+        return self._db.unwritten
 
     @property
     def records(self) -> Mapping[Key, Record]:
@@ -210,12 +153,10 @@ class Store:
         record = Record(attachment, network, pod, state, self._clock())
         if record.key in self._records:
             raise IpamError(f"container {record.key.container_id} has {record.key.ifname} already")
-        with self._transaction():
+        with self._db.transaction():
             self._insert(record)
-            self._db.executemany(
-                "INSERT INTO pool VALUES (?, ?)"
-                " ON CONFLICT (subnet) DO UPDATE SET last = excluded.last",
-                [(str(subnet), str(ip)) for subnet, ip in last.items()],
+            self._db.execute_each(
+                (_SET_LAST, [(str(subnet), str(ip)) for subnet, ip in last.items()])
             )
         self._records[record.key] = record
         for interface in attachment.ips:
@@ -236,7 +177,7 @@ class Store:
             raise IpamError(f"container {key.container_id} would have other addresses")
         record = msgspec.structs.replace(before, attachment=attachment)
         row = to_row(record)
-        with self._transaction():
+        with self._db.transaction():
             self._db.execute(
                 f"UPDATE attachment SET {', '.join(f'{name} = ?' for name in Row._fields)}"
                 " WHERE container_id = ? AND ifname = ?",
@@ -251,7 +192,7 @@ class Store:
         if record.state is State.DELETING:
             return record
         now = self._clock()
-        self._give_back(
+        self._db.give_back(
             (
                 "UPDATE address SET container_id = NULL, ifname = NULL, released = ? WHERE ip = ?",
                 [(now, str(ip.ip)) for ip in record.attachment.ips],
@@ -267,7 +208,7 @@ class Store:
 
     def forget(self, keys: Sequence[Key]) -> None:
         """Drop the rows of attachments in `deleting` whose interfaces are gone."""
-        self._give_back(
+        self._db.give_back(
             (
                 "DELETE FROM attachment"
                 " WHERE container_id = ? AND ifname = ? AND state = 'deleting'",
@@ -319,10 +260,10 @@ class Store:
                 (str(ip), *record.key),
             ).rowcount
             if taken != 1:
-                raise IpamError(f"{self._path}: address {ip} is held already")
+                raise IpamError(f"{self.path}: address {ip} is held already")
 
     def _set_state(self, key: Key, state: State) -> Record:
-        with self._transaction():
+        with self._db.transaction():
             self._db.execute(_SET_STATE, (state.value, *key))
         record = msgspec.structs.replace(self._records[key], state=state)
         self._records[key] = record
@@ -330,34 +271,10 @@ class Store:
 
     # Opening.
 
-    def _prepare(self) -> None:
-        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA_VERSION:
-            raise IpamError(
-                f"{self._path} was written by a later Podwire (schema {version}, this one knows"
-                f" {SCHEMA_VERSION})",
-                remedy="run the later version on this node",
-            )
-        # Takes the exclusive lock too, so that a second agent fails here and not at its first ADD.
-        with self._transaction():
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
-                    self._db.execute(statement)
-            for older in range(version or SCHEMA_VERSION, SCHEMA_VERSION):
-                self._db.execute(_MIGRATIONS[older])
-            if version != SCHEMA_VERSION:
-                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if problem != "ok":
-            raise sqlite3.DatabaseError(problem)
-
     def _load(self) -> None:
         now = self._clock()
         forgotten = "DELETE FROM address WHERE released NOT BETWEEN ? AND ?"
-        self._give_back((forgotten, [(now - self._reuse_delay_s, now)]))
+        self._db.give_back((forgotten, [(now - self._reuse_delay_s, now)]))
         columns = ", ".join(Row._fields)
         for row in self._db.execute(f"SELECT {columns} FROM attachment"):
             try:
@@ -380,55 +297,3 @@ class Store:
         if last is not None:
             pool.continue_after(last)
         return pool
-
-    # Around every use of the database.
-
-    def _give_back(self, *statements: tuple[str, list[tuple[object, ...]]]) -> None:
-        """Write what only makes room for others: now, or before the next write."""
-        try:
-            with self._transaction():
-                for sql, rows in statements:
-                    self._db.executemany(sql, rows)
-        except UnwritableError as error:
-            self._owed += statements
-            if self.unwritten is None:
-                log.error("written down later", extra=fields(error=error))
-            self.unwritten = str(error)
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                for sql, rows in self._owed:
-                    self._db.executemany(sql, rows)
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                # SQLite has rolled back by itself after some errors (a full disk).
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-        self._owed, self.unwritten = [], None
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF in _UNWRITABLE:
-                raise UnwritableError(
-                    f"{self._path}: {error}",
-                    remedy=f"make room on the disk of {self._path.parent}, and see that it can be"
-                    " written to",
-                ) from error
-            remedy = None
-            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-                remedy = "stop the other podwire agent that has it open"
-            raise IpamError(f"{self._path}: {error}", remedy=remedy) from error
-        except sqlite3.DatabaseError as error:
-            raise IpamError(
-                f"{self._path} is damaged: {error}",
-                remedy="move the file aside and start the agent again: it writes down anew what"
-                " running pods have",
-            ) from error
