@@ -20,6 +20,7 @@ from podwire.agent import metrics
 from podwire.agent.adoption import Adoption
 from podwire.agent.allocation import Allocation
 from podwire.agent.config import AgentConfig
+from podwire.agent.guard import until_shaped
 from podwire.agent.memory import FabricMemory
 from podwire.agent.mending import Mender
 from podwire.agent.nodes import Nodes
@@ -140,6 +141,8 @@ class Control:
             if self._pod_watch is not None:
                 group.create_task(self._pod_watch.run())
             group.create_task(self._work())
+            if self._config.guard == "auto" and self._renewal.guard == "ebpf":
+                group.create_task(self._give_way())
 
     # --- what happens ---------------------------------------------------------------------
 
@@ -187,6 +190,17 @@ class Control:
     def _note_tunnel(self) -> None:
         """The tunnel forwards and did not, or the other way round."""
         self.pods.wait_for(self.peering.not_ready)
+        self._look_at_own()
+
+    async def _give_way(self) -> None:
+        """Guard by nftables once another plugin needs the place of the programs."""
+        try:
+            shaped = await until_shaped(self._config)
+        except OSError as error:
+            log.warning("CNI configurations are not watched", extra=fields(error=error))
+            return
+        log.warning("anti-spoofing by nftables now", extra=fields(bandwidth_in=str(shaped)))
+        self._renewal.guard = "nftables"
         self._look_at_own()
 
     def _look_at_own(self) -> None:

@@ -59,7 +59,8 @@ class Renewal:
         try_again: Callable[[], None],
     ) -> None:
         self._config = config
-        self._guard = guard
+        #: What keeps pods to their own addresses; another one counts from the next look on.
+        self.guard = guard
         self._source = source
         self._worker = worker
         self._allocation = allocation
@@ -118,7 +119,7 @@ class Renewal:
             lease,
             underlay,
             masquerade=self._config.masquerade,
-            guard=self._guard,
+            guard=self.guard,
         )
 
     async def _leased(

@@ -46,7 +46,7 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
         yield _find.warn(
             f"{shaped} chains the plugin bandwidth, which fails for pods whose egress is limited:"
             " Podwire's guards have the ingress qdiscs of pods' ports",
-            "restart the agent, without --guard ebpf: it guards by nftables then",
+            "start the agent without --guard ebpf: it guards by nftables then",
         )
     before = {one.reason: one.packets for one in await agent.drops.read()}
     # What is measured meanwhile is nothing that would be dropped.

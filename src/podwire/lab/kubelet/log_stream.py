@@ -10,7 +10,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from podwire.lab.kubelet.inotify import CONTENT, Watch
+from podwire.kernel.inotify import CONTENT, Watch
 
 _CHUNK = 64 * 1024
 

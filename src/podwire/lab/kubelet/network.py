@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from podwire.errors import InputError
+from podwire.kernel.inotify import ENTRIES, Watch
 from podwire.lab.cni_network import Attachment, CniError, Network, addresses, load_network
 from podwire.lab.kubelet.attachment import IFNAME, attachment
-from podwire.lab.kubelet.inotify import ENTRIES, Watch
 from podwire.lab.kubelet.spec import Pod
 from podwire.lab.runtime_cni import CniRuntime
 from podwire.lab.sandbox import Sandbox
