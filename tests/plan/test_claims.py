@@ -41,7 +41,7 @@ NEW = node("node2", 7, 2, "2026-01-02T00:00:00Z")
 
 def test_the_older_node_holds_a_subnet_and_the_other_is_left_out_with_the_reason() -> None:
     claims = Claims([NEW, OLD])
-    assert claims.disputes(OLD) == []
+    assert claims.disputes(OLD, CONFIG.network) == []
     assert objections(CONFIG, NEW, claims) == [
         "node node2 leases 10.244.7.0/24, as the older node node9 does"
     ]
@@ -51,14 +51,14 @@ def test_the_older_node_holds_a_subnet_and_the_other_is_left_out_with_the_reason
 
 def test_of_one_age_the_first_by_name_holds() -> None:
     claims = Claims([node("node3", 7, 3), node("node2", 8, 3)])
-    assert claims.disputes(node("node2", 8, 3)) == []
-    (sentence,) = claims.disputes(node("node3", 7, 3))
+    assert claims.disputes(node("node2", 8, 3), CONFIG.network) == []
+    (sentence,) = claims.disputes(node("node3", 7, 3), CONFIG.network)
     assert sentence == "node node3 has VTEP MAC 02:00:00:00:00:03, as the older node node2 does"
 
 
 def test_a_mac_of_another_vni_is_another_mac() -> None:
     claims = Claims([node("node2", 2, 3, vni=5), node("node3", 3, 3)])
-    assert claims.disputes(node("node3", 3, 3)) == []
+    assert claims.disputes(node("node3", 3, 3), CONFIG.network) == []
 
 
 def with_subnets(name: str, created: str, *subnets: str) -> Node:
@@ -78,19 +78,28 @@ def test_a_part_of_anothers_subnet_is_held_by_the_older_node() -> None:
         claims = Claims([wide, other])
         loser = loser or other
         winner = wide if loser is other else other
-        assert claims.disputes(winner) == []
-        (sentence,) = claims.disputes(loser)
+        assert claims.disputes(winner, CONFIG.network) == []
+        (sentence,) = claims.disputes(loser, CONFIG.network)
         assert "overlaps" in sentence
         assert sentence.endswith(f"of the older node {winner.name}")
         assert claims.replace(other, None) == {"node3"}
-        assert claims.disputes(wide) == []
+        assert claims.disputes(wide, CONFIG.network) == []
+
+
+def test_what_is_outside_of_the_network_is_nobodys_to_hold() -> None:
+    """One wrong key must not have everybody left out who comes later."""
+    everything = with_subnets("node3", "1", "0.0.0.0/0")
+    later = with_subnets("node4", "2", "10.244.7.0/24")
+    claims = Claims([everything, later])
+    assert objections(CONFIG, later, claims) == []
+    assert objections(CONFIG, everything, claims)
 
 
 def test_a_single_address_is_lent_by_blocks_and_nobodys_subnet_else() -> None:
     block = with_subnets("node3", "1", "10.244.7.0/26")
     lent = with_subnets("node4", "2", "10.244.7.64/26", "10.244.7.5/32")
     claims = Claims([block, lent])
-    assert claims.disputes(lent) == []
+    assert claims.disputes(lent, CONFIG.network) == []
     (sentence,) = objections(CONFIG, lent, claims)
     assert sentence == "node node4 leases 10.244.7.5/32, a single address and no subnet"
 

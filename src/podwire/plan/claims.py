@@ -5,15 +5,17 @@ claims on what is this node's own, which `podwire.plan.node.objections` refuses 
 
 The older Node object holds; of two of one age, the one that comes first by name. A node that claims
 anything that another one holds is left out as a whole, since half of its entries would take its
-pods' traffic to the other node. The rule looks at nothing but the two nodes: not at who was seen
-first, nor at whether the holder is left out for something else. So the plan is a function of the
-nodes, in whatever order they came and changed. Pure: values in, values out.
+pods' traffic to the other node. Subnets outside of the cluster network are nobody's to hold: one
+that contains that network would have everybody left out who comes later. Apart from that the rule
+looks at nothing but the two nodes: not at who was seen first, nor at whether the holder is left out
+for something else. So the plan is a function of the nodes, in whatever order they came and changed.
+Pure: values in, values out.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from podwire.model.cluster import Node
@@ -59,8 +61,9 @@ class Claims:
                     concerned.update(name for _, name in self._claimants[other])
         return concerned - {one.name for one in (before, after) if one is not None}
 
-    def disputes(self, node: Node) -> list[str]:
-        """What `node` claims and another one holds: one sentence each."""
+    def disputes(self, node: Node, network: Sequence[IPNetwork]) -> list[str]:
+        """What `node` claims and another one holds of the cluster's `network`: one sentence
+        each."""
         rank = _rank(node)
         found = []
         for claim in _claims(node):
@@ -72,13 +75,15 @@ class Claims:
                     else (f"leases {claim}")
                 )
                 found.append(f"node {node.name} {what}, as the older node {holder[1]} does")
-            for other in self._overlapping(claim):
-                holder = self._claimants[other][0]
-                if holder < rank:
-                    found.append(
-                        f"node {node.name} leases {claim}, which overlaps {other} of the older"
-                        f" node {holder[1]}"
-                    )
+            holders = [
+                f"{other} of the older node {holder[1]}"
+                for other in self._overlapping(claim)
+                if (holder := self._claimants[other][0]) < rank
+                and any(within(other, one) for one in network)
+            ]
+            if holders:
+                more = f", and {len(holders) - 1} more" if len(holders) > 1 else ""
+                found.append(f"node {node.name} leases {claim}, which overlaps {holders[0]}{more}")
         return found
 
     def _note(self, claim: Claim, more: int) -> None:
@@ -109,6 +114,11 @@ class Claims:
                 continue
             for start in starts[bisect_left(starts, first) : bisect_right(starts, last)]:
                 yield type(claim)((start, length))
+
+
+def within(subnet: IPNetwork, network: IPNetwork) -> bool:
+    """Whether all of `subnet` is in `network`."""
+    return subnet.version == network.version and subnet.subnet_of(network)  # type: ignore[arg-type]
 
 
 def _rank(node: Node) -> Rank:

@@ -21,7 +21,7 @@ from podwire.model.fabric import Fabric
 from podwire.model.state import NFT_TABLE, Desired, Entry, IPNetwork, NftTable, Why
 from podwire.model.tunnel import OVERHEAD_ENCRYPTED
 from podwire.plan import guard, isolation, masquerade, spoofing
-from podwire.plan.claims import Claims
+from podwire.plan.claims import Claims, within
 from podwire.plan.transport import auto, l2_vxlan, transport_of
 from podwire.plan.wiring import plan_attachment, wiring_of
 
@@ -120,7 +120,7 @@ def objections(config: NetworkConfig, peer: Node, claims: Claims | None = None) 
         return []
     found: list[str] = []
     for subnet in lease.subnets:
-        if not any(_inside(subnet, network) for network in config.network):
+        if not any(within(subnet, network) for network in config.network):
             found.append(f"node {peer.name} leases {subnet}, outside of the cluster network")
         if config.fabric.ipam == "node-subnet" and subnet.prefixlen == subnet.max_prefixlen:
             found.append(f"node {peer.name} leases {subnet}, a single address and no subnet")
@@ -133,11 +133,7 @@ def objections(config: NetworkConfig, peer: Node, claims: Claims | None = None) 
         if endpoint.ip in own_ips
     ]
     found += transport_of(config.fabric).objections(config, peer)
-    return found + (claims.disputes(peer) if claims is not None else [])
-
-
-def _inside(subnet: IPNetwork, network: IPNetwork) -> bool:
-    return subnet.version == network.version and subnet.subnet_of(network)  # type: ignore[arg-type]
+    return found + (claims.disputes(peer, config.network) if claims is not None else [])
 
 
 def _takes(fabric: Fabric, subnet: IPNetwork, own: IPNetwork) -> bool:

@@ -47,6 +47,12 @@ def test_a_full_network() -> None:
         choose(ranges(SMALL), leased, [], random.Random(1))
 
 
+def test_what_is_outside_of_the_network_takes_nothing_of_it() -> None:
+    everything = [ip_network("0.0.0.0/0"), ip_network("10.0.0.0/8"), ip_network("::/0")]
+    kept = (ip_network("10.5.9.0/24"), ip_network("fd00:5:0:9::/64"))
+    assert choose(ranges(), everything, kept, random.Random(1)) == kept
+
+
 def test_thousands_of_leases_cost_little() -> None:
     leased = list(islice(IPv4Network("10.0.0.0/8").subnets(new_prefix=24), 10_000))
     wanted = ranges(b'{"Network":"10.0.0.0/8"}')

@@ -72,10 +72,12 @@ def choose(
 ) -> tuple[IPNetwork, ...]:
     """One subnet of each range: of `previous` where it is allowed and free, else any.
 
+    Of what is `leased`, that counts which is inside of a range's network.
+
     Who was too slow chooses of `spread` times as many, so that a crowd does not meet again. Raises
     PodwireError where there is none.
     """
-    taken = Taken(leased)
+    taken = Taken(one for one in leased if any(wanted.contains(one) for wanted in ranges))
     found: list[IPNetwork] = []
     for wanted in ranges:
         kept = next(

@@ -91,7 +91,7 @@ async def claim_subnet(
             rng = random.SystemRandom()
             subnets = choose(config.ranges, others, kept, rng, spread=attempt + 1)
             lease = msgspec.structs.replace(wanted, subnets=subnets)
-            claim = await _create(client, claimant, own, lease)
+            claim = await _create(client, claimant, own, lease, config)
         if claim is not None:
             return claim
         await asyncio.sleep(random.random() * _PAUSE_S * (attempt + 1))
@@ -187,7 +187,11 @@ def _find_own(
 
 
 async def _create(
-    client: EtcdClient, claimant: Claimant, own: _Held | None, lease: Lease
+    client: EtcdClient,
+    claimant: Claimant,
+    own: _Held | None,
+    lease: Lease,
+    config: FlannelConfig,
 ) -> Claim | None:
     """Lease subnets that are free, in place of `own`; None where somebody else was faster."""
     subnets = lease.subnets
@@ -203,7 +207,7 @@ async def _create(
         await end(client, etcd_lease)
         return None
     revision = done.header.revision
-    if await _is_late(client, claimant.layout, key, subnets, revision):
+    if await _is_late(client, claimant.layout, config, key, subnets, revision):
         await end(client, etcd_lease)
         return None
     log.info("lease acquired", extra=fields(subnets=",".join(map(str, subnets))))
@@ -223,6 +227,7 @@ def _nobody_has(layout: Layout, subnets: Sequence[IPNetwork], own: _Held | None)
 async def _is_late(
     client: EtcdClient,
     layout: Layout,
+    config: FlannelConfig,
     key: bytes,
     subnets: Sequence[IPNetwork],
     revision: int,
@@ -237,6 +242,7 @@ async def _is_late(
             theirs = values.parse_subnets(kv.key.removeprefix(layout.subnets).decode())
         except (InputError, UnicodeDecodeError):
             continue
-        if any(ours.overlaps(one) for one in theirs):
+        counted = (one for one in theirs if any(wanted.contains(one) for wanted in config.ranges))
+        if any(ours.overlaps(one) for one in counted):
             return True
     return False

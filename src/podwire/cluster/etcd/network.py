@@ -46,6 +46,11 @@ class SubnetRange(msgspec.Struct, frozen=True):
     def version(self) -> int:
         return self.network.version
 
+    def contains(self, subnet: IPNetwork) -> bool:
+        """Whether `subnet` is one of the network: of whatever length, as a lease from before the
+        configuration was changed may have. What is none takes nothing from anybody."""
+        return subnet.version == self.version and subnet.subnet_of(self.network)  # type: ignore[arg-type]
+
     def allows(self, subnet: IPNetwork) -> bool:
         """Whether `subnet` is one that may be leased."""
         return (
