@@ -42,6 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(parallel.Worker())
     elif config.getoption("dist", "no") != "no":
         config.pluginmanager.register(parallel.Controller())
+    # What thousands of tests are made of stays to the end: garbage need not be looked for in it.
+    gc.disable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -49,8 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    # What thousands of tests are made of stays to the end: garbage need not be looked for in it.
     gc.freeze()
+    gc.enable()
 
 
 def _kubectl_minor() -> int:
