@@ -156,6 +156,13 @@ def test_a_full_node_borrows_and_gives_back(calico: Lab) -> None:
     assert calico.pod(name).ping(calico.pod("peer")).lost == 0
     calico.pod(name).delete(grace_s=0)
     until(lambda: not has_route(calico, lender, f"{borrowed[0]} "), "the route has gone")
+
+    def held() -> set[str]:
+        found = (one["spec"]["allocations"] for one in listed(calico, IPAM_BLOCKS))
+        return {one["ip"] for allocations in found for one in allocations}
+
+    # Once others have been told of it, it is free for them.
+    until(lambda: borrowed[0] not in held(), "the address is given back")
     logs = (calico.info.dir / "log").glob("*-agent.log")
     assert not any("keeps changing the lease" in log.read_text() for log in logs)
 

@@ -67,7 +67,14 @@ def make(ipam: str, documents: Documents, store: Store, node: str) -> SharedAllo
         "is_gone": nobody_is_gone,
     }
     if ipam == "blocks":
-        return BlockAllocator(documents, store, keep_empty_s=0.1, **settings)
+        blocks: BlockAllocator = BlockAllocator(
+            documents,
+            store,
+            keep_empty_s=0.1,
+            changed=lambda: blocks.told(blocks.subnets),
+            **settings,
+        )
+        return blocks
     return RangeAllocator(documents, store, **settings)
 
 

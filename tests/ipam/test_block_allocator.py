@@ -41,8 +41,14 @@ async def make(documents: Documents, open_store: Callable[..., Store]) -> AsyncI
         clock = settings.get("clock")
         store = open_store(node, **({"clock": clock} if clock else {}))
         settings = {"networks": NETWORK, "is_gone": nobody_is_gone, **settings}
-        made.append(BlockAllocator(documents, store, node=node, **settings))
-        return made[-1]
+
+        def changed() -> None:
+            allocator.told(allocator.subnets)
+
+        settings.setdefault("changed", changed)
+        allocator = BlockAllocator(documents, store, node=node, **settings)
+        made.append(allocator)
+        return allocator
 
     yield one
     for allocator in made:
@@ -136,6 +142,38 @@ async def test_what_is_borrowed_is_given_back(documents: Documents, make: Make) 
         return len(await held(documents)) == 3 and len(one.subnets) == 1
 
     await until(only_own)
+    running.cancel()
+
+
+async def test_what_is_borrowed_is_nobody_elses_before_others_know_that_it_is_given_back(
+    documents: Documents, make: Make
+) -> None:
+    told = asyncio.Event()
+    one, two = tiny(make, changed=told.set), tiny(make, "n2")
+    await asyncio.gather(one.start(), two.start())
+    running = asyncio.create_task(one.run())
+    for number in range(3):
+        await add(one, f"p{number}")
+    before = one.subnets
+    (borrowed,) = ips_of(await add(one, "borrower"))
+    leased = one.subnets
+    delete(one, one._store, "borrower")
+    assert one.subnets == before
+    one.told(leased)  # The lease of a moment ago.
+    with pytest.raises(RequestedAddressError, match="is held by"):
+        await add(two, "q", borrowed)
+    # The node itself may have it again.
+    assert ips_of(await add(one, "again", borrowed)) == [borrowed]
+    one.told(before)
+    assert (await held(documents))[borrowed] == "n1"
+    delete(one, one._store, "again")
+    one.told(one.subnets)
+
+    async def free() -> bool:
+        return borrowed not in await held(documents)
+
+    await until(free)
+    assert ips_of(await add(two, "q", borrowed)) == [borrowed]
     running.cancel()
 
 

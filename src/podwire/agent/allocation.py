@@ -83,6 +83,11 @@ class Allocation:
         if self._allocator is not None and self._running is not None:
             self._allocator.nodes_are(self._names)
 
+    def told(self, subnets: Collection[IPNetwork]) -> None:
+        """The store tells others that these are this node's."""
+        if self._allocator is not None and self._running is not None:
+            self._allocator.told(subnets)
+
     def doubt(self) -> None:
         """This node was not in the cluster for a while: others may have reclaimed what it has."""
         if self._allocator is not None and self._running is not None:

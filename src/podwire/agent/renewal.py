@@ -141,6 +141,7 @@ class Renewal:
             content = subnet_env(network).encode()
             write_atomically(self._config.subnet_file, content, parents=True)
             await self._publication.publish(network, again=again)
+            self._allocation.told(network.lease.subnets)
         except PodwireError as error:
             # Peers that know the old lease still reach us; the kernel here is right already.
             log.error("not published", extra=fields(error=error))

@@ -91,6 +91,11 @@ class SharedAllocator(Allocator, Protocol):
         they are others."""
         ...
 
+    def told(self, subnets: Collection[IPNetwork]) -> None:
+        """Others are told from now on that these are this node's: what it has given back, and is
+        not among them, may be somebody else's."""
+        ...
+
     def nodes_are(self, names: Collection[str]) -> None:
         """These are all nodes of the cluster. What others have left behind is reclaimed in time."""
         ...

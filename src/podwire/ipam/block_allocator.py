@@ -13,7 +13,8 @@ leaves between the two is mended by writing the documents anew from the database
 before a document is used whose state is not known. Peers learn of a new block by the node's lease;
 the first pod in it does not wait for that, as it does not with Calico. What this node gives back is
 told first, and then free for others: peers that heard of the next one earlier would have two nodes
-with one block, and believe the older one.
+with one block, and believe the older one. A block is left a while before it is deleted; a borrowed
+address stays this node's in the document until the lease is known to be without it (`told`).
 """
 
 from __future__ import annotations
@@ -166,6 +167,11 @@ class BlockAllocator:
         if labels != self.pools.labels:
             self.pools.labels = labels
             self._wake.set()
+
+    def told(self, subnets: Collection[IPNetwork]) -> None:
+        for ledger in self._blocks.ledgers.values():
+            if ledger.told(subnets):
+                self._wake.set()
 
     def nodes_are(self, names: Collection[str]) -> None:
         self._reclaimer.nodes_are(names)

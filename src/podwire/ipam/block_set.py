@@ -106,7 +106,7 @@ class BlockSet:
         waiting = [one for one in self.ledgers.values() if not one.is_written]
         results = await asyncio.gather(*(one.flush() for one in waiting), return_exceptions=True)
         for cidr, ledger in list(self.ledgers.items()):
-            if not ledger.wanted and ledger.is_written and (not ledger.is_own or ledger.is_gone):
+            if ledger.is_idle and ledger.is_written and (not ledger.is_own or ledger.is_gone):
                 del self.ledgers[cidr]
         for result in results:
             if isinstance(result, BaseException):

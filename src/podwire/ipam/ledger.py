@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
+from ipaddress import ip_network
 
 import msgspec
 
@@ -48,6 +50,9 @@ class Ledger:
         self.block = block
         #: What this node has of it. Change it, then `flush`.
         self.wanted: dict[int, Holder] = {}
+        #: What was borrowed and given back, and is told of as this node's still: for nobody else
+        #: until `told`.
+        self.parting: dict[int, Holder] = {}
         self._in_use: set[int] = set()
         #: The offset that was handed out last.
         self.last = -1
@@ -87,13 +92,18 @@ class Ledger:
     def is_written(self) -> bool:
         """Whether the document is known to say what it should."""
         if self._unsure or self._document is None:
-            return not self.wanted and not self._unsure
-        return blocks.merge(self.block, self._node, self.wanted).block == self.block
+            return self.is_idle and not self._unsure
+        return blocks.merge(self.block, self._node, self._kept).block == self.block
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether this node has nothing of it."""
+        return not self.wanted and not self.parting
 
     @property
     def is_full(self) -> bool:
         """Whether every address is held."""
-        return len(self._others | self.wanted.keys()) >= self.cidr.num_addresses - RESERVED
+        return len(self._others | self._kept.keys()) >= self.cidr.num_addresses - RESERVED
 
     def refresh(self, block: Block, document: Document | None) -> None:
         """The block as it was just read."""
@@ -126,7 +136,7 @@ class Ledger:
             if at <= now < at + reuse_delay_s:
                 break
             del self.cooling[offset]
-        busy = blocks.bitmap(self.wanted) | blocks.bitmap(self._others)
+        busy = blocks.bitmap(self._kept) | blocks.bitmap(self._others)
         found = blocks.choose_address(self.block, busy, tuple(self.cooling), self.last)
         return found if cooling or found not in self.cooling else None
 
@@ -143,17 +153,28 @@ class Ledger:
         self.wanted[offset] = holder
         if in_use:
             self._in_use.add(offset)
+        self.parting.pop(offset, None)
         self.cooling.pop(offset, None)
         self.empty_since = self.leaving_since = None
 
     def unwant(self, offset: int, now: float | None = None) -> None:
         """Have it no longer; released at `now`, None for one that was never used."""
-        if self.wanted.pop(offset, None) is None:
+        holder = self.wanted.pop(offset, None)
+        if holder is None:
             return
         self._in_use.discard(offset)
         if now is not None:
+            if not self.is_own:
+                self.parting[offset] = holder
             self.cooling.pop(offset, None)
             self.cooling[offset] = now
+
+    def told(self, subnets: Collection[IPNetwork]) -> bool:
+        """Others are told now that these are this node's; whether any offset is free by that."""
+        gone = [one for one in self.parting if ip_network(self.block.address(one)) not in subnets]
+        for offset in gone:
+            del self.parting[offset]
+        return bool(gone)
 
     async def flush(self) -> None:
         """Have the document say what is wanted now.
@@ -178,11 +199,11 @@ class Ledger:
 
     async def delete(self) -> bool:
         """Delete the document of a block that nobody has anything of; False where somebody has."""
-        if self.wanted or self._writer is not None or self._document is None:
+        if not self.is_idle or self._writer is not None or self._document is None:
             return False
         if self._unsure or not self.is_written:
             await self.flush()
-        if self.wanted or self.block.held:
+        if not self.is_idle or self.block.held:
             return False
         self._unsure = True
         try:
@@ -193,6 +214,11 @@ class Ledger:
         self._document = None
         self._unsure = False
         return True
+
+    @property
+    def _kept(self) -> dict[int, Holder]:
+        """What the document is to say that this node has."""
+        return {**self.parting, **self.wanted}
 
     @property
     def _others(self) -> set[int]:
@@ -220,7 +246,7 @@ class Ledger:
         if self._unsure:
             await self._read()
         for _ in range(_ATTEMPTS):
-            wanted = dict(self.wanted)
+            wanted = self._kept
             merged, lost = blocks.merge(self.block, self._node, wanted)
             for offset in lost:
                 self._lose(offset)
@@ -265,6 +291,7 @@ class Ledger:
         self._unsure = False
 
     def _lose(self, offset: int) -> None:
+        self.parting.pop(offset, None)
         ours = self.wanted.pop(offset, None)
         if offset not in self._in_use:
             return  # Somebody was faster; another one is chosen.

@@ -114,6 +114,9 @@ class RangeAllocator:
     def labels_are(self, labels: Mapping[str, str] | None) -> None:
         """There is one network, for all nodes."""
 
+    def told(self, subnets: Collection[IPNetwork]) -> None:
+        """Nobody goes by what nodes tell of their ranges."""
+
     def nodes_are(self, names: Collection[str]) -> None:
         self._reclaimer.nodes_are(names)
 
