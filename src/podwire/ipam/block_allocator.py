@@ -1,11 +1,10 @@
 """The IPAM `blocks`: addresses out of blocks that this node claims in the shared store as needed.
 
-What lives here: where a pod's addresses come from, in order of preference, and when that is sure.
-What does not: the blocks that a node has (`block_set`), the decisions themselves (`blocks`), pools
-(`pools`), and what nodes that are gone have left behind (`reclaim`).
+What lives here: a node's part in it from its start on, and when an address is sure. What does not:
+which address a pod gets (`block_picks`), the blocks that a node has (`block_set`), the decisions
+themselves (`blocks`), pools (`pools`), and what nodes that are gone have left behind (`reclaim`).
 
-    reserve:  own block with room ─▶ claim a free block ─▶ borrow an address of another node's block
-              ─▶ document written ─▶ database written ─▶ the pod is wired
+    reserve:  addresses picked ─▶ documents written ─▶ database written ─▶ the pod is wired
 
 An address is a pod's once the document says so: then nobody else takes it. The database is written
 after that, and is what this node goes by. Whatever a crash, a lost answer or a store that is away
@@ -23,25 +22,22 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import NamedTuple, NoReturn
-
-import msgspec
+from typing import NoReturn
 
 from podwire.errors import InputError, PodwireError
 from podwire.ipam import blocks
-from podwire.ipam.allocator import Make, Wish, one_a_family
+from podwire.ipam.allocator import Make, Wish
 from podwire.ipam.block import (
     DEFAULT_BLOCK_LEN,
-    RESERVED,
     Block,
     Holder,
-    Pool,
     decode_block,
     encode_block,
 )
+from podwire.ipam.block_picks import Pick, Picker
 from podwire.ipam.block_set import SCARCE_S, BlockSet, Found
 from podwire.ipam.ledger import Ledger
-from podwire.ipam.node_subnet import ContendedError, ExhaustedError, RequestedAddressError
+from podwire.ipam.node_subnet import ContendedError, ExhaustedError
 from podwire.ipam.pools import Pools
 from podwire.ipam.reclaim import GRACE_S, Reclaimer
 from podwire.ipam.record import Key, PodIdentity, Record, State
@@ -49,12 +45,9 @@ from podwire.ipam.span import REUSE_DELAY_S
 from podwire.ipam.store import Store
 from podwire.log import fields
 from podwire.model.documents import Document, Documents
-from podwire.model.state import IPAddress, IPNetwork
+from podwire.model.state import IPNetwork
 
 log = logging.getLogger(__name__)
-
-#: So often an address is chosen anew that somebody else had taken by the time it was written.
-_ATTEMPTS = 16
 
 #: Seconds that a block stays claimed which this node has nothing of.
 KEEP_EMPTY_S = 300.0
@@ -64,22 +57,6 @@ _LEAVING_S = 5.0
 
 #: Seconds between two tries to write what nobody waits for.
 _RETRY_S = 2.0
-
-
-class _Pick(NamedTuple):
-    ledger: Ledger
-    offset: int
-    holder: Holder
-    asked_for: bool
-
-    @property
-    def ip(self) -> IPAddress:
-        return self.ledger.block.address(self.offset)
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether nobody else was faster."""
-        return self.ledger.wanted.get(self.offset) is self.holder
 
 
 class BlockAllocator:
@@ -106,7 +83,6 @@ class BlockAllocator:
         self._store = store
         self._node = node
         self._changed = changed
-        self._reuse_delay_s = reuse_delay_s
         self._keep_empty_s = keep_empty_s
         self._leaving_s = min(_LEAVING_S, keep_empty_s)
         self._clock = clock
@@ -120,6 +96,9 @@ class BlockAllocator:
         )
         self._blocks = BlockSet(documents, node, seen=self._reclaimer.mention, scarce_s=scarce_s)
         self.pools = Pools(documents, networks, block_len)
+        self._picker = Picker(
+            node, self._blocks, self.pools, reuse_delay_s=reuse_delay_s, clock=clock
+        )
 
     @property
     def subnets(self) -> tuple[IPNetwork, ...]:
@@ -248,11 +227,11 @@ class BlockAllocator:
         self, key: Key, make: Make, wish: Wish, *, network: str, pod: PodIdentity
     ) -> Record:
         holder = Holder(self._node, str(pod), key.container_id, key.ifname)
-        picks: list[_Pick] = []
+        picks: list[Pick] = []
         starts = self._starts
         self._reserving.add(key)
         try:
-            await self._take(picks, holder, wish)
+            await self._picker.take(picks, holder, wish)
             if starts != self._starts:  # The documents may have been read without these picks.
                 raise ContendedError("addresses are being set up anew", remedy="try again")
             last = {pick.ledger.cidr: pick.ip for pick in picks if not pick.asked_for}
@@ -277,76 +256,6 @@ class BlockAllocator:
                 ledger.unwant(ledger.block.offset(interface.ip), now)
         self._announce()
         self._wake.set()
-
-    async def _take(self, picks: list[_Pick], holder: Holder, wish: Wish) -> None:
-        """Fill `picks` with one address of each family that the documents say are ours."""
-        requested = one_a_family(wish)
-        for ip in requested.values():
-            if ip.version not in self.pools.versions:
-                raise wish.refused(f"{ip} is of a family that the pod network does not have")
-        for _ in range(_ATTEMPTS):
-            picked = {pick.ip.version for pick in picks}
-            for version in self.pools.versions:
-                if version in picked:
-                    continue
-                if version in requested:
-                    picks.append(await self._pick_requested(requested[version], holder, wish))
-                else:
-                    picks.append(await self._pick(self.pools.of(version, wish), holder))
-            ledgers = {id(pick.ledger): pick.ledger for pick in picks}
-            await asyncio.gather(*(one.flush() for one in ledgers.values()))
-            lost = [pick for pick in picks if not pick.is_ours]
-            if not lost:
-                return
-            for pick in lost:
-                picks.remove(pick)
-        raise ContendedError("others keep taking the addresses chosen", remedy="try again")
-
-    async def _pick(self, pools: Sequence[Pool], holder: Holder) -> _Pick:
-        while True:
-            own = self._blocks.own(pools)
-            for cooling in (False, True):
-                for ledger in own:
-                    if (pick := self._pick_from(ledger, holder, cooling=cooling)) is not None:
-                        return pick
-            lender = await self._blocks.extend(pools, own)
-            if lender is not None and (pick := self._pick_from(lender, holder)) is not None:
-                return pick
-
-    def _pick_from(self, ledger: Ledger, holder: Holder, *, cooling: bool = True) -> _Pick | None:
-        offset = ledger.next_free(self._clock(), self._reuse_delay_s, cooling=cooling)
-        if offset is None:
-            return None
-        ledger.last = offset
-        return self._want(ledger, offset, holder, asked_for=False)
-
-    async def _pick_requested(self, ip: IPAddress, holder: Holder, wish: Wish) -> _Pick:
-        pool = self.pools.requested(ip, wish)
-        cidr = pool.block(pool.index(ip))
-        if int(ip) - int(cidr.network_address) < RESERVED:
-            raise wish.refused(
-                f"{ip} is the first address of the block {cidr}, which is its node's own",
-                remedy="ask for another one",
-            )
-        try:
-            ledger = await self._blocks.claim_or_open(ip, cidr)
-        except RequestedAddressError as error:
-            raise wish.refused(error.message, remedy=error.remedy) from error
-        offset = ledger.block.offset(ip)
-        other = ledger.holder(offset)
-        if other is not None and other.node != self._node:
-            await ledger.reread()
-            other = ledger.holder(offset)
-        if other is not None:
-            raise wish.refused(f"{ip} is held by {other}", remedy="ask for another one")
-        return self._want(ledger, offset, holder, asked_for=True)
-
-    @staticmethod
-    def _want(ledger: Ledger, offset: int, holder: Holder, *, asked_for: bool) -> _Pick:
-        # A holder of its own, so that this very pick is told from another one of the same pod.
-        mine = msgspec.structs.replace(holder)
-        ledger.want(offset, mine)
-        return _Pick(ledger, offset, mine, asked_for)
 
     # What the database knows.
 
