@@ -10,17 +10,17 @@ What a node published wrongly makes that node unreachable, never the reader fail
 from __future__ import annotations
 
 import base64
-import binascii
 import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from podwire.cluster.published import parse_endpoint, parse_public_key, parse_vtep_mac
 from podwire.decoding import decode
 from podwire.errors import InputError
 from podwire.model.cluster import Endpoint, Lease, Node
-from podwire.model.state import IPAddress, IPNetwork, format_mac, parse_mac
+from podwire.model.state import IPAddress, IPNetwork, format_mac
 
 PREFIX = "flannel.alpha.coreos.com/"
 MANAGED = PREFIX + "kube-subnet-manager"
@@ -53,14 +53,11 @@ _ENDPOINT_KEYS = {
 #: What Flannel publishes as the address of a family that a node does not have.
 _NONE = ("", "0.0.0.0", "::")  # noqa: S104  nothing listens there
 
-_LIMITED_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
-
 #: Backends whose nodes have a VTEP.
 VXLAN_BACKENDS = ("vxlan", "l2-vxlan", "auto")
 _RANGES_BACKEND = "l2-vxlan"
 #: flanneld's udp backend publishes no type.
 _UNNAMED_BACKEND = "udp"
-_KEY_BYTES = 32
 
 
 class _Metadata(msgspec.Struct, gc=False):
@@ -196,10 +193,10 @@ def _public_ip_overwrite(obj: NodeObject, version: int) -> IPAddress | None:
     text = obj.annotation(key)
     if not text:
         return None
-    return _address_of_a_node(
+    return parse_endpoint(
         text,
         version,
-        key,
+        _field(key),
         remedy="set it to the address that other nodes reach this one at, or remove it",
     )
 
@@ -211,7 +208,7 @@ def _lease(obj: NodeObject, cidrs: tuple[IPNetwork, ...]) -> Lease:
         text = obj.annotation(key) or ""
         if text in _NONE:
             continue
-        ip, mac = _address_of_a_node(text, version, key), None
+        ip, mac = parse_endpoint(text, version, _field(key)), None
         if backend in VXLAN_BACKENDS:
             data = _vxlan_data(obj, data_key)
             vni, mac = data.VNI, _vtep_mac(data, data_key)
@@ -249,51 +246,15 @@ def _listed(obj: NodeObject, cidrs: tuple[IPNetwork, ...]) -> tuple[IPNetwork, .
 
 def _public_key(obj: NodeObject) -> bytes | None:
     text = obj.annotation(PUBLIC_KEY)
-    if text is None:
-        return None
-    try:
-        key = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        key = b""
-    if len(key) != _KEY_BYTES:
-        raise InputError(f"{text!r} is not {_KEY_BYTES} bytes in base64", field=_field(PUBLIC_KEY))
-    return key
+    return parse_public_key(text, _field(PUBLIC_KEY)) if text is not None else None
 
 
 def _field(key: str) -> str:
     return f"metadata.annotations[{key}]"
 
 
-def _address_of_a_node(text: str, version: int, key: str, remedy: str | None = None) -> IPAddress:
-    """Raises InputError."""
-    try:
-        ip = ipaddress.ip_address(text)
-    except ValueError:
-        raise InputError(
-            f"{text!r} is not an IP address", field=_field(key), remedy=remedy
-        ) from None
-    if ip.version != version:
-        raise InputError(f"{text} is not an IPv{version} address", field=_field(key), remedy=remedy)
-    if not is_of_one_node(ip):
-        raise InputError(f"{ip} is not an address of one node", field=_field(key), remedy=remedy)
-    return ip
-
-
-def is_of_one_node(ip: IPAddress) -> bool:
-    """Whether packets to `ip` can be for one node."""
-    return not (ip.is_multicast or ip.is_unspecified or ip.is_loopback or ip == _LIMITED_BROADCAST)
-
-
 def _vtep_mac(data: _VxlanData, key: str) -> bytes:
-    """Raises InputError. The zero address in an FDB is every unknown one, so none may claim it."""
-    field = f"{_field(key)}.VtepMAC"
-    try:
-        mac = parse_mac(data.VtepMAC)
-    except ValueError as error:
-        raise InputError(str(error), field=field) from error
-    if mac[0] & 1 or not any(mac):
-        raise InputError(f"{data.VtepMAC} is not the address of one interface", field=field)
-    return mac
+    return parse_vtep_mac(data.VtepMAC, f"{_field(key)}.VtepMAC")
 
 
 def _vxlan_data(obj: NodeObject, key: str) -> _VxlanData:

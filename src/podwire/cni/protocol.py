@@ -32,7 +32,7 @@ from podwire.cni.types import (
 )
 from podwire.decoding import from_json
 from podwire.ipam.record import PodIdentity
-from podwire.model.state import IPAddress, parse_mac
+from podwire.model.state import IPAddress, parse_interface_mac
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 _IFNAME_FORBIDDEN = re.compile(r"[/:\s\x00-\x1f\x7f]")
@@ -270,9 +270,6 @@ def _requested_mac(conf: NetConf, args: Mapping[str, str]) -> bytes | None:
     if not text:
         return None
     try:
-        mac = parse_mac(text)
+        return parse_interface_mac(text)
     except ValueError as error:
         raise CniError(code, f"{where}: {error}") from None
-    if mac[0] & 1 or not any(mac):
-        raise CniError(code, f"{where}: {text} is not the address of one interface")
-    return mac

@@ -328,3 +328,11 @@ def parse_mac(text: str) -> bytes:
     if not _MAC.fullmatch(text):
         raise ValueError(f"{text!r} is not a MAC address (six hexadecimal pairs with colons)")
     return bytes.fromhex(text.replace(":", ""))
+
+
+def parse_interface_mac(text: str) -> bytes:
+    """The same of one that an interface can have: neither of a group nor zero."""
+    mac = parse_mac(text)
+    if mac[0] & 1 or not any(mac):
+        raise ValueError(f"{text} is not the address of one interface")
+    return mac

@@ -16,7 +16,6 @@ Source: pkg/subnet/subnet.go, pkg/lease/lease.go, pkg/backend/vxlan of Flannel.
 from __future__ import annotations
 
 import base64
-import binascii
 import ipaddress
 import re
 from collections.abc import Sequence
@@ -24,11 +23,12 @@ from typing import Any
 
 import msgspec
 
-from podwire.cluster.nodes import VXLAN_BACKENDS, is_of_one_node
+from podwire.cluster.nodes import VXLAN_BACKENDS
+from podwire.cluster.published import parse_endpoint, parse_public_key, parse_vtep_mac
 from podwire.decoding import decode as decode_json
 from podwire.errors import InputError
 from podwire.model.cluster import Endpoint, Lease
-from podwire.model.state import IPAddress, IPNetwork, format_mac, parse_mac
+from podwire.model.state import IPNetwork, format_mac
 
 _KEY = re.compile(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&([0-9a-f:]+)-(\d+))?", re.ASCII)
 _NO_SUBNET = "0.0.0.0-0"
@@ -36,7 +36,6 @@ _NO_ADDRESS = "0.0.0.0"  # noqa: S104  nothing listens there
 _NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", re.ASCII)
 #: flanneld's udp backend publishes no type.
 _UNNAMED_BACKEND = "udp"
-_KEY_BYTES = 32
 
 
 class _Vtep(msgspec.Struct):
@@ -132,14 +131,15 @@ def decode(data: bytes, subnets: Sequence[IPNetwork] | None) -> StoredLease:
         field = "PublicIP" if version == 4 else "PublicIPv6"
         if address in (None, "", _NO_ADDRESS, "::"):
             continue
-        ip, mac = _address(address, version, field), None
+        ip, mac = parse_endpoint(address, version, field), None
         if backend in VXLAN_BACKENDS:
             field = "BackendData" if version == 4 else "BackendV6Data"
             vtep = _vtep(found, field)
-            vni, mac = vtep.VNI, _mac(vtep, field)
+            vni, mac = vtep.VNI, parse_vtep_mac(vtep.VtepMAC, f"{field}.VtepMAC")
         endpoints.append(Endpoint(ip, mac))
     if not endpoints:
         raise InputError("there is no address", field="PublicIP")
+    key = value.PodwirePublicKey
     second = endpoints[1] if len(endpoints) > 1 else None
     lease = Lease(
         subnets=tuple(subnets) if subnets is not None else _subnets(value.PodwireSubnets),
@@ -149,7 +149,7 @@ def decode(data: bytes, subnets: Sequence[IPNetwork] | None) -> StoredLease:
         vtep_mac=endpoints[0].vtep_mac,
         public_ip6=second.ip if second is not None else None,
         vtep_mac6=second.vtep_mac if second is not None else None,
-        public_key=_public_key(value.PodwirePublicKey),
+        public_key=parse_public_key(key, "PodwirePublicKey") if key else None,
     )
     return StoredLease(value.PodwireNode, lease)
 
@@ -165,45 +165,8 @@ def _subnets(texts: list[str] | None) -> tuple[IPNetwork, ...]:
         raise InputError(str(error), field="PodwireSubnets") from None
 
 
-def _address(text: str | None, version: int, field: str) -> IPAddress:
-    try:
-        ip = ipaddress.ip_address(text or "")
-    except ValueError:
-        raise InputError(f"{text!r} is not an IP address", field=field) from None
-    if ip.version != version:
-        raise InputError(f"{text} is not an IPv{version} address", field=field)
-    if not is_of_one_node(ip):
-        raise InputError(f"{ip} is not an address of one node", field=field)
-    return ip
-
-
 def _vtep(found: dict[str, Any] | None, field: str) -> _Vtep:
     try:
         return msgspec.convert(found or {}, _Vtep)
     except msgspec.ValidationError as error:
         raise InputError(str(error), field=field) from None
-
-
-def _mac(vtep: _Vtep, field: str) -> bytes:
-    """The zero address in an FDB is every unknown one, so none may claim it."""
-    try:
-        mac = parse_mac(vtep.VtepMAC)
-    except ValueError as error:
-        raise InputError(str(error), field=f"{field}.VtepMAC") from None
-    if mac[0] & 1 or not any(mac):
-        raise InputError(
-            f"{vtep.VtepMAC} is not the address of one interface", field=f"{field}.VtepMAC"
-        )
-    return mac
-
-
-def _public_key(text: str) -> bytes | None:
-    if not text:
-        return None
-    try:
-        key = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        key = b""
-    if len(key) != _KEY_BYTES:
-        raise InputError(f"{text!r} is not {_KEY_BYTES} bytes in base64", field="PodwirePublicKey")
-    return key
