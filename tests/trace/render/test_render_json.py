@@ -25,7 +25,7 @@ def test_a_trace_comes_back_as_it_was(name: str) -> None:
     assert parse_json(render_json(trace)) == trace
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(traces())
 def test_any_trace_comes_back_as_it_was(trace: Trace) -> None:
     assert parse_json(render_json(trace)) == trace

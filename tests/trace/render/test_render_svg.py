@@ -77,7 +77,7 @@ def test_no_text_is_over_another_or_outside(name: str) -> None:
     check(SAMPLES[name]())
 
 
-@settings(max_examples=20, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(traces())
 def test_any_trace_can_be_drawn(trace: Trace) -> None:
     check(trace)

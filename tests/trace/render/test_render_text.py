@@ -169,7 +169,7 @@ def test_a_name_cannot_reach_the_terminal() -> None:
     assert "\n✓ all" not in text
 
 
-@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(traces(), st.sampled_from([60, 80, 100]))
 def test_any_trace_fits_and_is_safe(trace: Trace, width: int) -> None:
     text = render_text(trace, colour=False, width=width)
