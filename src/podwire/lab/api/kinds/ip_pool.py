@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from podwire.ipam.selector import ALL, parse_selector
 from podwire.lab.api.kinds.addresses import network
-from podwire.lab.api.kinds.meta import AGE, NAME, at, metadata_schema
-from podwire.lab.api.names import cidr, dns_subdomain
-from podwire.lab.api.registry import Column, Object, ResourceKind
+from podwire.lab.api.kinds.custom import custom_resource
+from podwire.lab.api.kinds.meta import at
+from podwire.lab.api.names import cidr
+from podwire.lab.api.registry import Column, Object
 from podwire.lab.api.schema import (
     Boolean,
     Causes,
     Integer,
     Json,
-    Record,
     Text,
     optional,
     required,
@@ -52,47 +52,22 @@ def _prepare(pool: Object) -> None:
     pool["spec"].setdefault("blockSize", _DEFAULT_BLOCK_SIZE[found.version])
 
 
-def _check_update(new: Object, old: Object, causes: Causes) -> None:
-    for name in ("cidr", "blockSize"):
-        if new["spec"].get(name) != old["spec"].get(name):
-            causes.invalid(
-                f"spec.{name}",
-                new["spec"].get(name),
-                "may not be changed: blocks of it are claimed; make another pool and disable this",
-            )
-
-
-IP_POOL = ResourceKind(
-    group="podwire.io",
-    version="v1alpha1",
-    kind="IPPool",
-    plural="ippools",
-    singular="ippool",
-    namespaced=False,
-    prepare=_prepare,
-    check_update=_check_update,
-    schema=Record(
-        {
-            "metadata": required(metadata_schema(dns_subdomain, namespaced=False)),
-            "spec": required(
-                Record(
-                    {
-                        "cidr": required(Text(cidr)),
-                        "blockSize": optional(Integer(0, 128)),
-                        "disabled": optional(Boolean(), default=False),
-                        "nodeSelector": optional(Text(_selector)),
-                    },
-                    also=_spec_rules,
-                )
-            ),
-        }
-    ),
-    columns=(
-        NAME,
+IP_POOL = custom_resource(
+    "IPPool",
+    {
+        "cidr": required(Text(cidr)),
+        "blockSize": optional(Integer(0, 128)),
+        "disabled": optional(Boolean(), default=False),
+        "nodeSelector": optional(Text(_selector)),
+    },
+    (
         Column("CIDR", at("spec", "cidr")),
         Column("Block-Size", at("spec", "blockSize"), type="integer"),
         Column("Disabled", lambda pool: bool(pool["spec"].get("disabled")), type="boolean"),
         Column("Node-Selector", at("spec", "nodeSelector", otherwise=ALL), wide=True),
-        AGE,
     ),
+    spec_rules=_spec_rules,
+    fixed=("cidr", "blockSize"),
+    why_fixed="may not be changed: blocks of it are claimed; make another pool and disable this",
+    prepare=_prepare,
 )

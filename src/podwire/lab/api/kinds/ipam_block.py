@@ -6,9 +6,10 @@ Agents write these; a person reads them.
 from __future__ import annotations
 
 from podwire.lab.api.kinds.addresses import address, dashed, name_of, network
-from podwire.lab.api.kinds.meta import AGE, NAME, at, metadata_schema
+from podwire.lab.api.kinds.custom import custom_resource
+from podwire.lab.api.kinds.meta import at
 from podwire.lab.api.names import cidr, dns_subdomain, ip_address
-from podwire.lab.api.registry import Column, Object, ResourceKind
+from podwire.lab.api.registry import Column
 from podwire.lab.api.schema import (
     Causes,
     Integer,
@@ -38,11 +39,6 @@ def _block_rules(block: dict[str, Json], path: str, causes: Causes) -> None:
         causes.invalid("metadata.name", name, f'must be "{dashed(cidr)}", for spec.cidr {cidr}')
 
 
-def _check_update(new: Object, old: Object, causes: Causes) -> None:
-    if new["spec"].get("cidr") != old["spec"].get("cidr"):
-        causes.invalid("spec.cidr", new["spec"].get("cidr"), "field is immutable")
-
-
 _ALLOCATION = Record(
     {
         "ip": required(Text(ip_address)),
@@ -53,37 +49,21 @@ _ALLOCATION = Record(
     }
 )
 
-IPAM_BLOCK = ResourceKind(
-    group="podwire.io",
-    version="v1alpha1",
-    kind="IPAMBlock",
-    plural="ipamblocks",
-    singular="ipamblock",
-    namespaced=False,
-    check_update=_check_update,
-    schema=Record(
-        {
-            "metadata": required(metadata_schema(dns_subdomain, namespaced=False)),
-            "spec": required(
-                Record(
-                    {
-                        "cidr": required(Text(cidr)),
-                        "node": optional(Text(dns_subdomain)),
-                        "sequence": optional(Integer(0)),
-                        "used": optional(Integer(0)),
-                        "allocations": optional(Listing(_ALLOCATION, unique=("ip",))),
-                    },
-                    also=_spec_rules,
-                )
-            ),
-        },
-        also=_block_rules,
-    ),
-    columns=(
-        NAME,
+IPAM_BLOCK = custom_resource(
+    "IPAMBlock",
+    {
+        "cidr": required(Text(cidr)),
+        "node": optional(Text(dns_subdomain)),
+        "sequence": optional(Integer(0)),
+        "used": optional(Integer(0)),
+        "allocations": optional(Listing(_ALLOCATION, unique=("ip",))),
+    },
+    (
         Column("CIDR", at("spec", "cidr")),
         Column("Node", at("spec", "node")),
         Column("Used", at("spec", "used", otherwise="0"), type="integer"),
-        AGE,
     ),
+    spec_rules=_spec_rules,
+    rules=_block_rules,
+    fixed=("cidr",),
 )

@@ -6,15 +6,15 @@ It ends where the next one begins. Agents write these; a person reads them.
 from __future__ import annotations
 
 from podwire.lab.api.kinds.addresses import address, dashed, name_of, network
-from podwire.lab.api.kinds.meta import AGE, NAME, at, metadata_schema
+from podwire.lab.api.kinds.custom import custom_resource
+from podwire.lab.api.kinds.meta import at
 from podwire.lab.api.names import cidr, dns_subdomain, ip_address
-from podwire.lab.api.registry import Column, Object, ResourceKind
+from podwire.lab.api.registry import Column, Object
 from podwire.lab.api.schema import (
     Causes,
     Integer,
     Json,
     Listing,
-    Record,
     Text,
     optional,
     required,
@@ -34,50 +34,28 @@ def _range_rules(found: dict[str, Json], path: str, causes: Causes) -> None:
         causes.invalid("metadata.name", name, f'must be "{dashed(first)}", for spec.first {first}')
 
 
-def _check_update(new: Object, old: Object, causes: Causes) -> None:
-    for name in ("network", "first"):
-        if new["spec"].get(name) != old["spec"].get(name):
-            causes.invalid(f"spec.{name}", new["spec"].get(name), "field is immutable")
-
-
 def _asked_by(found: Object) -> str:
     return ",".join(found["spec"].get("askedBy") or []) or "<none>"
 
 
-IPAM_RANGE = ResourceKind(
-    group="podwire.io",
-    version="v1alpha1",
-    kind="IPAMRange",
-    plural="ipamranges",
-    singular="ipamrange",
-    namespaced=False,
-    check_update=_check_update,
-    schema=Record(
-        {
-            "metadata": required(metadata_schema(dns_subdomain, namespaced=False)),
-            "spec": required(
-                Record(
-                    {
-                        "network": required(Text(cidr)),
-                        "first": required(Text(ip_address)),
-                        "node": required(Text(dns_subdomain)),
-                        "instance": optional(Text()),
-                        "sequence": optional(Integer(0)),
-                        "askedBy": optional(Listing(Text(dns_subdomain))),
-                        "giver": optional(Text()),
-                    },
-                    also=_spec_rules,
-                )
-            ),
-        },
-        also=_range_rules,
-    ),
-    columns=(
-        NAME,
+IPAM_RANGE = custom_resource(
+    "IPAMRange",
+    {
+        "network": required(Text(cidr)),
+        "first": required(Text(ip_address)),
+        "node": required(Text(dns_subdomain)),
+        "instance": optional(Text()),
+        "sequence": optional(Integer(0)),
+        "askedBy": optional(Listing(Text(dns_subdomain))),
+        "giver": optional(Text()),
+    },
+    (
         Column("Network", at("spec", "network")),
         Column("First", at("spec", "first")),
         Column("Node", at("spec", "node")),
         Column("Asked-By", _asked_by),
-        AGE,
     ),
+    spec_rules=_spec_rules,
+    rules=_range_rules,
+    fixed=("network", "first"),
 )
