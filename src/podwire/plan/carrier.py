@@ -26,6 +26,13 @@ def versions(subnets: tuple[IPNetwork, ...]) -> tuple[int, ...]:
     return tuple(sorted({subnet.version for subnet in subnets}))
 
 
+def other_backend(name: str, lease: Lease, backend: str, known: tuple[str, ...] = ()) -> list[str]:
+    """One sentence where a peer has none of the `known` backends; by default this node's alone."""
+    if lease.backend in (known or (backend,)):
+        return []
+    return [f"node {name} has backend {lease.backend or 'none'}, this node {backend}"]
+
+
 def unreachable(config: NetworkConfig, name: str, lease: Lease) -> list[str]:
     """One sentence where the underlay has no family in common with a peer."""
     if any(carrier(config, lease, version) for version in (4, 6)):

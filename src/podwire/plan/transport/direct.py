@@ -56,8 +56,8 @@ def objections(config: NetworkConfig, peer: Node) -> list[str]:
     lease = peer.lease
     if lease is None:
         return []
-    if lease.backend != BACKEND:
-        return [f"node {peer.name} has backend {lease.backend or 'none'}, this node {BACKEND}"]
+    if other := carrier.other_backend(peer.name, lease, BACKEND):
+        return other
     found = []
     for version in carrier.versions(lease.subnets):
         endpoint = lease.endpoint(version)

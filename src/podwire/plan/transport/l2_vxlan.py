@@ -21,6 +21,7 @@ import msgspec
 
 from podwire.model.cluster import NetworkConfig, Node, PodPlace
 from podwire.model.state import Entry, FdbEntry, Neighbor, PortFdbEntry, Why
+from podwire.plan import carrier
 from podwire.plan.macs import mac_for
 from podwire.plan.transport import vxlan
 
@@ -47,8 +48,8 @@ def objections(config: NetworkConfig, peer: Node) -> list[str]:
     lease, name = peer.lease, peer.name
     if lease is None:
         return []
-    if lease.backend != BACKEND:
-        return [f"node {name} has backend {lease.backend or 'none'}, this node {BACKEND}"]
+    if other := carrier.other_backend(name, lease, BACKEND):
+        return other
     found = []
     if lease.vni != config.lease.vni:
         found.append(f"node {name} is in VNI {lease.vni}, this node in {config.lease.vni}")

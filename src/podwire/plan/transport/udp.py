@@ -55,8 +55,8 @@ def objections(config: NetworkConfig, peer: Node, *, backends: tuple[str, ...] =
     lease, name = peer.lease, peer.name
     if lease is None:
         return []
-    if lease.backend not in (backends or (BACKEND,)):
-        return [f"node {name} has backend {lease.backend or 'none'}, this node {BACKEND}"]
+    if other := carrier.other_backend(name, lease, BACKEND, backends):
+        return other
     found = carrier.unreachable(config, name, lease)
     if config.fabric.encrypt and lease.public_key is None:
         found.append(f"node {name} has published no key, and this node's tunnel is encrypted")

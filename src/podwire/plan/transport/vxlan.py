@@ -95,8 +95,8 @@ def objections(config: NetworkConfig, peer: Node, *, backends: tuple[str, ...] =
     lease, name = peer.lease, peer.name
     if lease is None:
         return []
-    if lease.backend not in (backends or (BACKEND,)):
-        return [f"node {name} has backend {lease.backend or 'none'}, this node {BACKEND}"]
+    if other := carrier.other_backend(name, lease, BACKEND, backends):
+        return other
     found: list[str] = []
     own = {one.vtep_mac for one in config.lease.endpoints if one.vtep_mac is not None}
     clones = [one.vtep_mac for one in lease.endpoints if one.vtep_mac in own]
