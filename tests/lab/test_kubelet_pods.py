@@ -247,6 +247,18 @@ def test_deletion_gives_the_container_its_grace_period(lab: Lab) -> None:
     assert "veth" not in lab.node("node1").exec(["ip", "-o", "link", "show", "type", "veth"]).stdout
 
 
+def test_pod_goes_also_where_somebody_has_made_a_namespace_of_another_kind(lab: Lab) -> None:
+    """`ip netns` mounts the directory of the names, in which those of pods are mounted."""
+    pod = lab.run(f"p-{secrets.token_hex(3)}", node="node1")
+    pod.wait_ready()
+    other = f"n-{secrets.token_hex(3)}"
+    lab.node("node1").exec(["ip", "netns", "add", other], check=True)
+    try:
+        pod.delete(grace_s=0)
+    finally:
+        lab.node("node1").exec(["ip", "netns", "del", other], check=True)
+
+
 def test_container_that_ignores_sigterm_is_killed(lab: Lab, name: str) -> None:
     pod = lab.run(
         name,

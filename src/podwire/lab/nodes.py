@@ -114,6 +114,9 @@ def _furnish(lab: LabInfo, node: str, ips: Sequence[str]) -> None:
     ns.bind(disk / "run", "/run")
     for directory in ("/run/netns", "/run/lock", str(API_DIR), str(NODE_DIR)):
         Path(directory).mkdir()
+    # As `ip netns add` would do at its first use, over the pods' names that are there already:
+    # these would be mounted twice then, and could not be removed any more.
+    ns.bind("/run/netns", "/run/netns")
     ns.bind(lab.api_dir, API_DIR)
     ns.bind(disk, NODE_DIR)
     _overlay_on_disk("/etc", disk)
