@@ -153,6 +153,7 @@ def test_two_interfaces_of_one_pod(node: Node, pod: str) -> None:
     answer = node.cni("ADD", "c1", pod, ifname="net1")
     # Both would have the default route; the second is refused by the kernel, and leaves nothing.
     assert answer.error[0] == 102
+    assert "add route 0.0.0.0/0 via" in answer.error[1]
     assert addresses(pod) == ["10.244.1.2/24"]
     assert ip_json(pod, "link", "show", "type", "veth")[0]["ifname"] == "eth0"
 

@@ -25,6 +25,7 @@ from podwire.kernel.links import settings
 from podwire.kernel.messages import NeighborKey, RouteValue
 from podwire.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket, kernel_error
 from podwire.kernel.tables import ADDRESSES, ROUTES, TABLE_OF, Op, Scope
+from podwire.model.describe import describe, kind_of
 from podwire.model.state import (
     DOOMED_GROUP,
     Address,
@@ -215,7 +216,11 @@ def _configure_pod(inside: NetlinkSocket, ifname: str, pod: Sequence[PodEntry]) 
     batch += [_pod_message(entry, scope) for entry in pod]
     if failures := inside.request(batch):
         first = failures[0]
-        what = ("bring up lo", f"bring up {ifname}", *(f"add {entry}" for entry in pod))
+        what = (
+            "bring up lo",
+            f"bring up {ifname}",
+            *(f"add {kind_of(entry)} {describe(entry)}" for entry in pod),
+        )
         raise kernel_error(what[first.index], first)
 
 
