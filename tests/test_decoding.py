@@ -1,4 +1,4 @@
-"""JSON from outside: every way to be wrong is one error, which says what was expected where."""
+"""What comes from outside: every way to be wrong is one error, which says what was expected where."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from podwire.decoding import decode, from_json
+from podwire.decoding import decode, from_json, from_msgpack
 from podwire.errors import InputError
 
 
@@ -40,3 +40,16 @@ def test_values_are_of_the_kind_asked_for() -> None:
     assert from_json(b'{"size": 1}', Thing) == Thing(1)
     assert from_json('{"size": 1}', dict[str, Any]) == {"size": 1}
     assert from_json(b'{"size": "1"}', Thing, strict=False) == Thing(1)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *(b"", b"\x90", b"\x81\xa4size\xa11", b"\x82\xa4size\x01\xa4name\xa1\xff"),
+        b"\x82\xa4size\x01\xa4more" + b"\x91" * 100_000,
+    ],
+)
+def test_messagepack_is_refused_alike(raw: bytes) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        from_msgpack(raw, Thing)
+    assert from_msgpack(b"\x81\xa4size\x01", Thing) == Thing(1)

@@ -1,4 +1,4 @@
-"""JSON that comes from outside, as values: whatever is wrong with it is one kind of error.
+"""JSON and MessagePack from outside, as values: whatever is wrong with them is one kind of error.
 
 What lives here: the only place that knows in which ways a decoder can fail. It checks the syntax
 and the shape; what the values mean is checked by who asks for them. YAML, which few send, is read
@@ -12,6 +12,7 @@ what is nested a thousand levels deep.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -26,12 +27,12 @@ def from_json(raw: bytes | str | msgspec.Raw, kind: type[T], *, strict: bool = T
 
     Raises msgspec.DecodeError: ValidationError, which is one, where it is JSON of another shape.
     """
-    try:
-        return cast(T, _decoder(cast(Any, kind), strict).decode(raw))
-    except UnicodeError as error:
-        raise msgspec.DecodeError(f"not UTF-8: {error}") from None
-    except RecursionError:
-        raise msgspec.DecodeError("nested too deeply") from None
+    return cast(T, _decoded(_json(cast(Any, kind), strict).decode, raw))
+
+
+def from_msgpack(raw: bytes, kind: type[T]) -> T:
+    """`raw` as `kind`. Raises msgspec.DecodeError, as `from_json` does."""
+    return cast(T, _decoded(_msgpack(cast(Any, kind)).decode, raw))
 
 
 def decode(
@@ -45,7 +46,21 @@ def decode(
         raise InputError(f"{error}; expected {expected}", field=field, remedy=remedy) from None
 
 
+def _decoded(decode: Callable[[Any], Any], raw: object) -> Any:
+    try:
+        return decode(raw)
+    except UnicodeError as error:
+        raise msgspec.DecodeError(f"not UTF-8: {error}") from None
+    except RecursionError:
+        raise msgspec.DecodeError("nested too deeply") from None
+
+
 # Kinds are types of the program, so there are few; to make a decoder costs what decoding does.
 @functools.cache
-def _decoder(kind: Any, strict: bool) -> msgspec.json.Decoder[Any]:
+def _json(kind: Any, strict: bool) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind, strict=strict)
+
+
+@functools.cache
+def _msgpack(kind: Any) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(kind)

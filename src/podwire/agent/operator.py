@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from podwire.decoding import from_msgpack
 from podwire.errors import PodwireError
 from podwire.log import fields
 from podwire.trace.wire import Failed, Request, Response, pack, read_frame, unpack_request
@@ -109,8 +110,8 @@ def _id_of(body: bytes) -> int:
     Raises PodwireError where there is none.
     """
     try:
-        return msgspec.msgpack.decode(body, type=_Numbered).id
-    except msgspec.MsgspecError as error:
+        return from_msgpack(body, _Numbered).id
+    except msgspec.DecodeError as error:
         raise PodwireError(f"not a request: {error}") from None
 
 

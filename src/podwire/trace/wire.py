@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from typing import Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
+from podwire.decoding import from_msgpack
 from podwire.errors import PodwireError
 from podwire.model.probe import IPText, Probe, ProbeMatch
 from podwire.model.state import Why
@@ -290,8 +291,6 @@ Response = (
 )
 
 _encoder = msgspec.msgpack.Encoder()
-_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
-_responses: msgspec.msgpack.Decoder[Response] = msgspec.msgpack.Decoder(Response)
 
 
 def pack(message: Request | Response) -> bytes:
@@ -303,16 +302,16 @@ def pack(message: Request | Response) -> bytes:
 def unpack_request(body: bytes) -> Request:
     """The request in a frame's body. Raises PodwireError for anything else."""
     try:
-        return _requests.decode(body)
-    except msgspec.MsgspecError as error:
+        return cast(Request, from_msgpack(body, cast(Any, Request)))
+    except msgspec.DecodeError as error:
         raise PodwireError(f"not a request that this agent knows: {error}") from None
 
 
 def unpack_response(body: bytes) -> Response:
     """The response in a frame's body. Raises PodwireError for anything else."""
     try:
-        return _responses.decode(body)
-    except msgspec.MsgspecError as error:
+        return cast(Response, from_msgpack(body, cast(Any, Response)))
+    except msgspec.DecodeError as error:
         raise PodwireError(
             f"not an answer that this podwire knows: {error}",
             remedy="do the agent and this command have the same version?",
