@@ -1,4 +1,4 @@
-"""What comes from outside: every way to be wrong is one error, which says what was expected where."""
+"""What comes from outside: every way to be wrong is one error, which says what was expected."""
 
 from __future__ import annotations
 
