@@ -122,6 +122,16 @@ def test_a_bad_interface_name(name: str) -> None:
     assert "CNI_IFNAME" in error.message
 
 
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "a/b", "é", "-a"])
+def test_a_bad_name_of_a_pod(name: str) -> None:
+    args = f"IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name}"
+    error = refused("ADD", CNI_ARGS=args)
+    assert error.code == 4
+    assert "K8S_POD_NAME" in error.message
+    # What is there has to go, whatever it is called.
+    assert str(parse("DEL", CNI_ARGS=args).pod.namespace) == "shop"
+
+
 def test_the_longest_interface_name() -> None:
     assert parse("ADD", CNI_IFNAME="fifteen-bytes-x").ifname == "fifteen-bytes-x"
 

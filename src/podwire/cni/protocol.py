@@ -89,9 +89,9 @@ def parse_request(env: Mapping[str, str], stdin: bytes) -> Request:
         ifname=ifname,
         netns=env.get("CNI_NETNS", ""),
         pod=PodIdentity(
-            namespace=args.get("K8S_POD_NAMESPACE", ""),
-            name=args.get("K8S_POD_NAME", ""),
-            uid=args.get("K8S_POD_UID", ""),
+            namespace=_identifier(args, "K8S_POD_NAMESPACE", lenient=lenient),
+            name=_identifier(args, "K8S_POD_NAME", lenient=lenient),
+            uid=_identifier(args, "K8S_POD_UID", lenient=lenient),
         ),
         requested_ips=() if lenient else _requested_ips(conf, args),
         requested_mac=None if lenient else _requested_mac(conf, args),
@@ -238,6 +238,20 @@ def _args(text: str, *, lenient: bool) -> dict[str, str]:
             f"CNI_ARGS: unknown keys {', '.join(unknown)}; IgnoreUnknown=1 lets them pass",
         )
     return args
+
+
+def _identifier(args: Mapping[str, str], key: str, *, lenient: bool) -> str:
+    """A name of the pod, which is shown wherever the pod is: one line, and no control character."""
+    value = args.get(key, "")
+    if not value or _IDENTIFIER.fullmatch(value):
+        return value
+    if lenient:
+        return ""
+    raise CniError(
+        Code.INVALID_ENVIRONMENT,
+        f"CNI_ARGS: {key}: {value!r} is not a name; expected a letter or digit, then letters,"
+        " digits, '_', '.' or '-'",
+    )
 
 
 def _requested_ips(conf: NetConf, args: Mapping[str, str]) -> tuple[IPAddress, ...]:
