@@ -350,6 +350,13 @@ def test_a_configuration_that_is_none_is_told_too(tmp_path: Path) -> None:
     assert "00-broken.conf (can't be read)" in finding.text
 
 
+def test_a_configuration_that_chains_ours_is_no_other_network(tmp_path: Path) -> None:
+    chain = b'{"plugins": [{"type": "podwire"}, {"type": "portmap"}]}'
+    (tmp_path / "05-chain.conflist").write_bytes(chain)
+    (tmp_path / "06-other.conf").write_text('{"type": "other"}')
+    assert not list(leftovers._confs(tmp_path))
+
+
 def test_a_file_s_name_is_never_a_command(tmp_path: Path) -> None:
     name = "00; reboot .conf"
     (tmp_path / name).touch()

@@ -79,12 +79,12 @@ def _look(subject: Subject) -> list[Checked]:
 
 
 def _confs(directory: Path) -> Iterator[Checked]:
-    """Those that runtimes come to before ours."""
+    """Those that runtimes come to before one that has ours."""
     for one in configurations(directory):
         if one.path.name >= install.CONFLIST_NAME:
             return
         plugin = one.plugins[0] if one.plugins else "can't be read"
-        if plugin in _META_PLUGINS:
+        if plugin in _META_PLUGINS or install.NETWORK_NAME in one.plugins:
             return
         yield _find.fail(
             f"runtimes take {one.path} ({plugin}), which sorts before"
