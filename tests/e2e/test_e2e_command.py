@@ -57,7 +57,7 @@ def two_pods(podwire: Command) -> tuple[str, str]:
 
 
 def test_the_example_pings_across_the_overlay(podwire: Command, two_pods: tuple[str, str]) -> None:
-    output = podwire.ok("exec", "pod1", "--", "ping", "-c", "3", "-i", "0.05", two_pods[1])
+    output = podwire.ok("exec", "pod1", "--", "ping", "-c", "3", "-l", "3", two_pods[1])
     assert "3 packets transmitted, 3 received, 0% packet loss" in output
     assert output.count("ttl=62") == 3
 

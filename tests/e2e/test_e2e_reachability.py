@@ -27,8 +27,8 @@ exec 3<>/dev/tcp/$1/8080
 printf 'GET /cgi-bin/me HTTP/1.0\\r\\n\\r\\n' >&3
 cat <&3
 """
-#: Pings each argument in turn.
-PING_EACH = 'for target; do ping -n -c 3 -i 0.002 -W 1 "$target"; done'
+#: Pings each argument in turn, and waits up to a second for the last reply.
+PING_EACH = 'for target; do ping -n -c 3 -l 3 -i 1 -W 1 "$target"; done'
 
 
 @pytest.fixture(scope="module")
