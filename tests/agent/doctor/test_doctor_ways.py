@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
+import msgspec
 import pytest
 
+from podwire.agent.doctor import mtu
 from podwire.agent.doctor.ways import devices, ways
 from podwire.model.cluster import Lease, NetworkConfig, Node, Underlay
 from podwire.model.state import IPAddress
@@ -37,6 +39,16 @@ def network(transport: str, wiring: str) -> NetworkConfig:
         mtu=1450,
         fabric=one,
     )
+
+
+def test_no_mtu_is_advised_that_leaves_pods_too_little() -> None:
+    config = network("vxlan", "bridge")
+    narrow = mtu._Narrow(1300, "", 50)
+    assert mtu._too_small(config, narrow, ["node2"]).lines == ("ip link set dev eth0 mtu 1300",)
+    both = (*config.network, ip_network("fd00:10:244::/48"))
+    finding = mtu._too_small(msgspec.structs.replace(config, network=both), narrow, ["node2"])
+    assert finding.lines == ()
+    assert "IPv6 needs 1280" in finding.remedy
 
 
 @pytest.mark.parametrize(

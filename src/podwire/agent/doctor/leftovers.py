@@ -18,6 +18,7 @@ from podwire.agent.doctor.ways import devices
 from podwire.agent.files import subnet_env
 from podwire.cni import install
 from podwire.cni.configurations import configurations
+from podwire.cni.types import PLUGIN_TYPE
 from podwire.kernel.attach import links
 from podwire.kernel.link_messages import LinkState
 from podwire.kernel.netlink import NetlinkSocket
@@ -84,7 +85,7 @@ def _confs(directory: Path) -> Iterator[Checked]:
         if one.path.name >= install.CONFLIST_NAME:
             return
         plugin = one.plugins[0] if one.plugins else "can't be read"
-        if plugin in _META_PLUGINS or install.NETWORK_NAME in one.plugins:
+        if plugin in _META_PLUGINS or PLUGIN_TYPE in one.plugins:
             return
         yield _find.fail(
             f"runtimes take {one.path} ({plugin}), which sorts before"

@@ -10,8 +10,12 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
+import msgspec
+
 from podwire.agent.doctor.measure import Path
 from podwire.agent.doctor.subject import Findings, Subject, named
+from podwire.agent.lease import check_mtu
+from podwire.errors import InputError
 from podwire.model.cluster import NetworkConfig
 from podwire.trace.wire import Checked
 
@@ -73,6 +77,12 @@ def _too_small(network: NetworkConfig, narrow: _Narrow, peers: list[str]) -> Che
             f"the network to {named(peers)} carries packets of {largest} bytes, not the"
             f" {network.underlay.mtu} of {dev}: larger ones vanish"
         )
+    try:
+        there = msgspec.structs.replace(network.underlay, mtu=underlay)
+        check_mtu(network.fabric, network.network, there)
+    except InputError as error:
+        # With that MTU on the link no pod could be wired any more.
+        return _find.fail(text, f"have the network carry more: {error.message}; {error.remedy}")
     return _find.fail(
         text,
         f"set the MTU of {dev} to {underlay}, here and on the other side; the pod network's"
