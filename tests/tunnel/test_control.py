@@ -87,6 +87,7 @@ def test_answers_come_out_as_they_went_in() -> None:
         b"\0\0\0\0",
         pack(Done()),
         b"\0\0\0\x0d" + b"\x82\xa4type\xa4stop\xa1a",
+        (10_013).to_bytes(4, "big") + b"\x82\xa4type\xa4stop\xa1a" + b"\x91" * 10_000,
     ],
 )
 def test_what_is_no_request_is_refused(data: bytes) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import msgspec
 
+from podwire.decoding import from_msgpack
 from podwire.errors import InputError
 from podwire.model.tunnel import Answer, Request
 
@@ -34,7 +35,7 @@ class Frames(Generic[T]):
 
     def __init__(self, kind: type[T] | object) -> None:
         """`kind` is `Request` or `Answer`."""
-        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kind)
+        self._kind = cast(type[T], kind)
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[T]:
@@ -52,7 +53,7 @@ class Frames(Generic[T]):
             body = bytes(self._buffer[_LENGTH.size : _LENGTH.size + length])
             del self._buffer[: _LENGTH.size + length]
             try:
-                value = self._decoder.decode(body)
-            except msgspec.MsgspecError as error:
+                value = from_msgpack(body, self._kind)
+            except msgspec.DecodeError as error:
                 raise InputError(str(error), field="frame") from error
             yield value
