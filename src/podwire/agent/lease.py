@@ -16,7 +16,7 @@ from podwire.cluster.source import Own
 from podwire.errors import InputError, PodwireError
 from podwire.model.cluster import Endpoint, Lease, NetworkConfig, Underlay
 from podwire.model.fabric import Fabric, Guard
-from podwire.model.state import IPNetwork
+from podwire.model.state import IPNetwork, within
 from podwire.plan.node import pod_mtu
 from podwire.plan.transport import transport_of
 
@@ -85,8 +85,7 @@ def check_subnets(
     Raises InputError for what somebody configured wrongly, PodwireError for what is still missing.
     """
     for subnet in subnets:
-        same = [network for network in networks if network.version == subnet.version]
-        if not any(subnet.subnet_of(network) for network in same):  # type: ignore[arg-type]
+        if not any(within(subnet, network) for network in networks):
             raise InputError(
                 f"{subnet} is outside of the cluster network {', '.join(map(str, networks))}",
                 field="spec.podCIDR",

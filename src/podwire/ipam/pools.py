@@ -22,7 +22,7 @@ from podwire.ipam.node_subnet import ExhaustedError, RequestedAddressError
 from podwire.ipam.selector import is_all, parse_selector
 from podwire.log import fields
 from podwire.model.documents import Document, DocumentConflictError, Documents
-from podwire.model.state import IPAddress, IPNetwork
+from podwire.model.state import IPAddress, IPNetwork, within
 
 log = logging.getLogger(__name__)
 
@@ -169,14 +169,10 @@ class Pools:
         return None
 
     def _problem(self, pool: Pool, others: Sequence[Pool]) -> str | None:
-        if not any(_inside(pool.cidr, network) for network in self._networks):
+        if not any(within(pool.cidr, network) for network in self._networks):
             networks = ", ".join(map(str, self._networks))
             return f"{pool.cidr} is outside of the pod network {networks}"
         for other in others:
             if pool.cidr.overlaps(other.cidr):
                 return f"{pool.cidr} overlaps pool {other.name}, {other.cidr}"
         return None
-
-
-def _inside(cidr: IPNetwork, network: IPNetwork) -> bool:
-    return cidr.version == network.version and cidr.subnet_of(network)  # type: ignore[arg-type]

@@ -311,6 +311,11 @@ class Desired(msgspec.Struct, frozen=True):
             yield from entries
 
 
+def within(subnet: IPNetwork, network: IPNetwork) -> bool:
+    """Whether all of `subnet` is in `network`; never where they are of different families."""
+    return subnet.version == network.version and subnet.subnet_of(network)  # type: ignore[arg-type]
+
+
 def format_mac(mac: bytes) -> str:
     """`b"\\x0a\\x58…"` as `0a:58:…`."""
     return mac.hex(":")

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from podwire.model.cluster import Node
-from podwire.model.state import IPNetwork, format_mac
+from podwire.model.state import IPNetwork, format_mac, within
 
 #: A subnet, or a VTEP's VNI and MAC.
 Claim: TypeAlias = IPNetwork | tuple[int, bytes]
@@ -114,11 +114,6 @@ class Claims:
                 continue
             for start in starts[bisect_left(starts, first) : bisect_right(starts, last)]:
                 yield type(claim)((start, length))
-
-
-def within(subnet: IPNetwork, network: IPNetwork) -> bool:
-    """Whether all of `subnet` is in `network`."""
-    return subnet.version == network.version and subnet.subnet_of(network)  # type: ignore[arg-type]
 
 
 def _rank(node: Node) -> Rank:

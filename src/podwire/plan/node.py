@@ -18,10 +18,10 @@ from podwire.model.cluster import (
     Underlay,
 )
 from podwire.model.fabric import Fabric
-from podwire.model.state import NFT_TABLE, Desired, Entry, IPNetwork, NftTable, Why
+from podwire.model.state import NFT_TABLE, Desired, Entry, IPNetwork, NftTable, Why, within
 from podwire.model.tunnel import OVERHEAD_ENCRYPTED
 from podwire.plan import guard, isolation, masquerade, spoofing
-from podwire.plan.claims import Claims, within
+from podwire.plan.claims import Claims
 from podwire.plan.transport import auto, l2_vxlan, transport_of
 from podwire.plan.wiring import plan_attachment, wiring_of
 

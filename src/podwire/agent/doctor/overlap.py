@@ -17,7 +17,7 @@ from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe import lookup
 from podwire.kernel.observe.lookup_messages import FibEntry, RouteQuestion, parse_fib_entry
 from podwire.model.cluster import NetworkConfig, Node
-from podwire.model.state import ROUTE_PROTOCOL, IPAddress, IPNetwork
+from podwire.model.state import ROUTE_PROTOCOL, IPAddress, IPNetwork, within
 from podwire.plan.node import objections
 from podwire.trace.wire import Checked
 
@@ -92,7 +92,7 @@ def _foreign_routes(
             dev = names.get(entry.ifindex, "")
             if entry.protocol in (ROUTE_PROTOCOL, network.fabric.route_protocol) or dev in own:
                 continue
-            if not any(_inside(entry.dst, net) for net in network.network):
+            if not any(within(entry.dst, net) for net in network.network):
                 continue  # Elsewhere, or broader: then ours are more specific.
             yield _foreign(entry, dev, leases)
 
@@ -100,7 +100,7 @@ def _foreign_routes(
 def _foreign(entry: FibEntry, dev: str, leases: Mapping[IPNetwork, str]) -> Checked:
     route = f"{entry.dst}{f' dev {dev}' if dev else ''}"
     line = f"ip route del {route}"
-    taken = next((whose for subnet, whose in leases.items() if _inside(entry.dst, subnet)), None)
+    taken = next((whose for subnet, whose in leases.items() if within(entry.dst, subnet)), None)
     if taken is not None:
         return _find.fail(
             f"the route {route} takes what is for {taken} pods",
@@ -142,7 +142,3 @@ def _subnets(way: Way) -> Iterator[IPNetwork]:
 
 def _endpoints(node: Node) -> Iterator[IPAddress]:
     yield from (one.ip for one in node.lease.endpoints) if node.lease is not None else ()
-
-
-def _inside(subnet: IPNetwork, network: IPNetwork) -> bool:
-    return subnet.version == network.version and subnet.subnet_of(network)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from podwire.cluster.nodes import VXLAN_BACKENDS
 from podwire.cluster.source import BackendOptions, StoredNetwork
 from podwire.decoding import decode
 from podwire.errors import InputError
-from podwire.model.state import IPAddress, IPNetwork
+from podwire.model.state import IPAddress, IPNetwork, within
 from podwire.plan.profiles import not_for_pods
 from podwire.plan.transport import vxlan
 
@@ -49,7 +49,7 @@ class SubnetRange(msgspec.Struct, frozen=True):
     def contains(self, subnet: IPNetwork) -> bool:
         """Whether `subnet` is one of the network: of whatever length, as a lease from before the
         configuration was changed may have. What is none takes nothing from anybody."""
-        return subnet.version == self.version and subnet.subnet_of(self.network)  # type: ignore[arg-type]
+        return within(subnet, self.network)
 
     def allows(self, subnet: IPNetwork) -> bool:
         """Whether `subnet` is one that may be leased."""

@@ -11,7 +11,7 @@ from podwire.kernel.observe.lookup_messages import (
     FibEntry,
     RouteQuestion,
 )
-from podwire.model.state import Address, Blackhole, IPAddress, IPNetwork, Route, Tun
+from podwire.model.state import Address, Blackhole, IPAddress, IPNetwork, Route, Tun, within
 from podwire.trace import iproute
 from podwire.trace.decisions import mend
 from podwire.trace.decisions.vantage import Vantage
@@ -164,7 +164,8 @@ def _theirs(
     else:
         answer.text = "not made by Podwire"
         answer.without = "nothing of the pod network, as far as this node knows"
-    if config is not None and any(_overlaps(prefix, one) for one in config.network):
+    # The default route, around all of it, does not count.
+    if config is not None and any(within(prefix, one) for one in config.network):
         what = "refuses" if entry.kind in REFUSING else "takes"
         answer.details.append(("beware", f"it {what} packets of the pod network"))
         answer.without = ""
@@ -184,8 +185,3 @@ def _is_own(entries: list[FibEntry]) -> bool:
 
 def _network(wanted: Route | Address) -> IPNetwork:
     return wanted.dst if isinstance(wanted, Route) else wanted.ip.network
-
-
-def _overlaps(inner: IPNetwork, outer: IPNetwork) -> bool:
-    """Whether a prefix is within the pod network; the default route, around all, does not count."""
-    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
