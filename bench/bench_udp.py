@@ -5,7 +5,8 @@ Four pairs of nodes of the same make: one with the tunnel's process on each, one
 encryption, one with the plainest loop in C (`packet_loop.c`), which is what Flannel's udp backend
 does, and one with VXLAN set up by hand, the kernel's own way to do the same. The underlay is a
 veth, so nothing but the processors limits anything: two nodes, two pods and what is measured share
-the machine's cores. Runs are interleaved.
+the machine's cores. Each round sets everything up anew, since two set-ups of the very same differ
+for as long as they live, and takes the pairs in random order, since what ran before matters.
 
 Latency is half of a round trip, as ping tells it of echoes that follow each other, and, in the line
 below, as a process sees it that sends one and waits for it, its own part included.
@@ -18,9 +19,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import multiprocessing
 import os
+import random
 import re
 import socket
 import statistics
@@ -145,12 +148,17 @@ def tunnels(nodes: tuple[str, str], root: Path, *, encrypt: bool) -> Iterator[No
                 controller.connect(str(path))
                 controller.sendall(pack(Configure(config, (peer,))))
                 (answer,) = Frames[Ready](Ready).feed(controller.recv(1 << 16))
-                print(f"{node}: {' '.join(answer.features)}")
+                _tell(answer.features)
         yield
     finally:
         for process in processes:
             process.terminate()
             process.wait()
+
+
+@functools.cache
+def _tell(features: tuple[str, ...]) -> None:
+    print(f"The tunnel uses: {' '.join(features)}")
 
 
 def throughput(pair: Pair) -> float:
@@ -241,14 +249,10 @@ def pairs() -> Iterator[dict[str, Pair]]:
 
 
 def main() -> None:
-    gbits: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    micros: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    seen: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    most: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    wanted: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    with pairs() as found:
-        for _ in range(ROUNDS):
-            for kind in KINDS:
+    gbits, micros, seen, most, wanted = ({kind: list[float]() for kind in KINDS} for _ in range(5))
+    for _ in range(ROUNDS):
+        with pairs() as found:
+            for kind in random.sample(KINDS, len(KINDS)):
                 pair = found[kind]
                 gbits[kind].append(throughput(pair))
                 micros[kind].append(ping_us(pair))

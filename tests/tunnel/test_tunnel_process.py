@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import signal
 import socket
@@ -120,6 +121,11 @@ def test_packets_pass_and_each_hop_counts(net: Network, version: int) -> None:
     peer = net.one.stats().peers[0]
     assert peer.name == "node2" and peer.sent_packets and peer.received_packets
     assert peer.heard_s is not None and peer.heard_s < PATIENCE_S and peer.path_mtu == 1472
+
+
+def test_those_whose_packets_it_moves_do_not_keep_it_waiting(net: Network) -> None:
+    ready = net.configure(net.one)
+    assert os.getpriority(os.PRIO_PROCESS, ready.pid) == -10
 
 
 @pytest.mark.parametrize("version", [4, 6])

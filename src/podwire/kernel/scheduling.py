@@ -1,12 +1,14 @@
-"""How the processor is shared out: the slice of a thread (sched_setattr(2)).
+"""How the processor is shared out: a thread's slice and its weight (sched_setattr(2)).
 
 Since Linux 6.12 a thread of the usual policy may ask for slices of its own length. A short one has
 its turn sooner when there is something to do, and gives less away when it yields; how much of the
-processor it gets in all stays the same. Older kernels take the value and leave it.
+processor it gets in all stays the same. Older kernels take the value and leave it. How much it gets
+where others want it too is its weight's to say, which its nice value stands for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -20,6 +22,17 @@ _SCHED_ATTR = struct.Struct("=IIQiIQQQII")
 _SCHED_OTHER = 0
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def go_before_others(nice: int) -> int:
+    """Give this process a nice value, from -20 (before all others) to 19, if it has a higher one
+    and may give itself that (CAP_SYS_NICE); the one it has then."""
+    now = os.getpriority(os.PRIO_PROCESS, 0)
+    if nice < now:
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
+            return nice
+    return now
 
 
 def ask_for_slice(seconds: float) -> bool:

@@ -141,18 +141,18 @@ class Inbound:
         # `raised`, without the call.
         check = check + 0x100 if check < 0xFEFF else (check + 0x101) & 0xFFFF
         _pack(view, START + 8, ttl - 1, protocol, check)
-        peer.heard = monotonic()
         try:
             write(self._fd, view[_FRONT : START + size])
         except OSError:
             path.drops["tun_refused"] += 1
             return False
-        peer.received_packets += 1
-        peer.received_bytes += size
         if self._doubt:
             self._doubt -= 1
         elif not self._answer():
             self._doubt = _DOUBT
+        peer.heard = monotonic()
+        peer.received_packets += 1
+        peer.received_bytes += size
         return False
 
     def _receive(self, peer: Peer, first: int, number: int, size: int, segment: int) -> None:

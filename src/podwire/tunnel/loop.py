@@ -105,7 +105,7 @@ class Tunnel:
             else:
                 ready = wait(self._timeout, calm=not many)
                 streak, many = 0, False
-                if self._is_forlorn():
+                if not ready and self._is_forlorn():
                     self.stop()
             for fd, events in ready:
                 pump = pumps.get(fd)

@@ -20,8 +20,9 @@ EVENTS = 8
 #: often in vain until it is no longer tried. KVM's halt_poll_ns, for the same reason, is as long.
 _LINGER_S = 200e-6
 _PATIENCE = 4
-#: The same after many packets, without letting others run: they may be about to bring the next.
-_GLANCE_S = 15e-6
+#: The same after many packets: at first without letting others run, since they may be about to
+#: bring the next, and then for less long, since they may have work to do with those.
+_GLANCE_S, _SHORT_LINGER_S = 15e-6, 50e-6
 #: The slices of the processor that are asked for: the kernel's least where packets come one at a
 #: time, so as to be on soon when one comes, and to lose little by yielding; and longer ones where
 #: there are many, since each change of process costs all of them. The latter until so many waits in
@@ -42,8 +43,7 @@ class Waiting:
 
     def wait(self, timeout: Callable[[], float], *, calm: bool) -> list[tuple[int, int]]:
         """What is ready, once there is anything, or after the seconds that `timeout` tells (-1:
-        however long). After many packets it sleeps nearly at once: others have work to do with
-        them."""
+        however long)."""
         poll, clock = self._poll, time.perf_counter
         self._pace(calm=calm)
         started = clock()
@@ -55,7 +55,9 @@ class Waiting:
                     self._patience = _PATIENCE
                     return ready
             self._patience -= 1
-        while not calm and clock() - started < _GLANCE_S:
+        while not calm and (waited := clock() - started) < _SHORT_LINGER_S:
+            if waited >= _GLANCE_S:
+                os.sched_yield()
             if ready := poll(0, EVENTS):
                 return ready
         ready = poll(timeout(), EVENTS)
