@@ -98,7 +98,8 @@ class Loaded:
         return bpf.load_classifier("podwire_test", code, guard_program.LICENCE)
 
     def counts(self) -> dict[str, int]:
-        data = bpf.read_array(self.counters, guard_program.COUNTERS_BYTES)
+        data = bpf.read_value(self.counters, 0, guard_program.COUNTERS_BYTES)
+        assert data is not None
         return dict(zip(guard_program.KINDS, struct.unpack("<5Q", data), strict=True))
 
     def run(self, frame: bytes, *, frames: bool) -> str:

@@ -87,14 +87,6 @@ def new_array(name: str, size: int) -> int:
     return call(_MAP_CREATE, _MAP.pack(_MAP_TYPE_ARRAY, 4, size, 1, 0, name.encode()), "array")
 
 
-def read_array(fd: int, size: int) -> bytes:
-    """The value of such a map."""
-    key, value = ctypes.c_uint32(0), ctypes.create_string_buffer(size)
-    where = _ELEMENT.pack(fd, ctypes.addressof(key), ctypes.addressof(value), 0)
-    call(_MAP_LOOKUP_ELEM, where, "array")
-    return value.raw
-
-
 def new_hash(name: str, size: int, most: int) -> int:
     """The descriptor of a map of values, `size` bytes each, by a number of 32 bits."""
     attributes = _MAP.pack(_MAP_TYPE_HASH, 4, size, most, _F_NO_PREALLOC, name.encode())
@@ -129,11 +121,11 @@ def hash_keys(fd: int) -> list[int]:
 
 
 def read_value(fd: int, key: int, size: int) -> bytes | None:
-    """The value there, None where there is none."""
+    """The value there, None where there is none. That of an array of one is at 0."""
     number, value = ctypes.c_uint32(key), ctypes.create_string_buffer(size)
     where = _ELEMENT.pack(fd, ctypes.addressof(number), ctypes.addressof(value), 0)
     attr = ctypes.create_string_buffer(where, len(where))
-    return None if _call(_MAP_LOOKUP_ELEM, attr, "hash", also=ENOENT) < 0 else value.raw
+    return None if _call(_MAP_LOOKUP_ELEM, attr, "value", also=ENOENT) < 0 else value.raw
 
 
 def read_hash(fd: int, size: int) -> dict[int, bytes]:

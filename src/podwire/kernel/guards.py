@@ -259,11 +259,11 @@ class Guards:
 
     def counts(self) -> Mapping[str, int]:
         """Packets dropped, by `guard_program.KINDS`. Raises PodwireError."""
+        size = guard_program.COUNTERS_BYTES
         with self._lock:
-            if not self._find():
-                return dict.fromkeys(guard_program.KINDS, 0)
-            data = bpf.read_array(self._counters, guard_program.COUNTERS_BYTES)
-        return dict(zip(guard_program.KINDS, struct.unpack("<5Q", data), strict=True))
+            data = bpf.read_value(self._counters, 0, size) if self._find() else None
+        numbers = struct.unpack("<5Q", data or bytes(size))
+        return dict(zip(guard_program.KINDS, numbers, strict=True))
 
     def right(
         self, there: Mapping[int, Found], wanted: Mapping[GuardKey, GuardValue]
