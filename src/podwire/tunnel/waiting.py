@@ -20,8 +20,8 @@ EVENTS = 8
 #: often in vain until it is no longer tried. KVM's halt_poll_ns, for the same reason, is as long.
 _LINGER_S = 200e-6
 _PATIENCE = 4
-#: The same after many packets: at first without letting others run, since they may be about to
-#: bring the next, and then for less long, since they may have work to do with those.
+#: The same after many packets: for less long, since it is others now who have work to do with them;
+#: and at first without letting anybody run, since the next may be about to come.
 _GLANCE_S, _SHORT_LINGER_S = 15e-6, 50e-6
 #: The slices of the processor that are asked for: the kernel's least where packets come one at a
 #: time, so as to be on soon when one comes, and to lose little by yielding; and longer ones where
