@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 import pytest
+import yaml
 
-from podwire.decoding import decode, from_json, from_msgpack
+from podwire.decoding import check_yaml, decode, from_json, from_msgpack
 from podwire.errors import InputError
 
 
@@ -53,3 +54,29 @@ def test_messagepack_is_refused_alike(raw: bytes) -> None:
     with pytest.raises(msgspec.DecodeError):
         from_msgpack(raw, Thing)
     assert from_msgpack(b"\x81\xa4size\x01", Thing) == Thing(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ("[" * 201 + "]" * 201, "nested too deeply"),
+        (
+            "a: " + "&a [" * 150 + "]" * 150 + "\nb: {c: " + "[" * 150 + "*a" + "]" * 150 + "}",
+            "nested",
+        ),
+        ("a: &a [b, *a]", "inside of"),
+        ("a: [", "expected"),
+    ],
+)
+def test_yaml_that_no_value_can_be_made_of_is_refused(text: str, problem: str) -> None:
+    with pytest.raises(yaml.YAMLError, match=problem):
+        check_yaml(text, yaml.CSafeLoader)
+
+
+def test_yaml_may_have_aliases_where_they_are_accepted() -> None:
+    text = "a: &a {x: " + "[" * 100 + "]" * 100 + "}\nb: [*a, &c y, *c]"
+    check_yaml(text, yaml.CSafeLoader)
+    check_yaml("[" * 200 + "]" * 200, yaml.CSafeLoader, aliases=False)
+    with pytest.raises(yaml.YAMLError, match="aliases"):
+        check_yaml(text, yaml.CSafeLoader, aliases=False)

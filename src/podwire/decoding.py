@@ -2,7 +2,8 @@
 
 What lives here: the only place that knows in which ways a decoder can fail. It checks the syntax
 and the shape; what the values mean is checked by who asks for them. YAML, which few send, is read
-by PyYAML where it arrives.
+by PyYAML where it arrives, after `check_yaml`: libyaml's composer calls itself for each level,
+counts none, and ends the process at some 100,000.
 
 Bytes that nobody has checked make msgspec raise three things: its own DecodeError,
 UnicodeDecodeError for a string that is not UTF-8, and RecursionError, which is no ValueError, for
@@ -13,13 +14,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 
 from podwire.errors import InputError
 
+if TYPE_CHECKING:
+    import yaml
+
 T = TypeVar("T")
+
+#: Levels of lists and objects in YAML; PyYAML's constructor gets no further than 300 or so.
+_MOST_NESTED = 200
 
 
 def from_json(raw: bytes | str | msgspec.Raw, kind: type[T], *, strict: bool = True) -> T:
@@ -44,6 +51,38 @@ def decode(
         return from_json(raw, kind)
     except msgspec.DecodeError as error:
         raise InputError(f"{error}; expected {expected}", field=field, remedy=remedy) from None
+
+
+def check_yaml(text: bytes | str, loader: type[yaml.CSafeLoader], *, aliases: bool = True) -> None:
+    """Raises yaml.YAMLError unless PyYAML can make values of `text`: for what is no YAML, is nested
+    too deeply, also by way of aliases, or has any alias where these are not accepted."""
+    import yaml
+
+    # The height of each anchor's value, and of what is open now; an anchor that is open has none.
+    heights: dict[str | None, int] = {}
+    nested: list[tuple[str | None, int]] = [(None, 0)]
+
+    def refused(problem: str) -> yaml.YAMLError:
+        return yaml.composer.ComposerError(None, None, problem, cast(Any, event.start_mark))
+
+    for event in yaml.parse(text, Loader=loader):
+        height = 0
+        if isinstance(event, yaml.CollectionStartEvent):
+            nested.append((event.anchor, 0))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, height = nested.pop()
+            height += 1
+            if anchor is not None:
+                heights[anchor] = height
+        elif isinstance(event, yaml.AliasEvent):
+            if not aliases:
+                raise refused("aliases are not accepted")
+            if any(anchor == event.anchor for anchor, _ in nested):
+                raise refused("an alias to what it is inside of")
+            height = heights.get(event.anchor, 0)
+        nested[-1] = (nested[-1][0], max(nested[-1][1], height))
+        if len(nested) - 1 + height > _MOST_NESTED:
+            raise refused(f"nested too deeply; expected {_MOST_NESTED} levels at most")
 
 
 def _decoded(decode: Callable[[Any], Any], raw: object) -> Any:

@@ -98,6 +98,7 @@ def test_anchors_and_merges_work(tmp_path: Path) -> None:
             "metadata.annotations[v]: expected a string (quote it), got a boolean",
         ),
         ("just text", "expected an object, got a string"),
+        ("a:\n  " + "[" * 100_000, "line 2, column 202: nested too deeply"),
         ("a: 1\na: 2", "line 2, column 1: 'a' is there twice"),
         ("1: 2", "expected a string as key, got 1"),
         ("a: [", "line 2, column 1: did not find"),

@@ -193,9 +193,10 @@ def test_what_is_wrong_is_named_with_field_and_file(
     assert str(path) in caught.value.message
 
 
-def test_garbage_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["a: [", "a: " + "[" * 100_000])
+def test_garbage_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config"
-    path.write_text("a: [")
+    path.write_text(text)
     with pytest.raises(InputError, match="not valid YAML"):
         ClientConfig.from_kubeconfig(path)
 

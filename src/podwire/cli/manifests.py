@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import click
 import yaml
 
+from podwire.decoding import check_yaml
 from podwire.errors import PodwireError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -78,6 +79,7 @@ def load(filenames: Iterable[str]) -> list[Manifest]:
     problems: list[str] = []
     for name, text in _texts(filenames):
         try:
+            check_yaml(text, _Loader)
             documents = list(yaml.load_all(text, Loader=_Loader))
         except yaml.YAMLError as error:
             problems.append(f"{name}: {_yaml_problem(error)}")

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from podwire.cluster.kube.config import ClientConfig, ExecPlugin, Pem
+from podwire.decoding import check_yaml
 from podwire.errors import InputError, PodwireError, UnsupportedError
 
 _EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
@@ -187,6 +188,7 @@ def _parse(path: Path) -> _File:
     except OSError as error:
         raise PodwireError(f"cannot read kubeconfig {path}: {error.strerror}") from None
     try:
+        check_yaml(text, yaml.CSafeLoader)
         document = yaml.load(text, Loader=yaml.CSafeLoader)
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())

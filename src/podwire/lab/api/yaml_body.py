@@ -1,21 +1,18 @@
 """YAML as Kubernetes reads it: a way to write JSON.
 
 Times stay strings, keys become strings, and aliases are refused: with them a short text could stand
-for gigabytes. What is nested too deeply is refused before a value is made of it: libyaml's composer
-calls itself for each level, counts none, and would end the process (100,000 levels do). Apart from
-`negotiation` so that PyYAML is imported only when someone sends YAML.
+for gigabytes. Apart from `negotiation` so that PyYAML is imported only when someone sends YAML.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import yaml
 
+from podwire.decoding import check_yaml
+
 _TIME = "tag:yaml.org,2002:timestamp"
-#: Levels of lists and objects; PyYAML's constructor gets no further than 300 or so.
-_MOST_NESTED = 200
 
 
 class _Loader(yaml.CSafeLoader):
@@ -28,23 +25,10 @@ class _Loader(yaml.CSafeLoader):
 def load(raw: bytes) -> Any:
     """The value of the one document in `raw`; raises ValueError."""
     try:
-        _check(yaml.parse(raw, Loader=_Loader))
+        check_yaml(raw, _Loader, aliases=False)
         return _as_json(yaml.load(raw, Loader=_Loader))  # noqa: S506  (a SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(" ".join(str(error).split())) from None
-
-
-def _check(events: Iterable[yaml.Event]) -> None:
-    depth = 0
-    for event in events:
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("aliases are not accepted")
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > _MOST_NESTED:
-            raise ValueError(f"nested too deeply; expected {_MOST_NESTED} levels at most")
 
 
 def dump(value: Any) -> bytes:
