@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from podwire.cluster.etcd.network import SubnetRange
+from podwire.cluster.etcd.network import FlannelConfig, SubnetRange
 from podwire.errors import PodwireError
 from podwire.model.state import IPNetwork
 
@@ -63,7 +63,7 @@ def free_subnets(wanted: SubnetRange, taken: Taken) -> Iterable[IPNetwork]:
 
 
 def choose(
-    ranges: Sequence[SubnetRange],
+    config: FlannelConfig,
     leased: Iterable[IPNetwork],
     previous: Sequence[IPNetwork],
     rng: random.Random,
@@ -72,14 +72,12 @@ def choose(
 ) -> tuple[IPNetwork, ...]:
     """One subnet of each range: of `previous` where it is allowed and free, else any.
 
-    Of what is `leased`, that counts which is inside of a range's network.
-
     Who was too slow chooses of `spread` times as many, so that a crowd does not meet again. Raises
     PodwireError where there is none.
     """
-    taken = Taken(one for one in leased if any(wanted.contains(one) for wanted in ranges))
+    taken = Taken(filter(config.counts, leased))
     found: list[IPNetwork] = []
-    for wanted in ranges:
+    for wanted in config.ranges:
         kept = next(
             (one for one in previous if wanted.allows(one) and not taken.overlaps(one)), None
         )

@@ -50,8 +50,9 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class Claimant(msgspec.Struct, frozen=True):
-    """Who claims: a node of that name, and for how many seconds."""
+    """Who claims: a node of that name, of that store, and for how many seconds."""
 
+    client: EtcdClient
     layout: Layout
     node: str
     ttl_s: int
@@ -67,7 +68,6 @@ class _Held(msgspec.Struct, frozen=True):
 
 
 async def claim_subnet(
-    client: EtcdClient,
     claimant: Claimant,
     config: FlannelConfig,
     wanted: Lease,
@@ -80,18 +80,18 @@ async def claim_subnet(
     Raises PodwireError where there is no subnet left, and StoreError.
     """
     for attempt in range(_ATTEMPTS):
-        held = await _read(client, claimant.layout)
+        held = await _read(claimant)
         own = _find_own(held, claimant.node if by_name else None, wanted, previous, config)
-        if own is not None and is_valid(config, own.subnets):
+        if own is not None and config.allows(own.subnets):
             lease = msgspec.structs.replace(wanted, subnets=own.subnets)
-            claim = await take_up(client, claimant, own.kv, lease)
+            claim = await take_up(claimant, own.kv, lease)
         else:
             others = [subnet for one in held if one is not own for subnet in one.subnets]
             kept = (*own.subnets, *previous) if own is not None else previous
             rng = random.SystemRandom()
-            subnets = choose(config.ranges, others, kept, rng, spread=attempt + 1)
+            subnets = choose(config, others, kept, rng, spread=attempt + 1)
             lease = msgspec.structs.replace(wanted, subnets=subnets)
-            claim = await _create(client, claimant, own, lease, config)
+            claim = await _create(claimant, config, own, lease)
         if claim is not None:
             return claim
         await asyncio.sleep(random.random() * _PAUSE_S * (attempt + 1))
@@ -102,7 +102,6 @@ async def claim_subnet(
 
 
 async def take_up(
-    client: EtcdClient,
     claimant: Claimant,
     kv: KeyValue,
     lease: Lease,
@@ -113,6 +112,7 @@ async def take_up(
 
     A reservation stays one. None where the key has changed since. Raises StoreError.
     """
+    client = claimant.client
     value = values.encode(lease, claimant.node, with_subnets=with_subnets)
     is_reserved = bool(kv.mod_revision) and not kv.lease
     if kv.value == value and (is_reserved or await client.keep_alive(kv.lease) >= claimant.ttl_s):
@@ -127,14 +127,14 @@ async def take_up(
     return Claim(kv.key, lease, value, etcd_lease, done.header.revision)
 
 
-async def end_others(client: EtcdClient, claimant: Claimant, claim: Claim) -> None:
+async def end_others(claimant: Claimant, claim: Claim) -> None:
     """End what the node's last agent held at a key of the other kind: it had another IPAM.
 
     Reservations stay. Raises StoreError.
     """
-    layout, found = claimant.layout, []
+    layout, client, found = claimant.layout, claimant.client, []
     if claim.key.startswith(layout.nodes):
-        found = [one for one in await _read(client, layout) if one.node == claimant.node]
+        found = [one for one in await _read(claimant) if one.node == claimant.node]
     elif (kv := await client.get(layout.node(claimant.node))) is not None:
         with contextlib.suppress(InputError):
             stored = values.decode(kv.value, None)
@@ -144,21 +144,21 @@ async def end_others(client: EtcdClient, claimant: Claimant, claim: Claim) -> No
             await end(client, one.kv.lease)
 
 
-def is_valid(config: FlannelConfig, subnets: Sequence[IPNetwork]) -> bool:
-    """Whether a lease of these is one that the configuration allows: one of each range."""
-    return len(subnets) == len(config.ranges) and all(
-        any(wanted.allows(one) for one in subnets) for wanted in config.ranges
-    )
-
-
-async def _read(client: EtcdClient, layout: Layout) -> list[_Held]:
-    listing = await client.range(layout.subnets, end_of(layout.subnets))
-    found = []
+async def _leased(
+    claimant: Claimant, *, keys_only: bool = False
+) -> list[tuple[KeyValue, tuple[IPNetwork, ...]]]:
+    """The keys of subnets, with what they are of."""
+    prefix, found = claimant.layout.subnets, []
+    listing = await claimant.client.range(prefix, end_of(prefix), keys_only=keys_only)
     for kv in listing.kvs:
-        try:
-            subnets = values.parse_subnets(kv.key.removeprefix(layout.subnets).decode())
-        except (InputError, UnicodeDecodeError):
-            continue
+        with contextlib.suppress(InputError, UnicodeDecodeError):
+            found.append((kv, values.parse_subnets(kv.key.removeprefix(prefix).decode())))
+    return found
+
+
+async def _read(claimant: Claimant) -> list[_Held]:
+    found = []
+    for kv, subnets in await _leased(claimant):
         try:
             stored = values.decode(kv.value, subnets)
         except InputError:
@@ -178,7 +178,7 @@ def _find_own(
     """The lease of our address, the best of several; else the one used last, under our name."""
 
     def rank(one: _Held) -> tuple[bool, bool]:
-        return not is_valid(config, one.subnets), not set(one.subnets) & set(previous)
+        return not config.allows(one.subnets), not set(one.subnets) & set(previous)
 
     ours = [one for one in held if one.lease and one.lease.public_ip == wanted.public_ip]
     if not ours and name is not None:
@@ -187,14 +187,13 @@ def _find_own(
 
 
 async def _create(
-    client: EtcdClient,
     claimant: Claimant,
+    config: FlannelConfig,
     own: _Held | None,
     lease: Lease,
-    config: FlannelConfig,
 ) -> Claim | None:
     """Lease subnets that are free, in place of `own`; None where somebody else was faster."""
-    subnets = lease.subnets
+    client, subnets = claimant.client, lease.subnets
     value = values.encode(lease, claimant.node)
     key = claimant.layout.subnet(values.format_subnets(subnets))
     etcd_lease = await client.grant(claimant.ttl_s)
@@ -206,12 +205,12 @@ async def _create(
     if not done.succeeded:
         await end(client, etcd_lease)
         return None
-    revision = done.header.revision
-    if await _is_late(client, claimant.layout, config, key, subnets, revision):
+    claim = Claim(key, lease, value, etcd_lease, done.header.revision)
+    if await _is_late(claimant, config, claim):
         await end(client, etcd_lease)
         return None
     log.info("lease acquired", extra=fields(subnets=",".join(map(str, subnets))))
-    return Claim(key, lease, value, etcd_lease, revision)
+    return claim
 
 
 def _nobody_has(layout: Layout, subnets: Sequence[IPNetwork], own: _Held | None) -> Json:
@@ -224,25 +223,12 @@ def _nobody_has(layout: Layout, subnets: Sequence[IPNetwork], own: _Held | None)
     return is_absent(beginning, end_of(beginning))
 
 
-async def _is_late(
-    client: EtcdClient,
-    layout: Layout,
-    config: FlannelConfig,
-    key: bytes,
-    subnets: Sequence[IPNetwork],
-    revision: int,
-) -> bool:
-    """Whether an older key overlaps with what was created at `revision`."""
-    ours = Taken(subnets)
-    listing = await client.range(layout.subnets, end_of(layout.subnets), keys_only=True)
-    for kv in listing.kvs:
-        if kv.key == key or kv.create_revision > revision:
-            continue
-        try:
-            theirs = values.parse_subnets(kv.key.removeprefix(layout.subnets).decode())
-        except (InputError, UnicodeDecodeError):
-            continue
-        counted = (one for one in theirs if any(wanted.contains(one) for wanted in config.ranges))
-        if any(ours.overlaps(one) for one in counted):
-            return True
-    return False
+async def _is_late(claimant: Claimant, config: FlannelConfig, claim: Claim) -> bool:
+    """Whether an older key overlaps with what was just created."""
+    ours = Taken(claim.lease.subnets)
+    return any(
+        kv.key != claim.key
+        and kv.create_revision <= claim.revision
+        and any(config.counts(one) and ours.overlaps(one) for one in theirs)
+        for kv, theirs in await _leased(claimant, keys_only=True)
+    )

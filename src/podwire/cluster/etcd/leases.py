@@ -23,7 +23,7 @@ from typing import NoReturn, Self
 
 import msgspec
 
-from podwire.cluster.etcd.claim import Claim, Claimant, claim_subnet, end_others, is_valid, take_up
+from podwire.cluster.etcd.claim import Claim, Claimant, claim_subnet, end_others, take_up
 from podwire.cluster.etcd.client import EtcdClient, Listing, end
 from podwire.cluster.etcd.directory import Directory, Entry, read_entry
 from podwire.cluster.etcd.documents import EtcdDocuments
@@ -71,7 +71,7 @@ class EtcdLeases:
     def __init__(self, config: EtcdConfig, node: str, *, ttl_s: int = TTL_S) -> None:
         self.client = EtcdClient(config)
         self._layout = Layout(config.prefix)
-        self._claimant = Claimant(self._layout, node, ttl_s)
+        self._claimant = Claimant(self.client, self._layout, node, ttl_s)
         self._renewal = Renewal(self.client, ttl_s, self._on_expired)
         self._directory = Directory(node)
         #: What is wrong with it where it can't be used; None before it was looked for.
@@ -128,18 +128,13 @@ class EtcdLeases:
             if not isinstance(config, FlannelConfig):
                 config = await self._read_config()
             held = self._claim
-            if held is not None and is_valid(config, held.lease.subnets):
+            if held is not None and config.allows(held.lease.subnets):
                 previous = (*held.lease.subnets, *previous)
                 if held.lease == msgspec.structs.replace(wanted, subnets=held.lease.subnets):
                     return held.lease
             try:
                 claim = await claim_subnet(
-                    self.client,
-                    self._claimant,
-                    config,
-                    wanted,
-                    previous,
-                    by_name=not self._was_taken,
+                    self._claimant, config, wanted, previous, by_name=not self._was_taken
                 )
             except PodwireError as error:
                 if not isinstance(error, StoreUnavailableError):
@@ -159,7 +154,7 @@ class EtcdLeases:
                 key = held.key
             kv = await self.client.get(key) or KeyValue(key=key)
             in_value = key.startswith(self._layout.nodes)
-            claim = await take_up(self.client, self._claimant, kv, lease, with_subnets=in_value)
+            claim = await take_up(self._claimant, kv, lease, with_subnets=in_value)
             if claim is None:
                 raise PodwireError(
                     f"somebody else keeps changing the lease of node {self._claimant.node}",
@@ -201,7 +196,7 @@ class EtcdLeases:
         self._announce(self._directory.own_is_at(claim.key))
         if before is None:
             with contextlib.suppress(StoreError):
-                await end_others(self.client, self._claimant, claim)
+                await end_others(self._claimant, claim)
         elif before.key != claim.key:
             await end(self.client, before.etcd_lease)
 

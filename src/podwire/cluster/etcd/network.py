@@ -10,6 +10,7 @@ Source: pkg/subnet/config.go of Flannel; Documentation/configuration.md and back
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -46,11 +47,6 @@ class SubnetRange(msgspec.Struct, frozen=True):
     def version(self) -> int:
         return self.network.version
 
-    def contains(self, subnet: IPNetwork) -> bool:
-        """Whether `subnet` is one of the network: of whatever length, as a lease from before the
-        configuration was changed may have. What is none takes nothing from anybody."""
-        return within(subnet, self.network)
-
     def allows(self, subnet: IPNetwork) -> bool:
         """Whether `subnet` is one that may be leased."""
         return (
@@ -65,6 +61,17 @@ class FlannelConfig(msgspec.Struct, frozen=True):
 
     ranges: tuple[SubnetRange, ...]
     backend: BackendOptions
+
+    def allows(self, subnets: Sequence[IPNetwork]) -> bool:
+        """Whether these are what a node may have: one of each range."""
+        return len(subnets) == len(self.ranges) and all(
+            any(wanted.allows(one) for one in subnets) for wanted in self.ranges
+        )
+
+    def counts(self, subnet: IPNetwork) -> bool:
+        """Whether a lease of `subnet` takes anything from anybody: of whatever length, as one from
+        before the configuration was changed may have, it is inside of what is leased here."""
+        return any(within(subnet, one.network) for one in self.ranges)
 
     @property
     def stored(self) -> StoredNetwork:
