@@ -96,7 +96,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Options of `podwire agent` that say the same."""
         words = ["--network", ",".join(map(str, self.network))]
         # What was chosen for another transport waits for it, and would be refused now.
-        chosen = {name: value for name, value in self.fabric.items() if not self._is_idle(name)}
+        idle = {one.name for one in profiles.idle(self.resolved, self.fabric, self.versions)}
+        chosen = {name: value for name, value in self.fabric.items() if name not in idle}
         lengths = [str(chosen[name]) for name in _BLOCK_LENGTHS if name in chosen]
         if lengths:
             words += ["--block-size", ",".join(lengths)]
@@ -113,13 +114,6 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def refuse_idle(self, given: Mapping[str, Choice]) -> None:
         """Raise InputError for a choice that changes nothing in this shape."""
         profiles.refuse_idle(self.resolved, given, self.versions)
-
-    def _is_idle(self, name: str) -> bool:
-        try:
-            self.refuse_idle({name: self.fabric[name]})
-        except InputError:
-            return True
-        return False
 
 
 def shape(

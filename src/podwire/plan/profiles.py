@@ -7,9 +7,9 @@ Pure: names in, a `Fabric` out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from ipaddress import ip_network
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 
@@ -203,9 +203,16 @@ def senseless(fabric: Fabric) -> str | None:
     return None
 
 
-def refuse_idle(fabric: Fabric, given: Mapping[str, Any], versions: Collection[int]) -> None:
-    """Raise InputError for an option that was given and changes nothing in this fabric, whose pods
-    have addresses of these IP versions.
+class Idle(NamedTuple):
+    """A field of `Fabric` that changes nothing: what it takes, and what there is."""
+
+    name: str
+    wanted: str
+    is_now: str
+
+
+def idle(fabric: Fabric, given: Mapping[str, Any], versions: Collection[int]) -> Iterator[Idle]:
+    """What changes nothing in this fabric, whose pods have addresses of these IP versions.
 
     `given` are fields of `Fabric`, None what was left open. What is usually off may be said to be.
     """
@@ -220,14 +227,19 @@ def refuse_idle(fabric: Fabric, given: Mapping[str, Any], versions: Collection[i
     ):
         for name in () if applies else names:
             value, usual = given.get(name), getattr(_FLANNEL, name)
-            if value is None or value is usual is False:
-                continue
-            option = "block-size" if name.startswith("block_len") else name.replace("_", "-")
-            raise InputError(
-                f"{str(value).lower()} changes nothing: it takes {wanted}, and this is {is_now}",
-                field=option,
-                remedy=f"leave that out, or choose {wanted}",
-            )
+            if not (value is None or value is usual is False):
+                yield Idle(name, wanted, is_now)
+
+
+def refuse_idle(fabric: Fabric, given: Mapping[str, Any], versions: Collection[int]) -> None:
+    """Raise InputError where an option that was given is `idle`."""
+    for name, wanted, is_now in idle(fabric, given, versions):
+        option = "block-size" if name.startswith("block_len") else name.replace("_", "-")
+        raise InputError(
+            f"{str(given[name]).lower()} changes nothing: it takes {wanted}, and this is {is_now}",
+            field=option,
+            remedy=f"leave that out, or choose {wanted}",
+        )
 
 
 def not_for_pods(network: IPNetwork) -> str | None:
