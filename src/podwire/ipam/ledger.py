@@ -103,7 +103,7 @@ class Ledger:
     @property
     def is_full(self) -> bool:
         """Whether every address is held."""
-        return len(self._others | self._kept.keys()) >= self.cidr.num_addresses - RESERVED
+        return len(self._busy) >= self.cidr.num_addresses - RESERVED
 
     def refresh(self, block: Block, document: Document | None) -> None:
         """The block as it was just read."""
@@ -136,7 +136,7 @@ class Ledger:
             if at <= now < at + reuse_delay_s:
                 break
             del self.cooling[offset]
-        busy = blocks.bitmap(self._kept) | blocks.bitmap(self._others)
+        busy = blocks.bitmap(self._busy)
         found = blocks.choose_address(self.block, busy, tuple(self.cooling), self.last)
         return found if cooling or found not in self.cooling else None
 
@@ -221,9 +221,10 @@ class Ledger:
         return {**self.parting, **self.wanted}
 
     @property
-    def _others(self) -> set[int]:
-        """What other nodes have of it."""
-        return {offset for offset, one in self.block.held.items() if one.node != self._node}
+    def _busy(self) -> set[int]:
+        """What anybody has of it."""
+        others = (offset for offset, one in self.block.held.items() if one.node != self._node)
+        return {*self.wanted, *self.parting, *others}
 
     async def _write_all(self) -> None:
         try:
