@@ -6,6 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from podwire.agent.config import AgentConfig
 from podwire.agent.nodes import Nodes
@@ -72,3 +73,39 @@ def test_in_one_segment_pods_follow_their_node(tmp_path: Path) -> None:
     # What has ended keeps its object, and may have told its address.
     pods._on_sync([pod("a", "10.33.0.5", "Succeeded")])
     assert planned() == {"Pod/default/a": [], "Pod/default/b": []}
+
+
+def test_a_dispute_is_told_once_and_again_when_it_is_another_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    of, nodes = config(), Nodes("node1")
+    peering = Peering(
+        AgentConfig(node_name="node1", run_dir=tmp_path),
+        nodes,
+        on_paths=lambda names: None,
+        on_tunnel=lambda: None,
+    )
+    planner = Planner(nodes, peering, None)
+    older, younger = peer(of, 2), peer(of, 3)
+    assert older.lease is not None and younger.lease is not None
+    taken = msgspec.structs.replace(younger.lease, subnets=older.lease.subnets)
+    nodes.put("node2", older)
+    nodes.put("node3", msgspec.structs.replace(younger, lease=taken))
+
+    def told() -> int:
+        caplog.clear()
+        planner.changed(of)
+        return len(caplog.records)
+
+    planner.whole(of, [])
+    assert [one.message for one in caplog.records] == ["lease not believed"]
+    nodes.put("node2", at(older, "172.18.0.99"))
+    nodes.put("node3", at(msgspec.structs.replace(younger, lease=taken), "172.18.0.98"))
+    assert told() == 0
+    vni = msgspec.structs.replace(taken, vni=9)
+    nodes.put("node3", msgspec.structs.replace(younger, lease=vni))
+    assert told() == 1
+    nodes.put("node3", younger)
+    assert told() == 0
+    nodes.put("node3", msgspec.structs.replace(younger, lease=taken))
+    assert told() == 1

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from podwire.agent.nodes import Nodes
 from podwire.agent.peering import Peering
 from podwire.agent.podwatch import PodWatch
-from podwire.agent.telling import log_objections
+from podwire.agent.telling import ObjectionLog
 from podwire.model.cluster import Attachment, ClusterView, NetworkConfig, Node, PodPlace
 from podwire.model.state import Desired, Entry
 from podwire.plan.node import cause_of_node, cause_of_pod, plan, plan_peer, plan_pod
@@ -27,11 +27,13 @@ class Planner:
         self._nodes = nodes
         self._peering = peering
         self._pod_watch = pod_watch
+        self._objections = ObjectionLog()
 
     def whole(self, network: NetworkConfig, attachments: Sequence[Attachment]) -> Desired:
         """All of it."""
-        self._take_changed()
-        log_objections(network, self._nodes.by_name, self._nodes.claims, _OBJECTIONS_LOGGED)
+        names, _ = self._take_changed()
+        nodes = {**dict.fromkeys(names), **self._nodes.by_name}
+        self._objections.tell(network, nodes, self._nodes.claims, _OBJECTIONS_LOGGED)
         blocked = self._peering.blocked
         return plan(ClusterView(network, self._nodes.by_name, blocked, self._places), attachments)
 
@@ -51,7 +53,7 @@ class Planner:
             plans[cause_of_pod(pod)] = entries
         if names:
             self._peering.update(names)
-            log_objections(network, {name: one for name, one in peers.items() if one}, claims)
+            self._objections.tell(network, peers, claims)
         return plans
 
     @property

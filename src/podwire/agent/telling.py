@@ -15,6 +15,38 @@ from podwire.plan.node import objections
 log = logging.getLogger(__name__)
 
 
+class ObjectionLog:
+    """Tells of leases that are not used and why, each once: not again when the node changes in
+    some other way, but when it is objected to anew."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, list[str]] = {}
+
+    def tell(
+        self,
+        network: NetworkConfig,
+        nodes: Mapping[str, Node | None],
+        claims: Claims,
+        limit: int | None = None,
+    ) -> None:
+        """`nodes` by name, None for those that are gone; beyond `limit` only how many more."""
+        new: list[str] = []
+        for name, node in nodes.items():
+            found = (
+                objections(network, node, claims)
+                if node is not None and name != network.node
+                else []
+            )
+            told = self._told.pop(name, [])
+            if found:
+                self._told[name] = found
+            new += [objection for objection in found if objection not in told]
+        for objection in new[:limit]:
+            log.warning("lease not believed", extra=fields(reason=objection))
+        if limit is not None and len(new) > limit:
+            log.warning("more leases not believed", extra=fields(count=len(new) - limit))
+
+
 def account(scope: str, report: Report) -> None:
     """Count a reconciliation; `scope` is `full` or `peer`."""
     metrics.RECONCILE_SECONDS.labels(scope).observe(report.seconds)
@@ -27,22 +59,6 @@ def log_failures(failures: Sequence[str], *, known: Collection[str] = frozenset(
     for failure in failures:
         if failure not in known:
             log.error("refused by the kernel", extra=fields(error=failure))
-
-
-def log_objections(
-    network: NetworkConfig, nodes: Mapping[str, Node], claims: Claims, limit: int | None = None
-) -> None:
-    """Leases that are not used and why; beyond `limit` only how many more."""
-    found = [
-        objection
-        for name, node in nodes.items()
-        if name != network.node
-        for objection in objections(network, node, claims)
-    ]
-    for objection in found[:limit]:
-        log.warning("lease not believed", extra=fields(reason=objection))
-    if limit is not None and len(found) > limit:
-        log.warning("more leases not believed", extra=fields(count=len(found) - limit))
 
 
 def strays(network: NetworkConfig, attachments: Sequence[Attachment]) -> list[str]:
