@@ -6,6 +6,8 @@ What lives here: all of them together, and what a start takes. What does not: wh
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -53,6 +55,13 @@ class Containers:
         """Send a signal to each one's first process."""
         for run in self._runs.values():
             run.signal(number)
+
+    async def all_ended(self, timeout_s: float) -> None:
+        """Wait until none runs, so many seconds at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                for run in tuple(self._runs.values()):
+                    await run.ended.wait()
 
     def lost(self) -> None:
         """Record that those which run have ended with their sandbox."""

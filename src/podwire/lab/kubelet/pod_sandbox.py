@@ -12,7 +12,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Literal
 
 from podwire.errors import PodwireError
@@ -37,20 +37,13 @@ class PodSandbox:
     """That of the pod of `record`, which it keeps up to date."""
 
     def __init__(
-        self,
-        node: Node,
-        record: PodRecord,
-        containers: Containers,
-        wake: Callable[[], None],
-        all_ended: Callable[[float], Awaitable[None]],
+        self, node: Node, record: PodRecord, containers: Containers, wake: Callable[[], None]
     ) -> None:
-        """`wake` is called when it ends by itself. `all_ended` waits until no container runs, so
-        many seconds at most."""
+        """`wake` is called when it ends by itself."""
         self._node = node
         self._record = record
         self._containers = containers
         self._wake = wake
-        self._all_ended = all_ended
         self._pause: ProcessEnd | None = None
         self._failures = 0
         self._told: str | None = None
@@ -190,7 +183,7 @@ class PodSandbox:
         if sandbox is None:
             return
         self._containers.signal(signal.SIGKILL)
-        await self._all_ended(_KILL_WAIT_S)
+        await self._containers.all_ended(_KILL_WAIT_S)
         failures = 0
         while not pod.spec.host_network:
             try:

@@ -44,7 +44,7 @@ class PodWorker:
         self._status = PodStatus(node, record.uid)
         self._wake = asyncio.Event()
         self._containers = Containers(node, record, self.wake)
-        self._sandbox = PodSandbox(node, record, self._containers, self.wake, self._all_ended)
+        self._sandbox = PodSandbox(node, record, self._containers, self.wake)
         self._removed = False
 
     # -- from outside -------------------------------------------------------------------------
@@ -174,16 +174,6 @@ class PodWorker:
     def _grace_s(self) -> float:
         given = self.pod.metadata.deletion_grace_period_seconds
         return float(self.pod.spec.termination_grace_period_seconds if given is None else given)
-
-    async def _all_ended(self, timeout_s: float) -> None:
-        deadline = time.time() + timeout_s
-        while self._containers.running:
-            if time.time() >= deadline:
-                break
-            self._wake.clear()
-            await self._sleep(deadline)
-        # What else may have woken the worker meanwhile is still to be looked at.
-        self._wake.set()
 
     def _event(self, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         self._node.events.record(reference(self.pod), kind, reason, message)
