@@ -65,7 +65,7 @@ class Inbound:
         self._lines = Lines(
             underlay, path.table, readers, lambda line: partial(self._pump_line, line)
         )
-        readers.set(underlay.fd, self.pump)
+        readers.set(underlay.fd, self.pump, often=False)
         features = path.tun.features
         self._merges = {
             (4, True): "tso4" in features,

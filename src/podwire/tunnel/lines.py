@@ -40,7 +40,7 @@ class Lines:
         #: Batches that came from peers without a line.
         self._earned: dict[Place, int] = {}
         for line in underlay.lines.values():
-            readers.set(line.fd, pump_of(line))
+            readers.set(line.fd, pump_of(line), often=True)
 
     def earn(self, place: Place, batches: int) -> None:
         """A peer without a line has sent so many batches."""
@@ -69,7 +69,7 @@ class Lines:
             log.info("no socket of its own", extra=fields(peer=place[0], error=error))
         else:
             self._tie(line)
-            self._readers.set(line.fd, self._pump_of(line))
+            self._readers.set(line.fd, self._pump_of(line), often=True)
 
     def _tie(self, line: Line) -> None:
         if line.peer is not None:

@@ -41,10 +41,10 @@ from podwire.tunnel.inbound import Inbound
 from podwire.tunnel.outbound import Outbound
 from podwire.tunnel.path import Path
 from podwire.tunnel.plugs import Plugs
-from podwire.tunnel.readers import Readers
+from podwire.tunnel.readers import Events, Readers
 from podwire.tunnel.secure import SecurePeers
 from podwire.tunnel.table import Peer, Table, parse_networks
-from podwire.tunnel.waiting import EVENTS, Waiting
+from podwire.tunnel.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,9 @@ class Tunnel:
     def __init__(self, socket_path: FilePath, *, offloads: bool = True) -> None:
         """Raises PodwireError where another tunnel has this path."""
         self._epoll = select.epoll()
-        self._waiting = Waiting(self._epoll)
+        self._readers = Readers(self._epoll, self._move)
+        self._waiting = Waiting(self._readers.poll)
         self._endpoint = Endpoint(socket_path, self._epoll, self.handle)
-        self._readers = Readers(self._epoll)
         self._plugs = Plugs(self._readers, offloads=offloads)
         self._config: TunnelConfig | None = None
         self._table = Table()
@@ -94,12 +94,11 @@ class Tunnel:
 
     def run(self) -> None:
         """Forward, until `stop` or a request to. Raises PodwireError where the device is gone."""
-        poll, wait = self._epoll.poll, self._waiting.wait
-        pumps, error = self._readers.pumps, select.EPOLLERR
+        poll, wait, move = self._readers.poll, self._waiting.wait, self._move
         # How often in a row something was ready when it was looked; whether it was many packets.
         streak, many = 0, False
         while self._running:
-            ready = poll(0, EVENTS)
+            ready = poll(0)
             if ready:
                 streak += 1
             else:
@@ -107,19 +106,25 @@ class Tunnel:
                 streak, many = 0, False
                 if not ready and self._is_forlorn():
                     self.stop()
-            for fd, events in ready:
-                pump = pumps.get(fd)
-                if pump is None:
-                    self._endpoint.ready(fd)
-                    continue
-                many |= pump(streak > _CALM)
-                if events & error:
-                    self._plugs.check(fd)
+            many |= move(ready, streak > _CALM)
             path = self._path
             if path is not None and path.secure is not None:
                 if time.monotonic() >= path.secure.deadline:
                     path.secure.poll()
                 path.flush_outbox()
+
+    def _move(self, ready: Events, drain: bool) -> bool:
+        """See to descriptors that are ready, as pumps do."""
+        pumps, many = self._readers.pumps, False
+        for fd, events in ready:
+            pump = pumps.get(fd)
+            if pump is None:
+                self._endpoint.ready(fd)
+                continue
+            many |= pump(drain)
+            if events & select.EPOLLERR:
+                self._plugs.check(fd)
+        return many
 
     def _is_forlorn(self) -> bool:
         """Whether nobody has told it what to do, nor seems about to."""
@@ -128,13 +133,14 @@ class Tunnel:
         return time.monotonic() >= self._forlorn_at
 
     def _timeout(self) -> float:
+        """Milliseconds until it has something to do even if nothing is ready; -1 for never."""
         if self._path is None:
             left_s = max(0.0, self._forlorn_at - time.monotonic())
-            return -1.0 if self._endpoint.is_controlled else left_s
+            return -1.0 if self._endpoint.is_controlled else left_s * 1000
         secure = self._path.secure
         if secure is None or secure.deadline == math.inf:
             return -1.0
-        return max(0.0, secure.deadline - time.monotonic())
+        return max(0.0, secure.deadline - time.monotonic()) * 1000
 
     # Requests.
 
@@ -179,7 +185,7 @@ class Tunnel:
                 require_encryption=config.require_encryption,
             )
             outbound = Outbound(self._path)
-            self._readers.set(self._path.tun.fd, outbound.pump)
+            self._readers.set(self._path.tun.fd, outbound.pump, often=True)
             self._inbounds = [
                 Inbound(self._path, one, self._readers, outbound.pump_one)
                 for one in self._path.underlays.values()

@@ -8,14 +8,12 @@ packet.
 from __future__ import annotations
 
 import os
-import select
 import time
 from collections.abc import Callable
 
 from podwire.kernel.scheduling import ask_for_slice
+from podwire.tunnel.readers import Events
 
-#: Descriptors that are heard of at once; there are hardly more.
-EVENTS = 8
 #: How long to look again before going to sleep, where sleep was shorter than that of late; and how
 #: often in vain until it is no longer tried. KVM's halt_poll_ns, for the same reason, is as long.
 _LINGER_S = 200e-6
@@ -32,25 +30,25 @@ _CALM_WAITS = 16
 
 
 class Waiting:
-    """Waits at one `epoll`; remembers how long it took of late."""
+    """Waits by `poll` (see `Readers.poll`); remembers how long it took of late."""
 
-    def __init__(self, epoll: select.epoll) -> None:
-        self._poll = epoll.poll
+    def __init__(self, poll: Callable[[float], Events]) -> None:
+        self._poll = poll
         #: How often more to linger in vain.
         self._patience = 0
         #: Calm waits until slices become short.
         self._restless = _CALM_WAITS
 
-    def wait(self, timeout: Callable[[], float], *, calm: bool) -> list[tuple[int, int]]:
-        """What is ready, once there is anything, or after the seconds that `timeout` tells (-1:
-        however long)."""
+    def wait(self, timeout: Callable[[], float], *, calm: bool) -> Events:
+        """What is ready, once there is anything, or after the milliseconds that `timeout` tells
+        (-1: however long)."""
         poll, clock = self._poll, time.perf_counter
         self._pace(calm=calm)
         started = clock()
         if calm and self._patience:
             while clock() - started < _LINGER_S:
                 os.sched_yield()
-                ready = poll(0, EVENTS)
+                ready = poll(0)
                 if ready:
                     self._patience = _PATIENCE
                     return ready
@@ -58,9 +56,9 @@ class Waiting:
         while not calm and (waited := clock() - started) < _SHORT_LINGER_S:
             if waited >= _GLANCE_S:
                 os.sched_yield()
-            if ready := poll(0, EVENTS):
+            if ready := poll(0):
                 return ready
-        ready = poll(timeout(), EVENTS)
+        ready = poll(timeout())
         if clock() - started < _LINGER_S:
             self._patience = _PATIENCE
         return ready
