@@ -32,7 +32,7 @@ from podwire.cluster.nodes import lease_annotations
 from podwire.ipam.block import Block, document_name, encode_block
 from podwire.ipam.ranges import Token, encode_token
 from podwire.kernel import messages, netns
-from podwire.kernel.attach import socket_in
+from podwire.kernel.netlink import socket_in
 from podwire.model.cluster import Lease
 from podwire.model.fabric import Fabric
 from podwire.model.state import IPNetwork

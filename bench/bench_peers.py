@@ -19,7 +19,8 @@ import msgspec
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.harness import namespaces, rss_mb, sh, show, spread
 from podwire.kernel import netns, tables
-from podwire.kernel.attach import links, socket_in
+from podwire.kernel.link_queries import links
+from podwire.kernel.netlink import socket_in
 from podwire.kernel.reconcile import Reconciler
 from podwire.model.cluster import ClusterView, Lease, NetworkConfig, Node, Underlay
 from podwire.plan.node import cause_of_node, plan, plan_peer

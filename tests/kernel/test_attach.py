@@ -13,7 +13,8 @@ from msgspec import structs
 
 from podwire.errors import KernelError
 from podwire.kernel import netns
-from podwire.kernel.attach import attach, check, cut_off, detach
+from podwire.kernel.attach import attach, cut_off, detach
+from podwire.kernel.attach_check import check
 from podwire.kernel.judge import ROUTE_GROUPS
 from podwire.kernel.netlink import NETLINK_NETFILTER, Message, NetlinkSocket
 from podwire.kernel.nft import NFNLGRP_NFTABLES

@@ -12,7 +12,8 @@ import pytest
 from msgspec import structs
 
 from podwire.kernel import bpf, guard_program, guards, netns
-from podwire.kernel.attach import attach, check
+from podwire.kernel.attach import attach
+from podwire.kernel.attach_check import check
 from podwire.kernel.ebpf import Program, Reg
 from podwire.kernel.guards import Guards, GuardValue
 from podwire.kernel.judge import ROUTE_GROUPS

@@ -26,7 +26,7 @@ from podwire.agent.worker import KernelWorker
 from podwire.cluster.source import LeaseSource
 from podwire.errors import ApiUnavailableError, PodwireError, StoreUnavailableError
 from podwire.files import write_atomically
-from podwire.kernel.attach import find_link
+from podwire.kernel.link_queries import find_link
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.underlay import find_underlay
 from podwire.log import fields

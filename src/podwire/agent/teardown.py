@@ -16,7 +16,8 @@ from podwire.agent.tunnel_process import stop_tunnel
 from podwire.cni import install
 from podwire.errors import PodwireError
 from podwire.ipam.store import Store
-from podwire.kernel.attach import detach, links
+from podwire.kernel.attach import detach
+from podwire.kernel.link_queries import links
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.reconcile import Reconciler
 from podwire.model.state import Desired

@@ -21,8 +21,8 @@ from ipaddress import ip_address, ip_interface
 
 from podwire.cni.naming import host_ifname, host_ifnames
 from podwire.ipam.record import UNKNOWN, Key, PodIdentity, Record
-from podwire.kernel import attach as kernel
 from podwire.kernel import guards, nft_elements
+from podwire.kernel.link_queries import addresses, links
 from podwire.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket
 from podwire.kernel.pod_ports import PodPort, pod_ports
 from podwire.model.cluster import Attachment
@@ -45,7 +45,7 @@ def find(names: Collection[str]) -> list[tuple[Attachment, PodIdentity]]:
         guarded = _guarded(netfilter) | _at_ports(sock)
         found = []
         for port in pod_ports(sock, names):
-            on_link = [ip_interface(ip) for ip in kernel.addresses(sock, port.master)]
+            on_link = [ip_interface(ip) for ip in addresses(sock, port.master)]
             found.append(attachment_of(port, on_link if port.master else [], guarded))
         return found
 
@@ -123,7 +123,7 @@ def _at_ports(sock: NetlinkSocket) -> dict[str, list[IPAddress]]:
     """The same, where programs guard ports."""
     ports = guards.guarded(sock)
     found = {}
-    for link in kernel.links(sock).values() if ports else ():
+    for link in links(sock).values() if ports else ():
         value = guards.value_of(ports[link.index].name) if link.index in ports else None
         if value is not None:
             found[link.name] = list(value.ips)

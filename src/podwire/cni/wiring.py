@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from podwire.kernel import attach as kernel
+from podwire.kernel.attach_check import check
 from podwire.kernel.guards import Guards
+from podwire.kernel.link_queries import links
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.model.cluster import Attachment, NetworkConfig
 from podwire.model.state import Link, Route
@@ -41,7 +43,7 @@ class Wiring:
     def check(self, config: NetworkConfig, attachment: Attachment, netns_fd: int) -> list[str]:
         """What is wrong with the interface, one sentence a fault."""
         plan = plan_attachment(config, attachment)
-        return kernel.check(self._socket, plan.host, plan.pod, netns_fd)
+        return check(self._socket, plan.host, plan.pod, netns_fd)
 
     def cut_off(self, attachment: Attachment) -> None:
         """Nothing passes the host's end any more. Fast, where `unregister` is not."""
@@ -54,9 +56,7 @@ class Wiring:
     def ports(self) -> set[str]:
         """The names of the pods' host ends that exist."""
         return {
-            name
-            for name, link in kernel.links(self._socket).items()
-            if link.ours and link.kind == "veth"
+            name for name, link in links(self._socket).items() if link.ours and link.kind == "veth"
         }
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from podwire.errors import KernelError
-from podwire.kernel import link_messages, messages, nft_elements, sysctl
+from podwire.kernel import nft_elements, sysctl
 from podwire.kernel.guards import Guards, GuardValue
+from podwire.kernel.link_queries import find_link
 from podwire.kernel.links import LinkOp, refusal, unlike
 from podwire.kernel.netlink import Failure, kernel_error
 from podwire.kernel.nft_context import Nft
@@ -46,10 +47,9 @@ class Applier:
                 continue
             self._done("link", op.action, op.line(), op.why)
             if op.action == "add":
-                found = sock.get(messages.RTM_GETLINK, link_messages.get_link(op.name))
-                if found is None or op.link is None:
+                made = find_link(sock, op.name)
+                if made is None or op.link is None:
                     continue
-                made = link_messages.parse_link(found)
                 indexes[op.name] = made.index
                 if error := unlike(op.link, made):
                     self._report.refused.append(error)

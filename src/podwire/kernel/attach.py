@@ -1,4 +1,6 @@
-"""A pod's interface in the kernel: made, checked and taken away, in as few messages as it takes.
+"""A pod's interface in the kernel: made and taken away, in as few messages as it takes.
+
+What lives here: both. What does not: whether one is still as it was made (`attach_check`).
 
 Two batches make one: in the node's namespace the veth pair, its far end born inside the pod, with
 what the node holds for it; in the pod's, addresses and routes. The host end comes up last but for
@@ -14,16 +16,15 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Sequence
-from ipaddress import ip_address
 from typing import Any
 
 from podwire.errors import KernelError
-from podwire.kernel import guards, link_messages, messages, netns, nft_elements, sysctl
+from podwire.kernel import guards, link_messages, messages, nft_elements, sysctl
 from podwire.kernel.guards import Guards
-from podwire.kernel.link_messages import LinkState
+from podwire.kernel.link_queries import find_link, links
 from podwire.kernel.links import settings
 from podwire.kernel.messages import NeighborKey, RouteValue
-from podwire.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket, kernel_error
+from podwire.kernel.netlink import NETLINK_NETFILTER, NetlinkSocket, kernel_error, socket_in
 from podwire.kernel.tables import ADDRESSES, ROUTES, TABLE_OF, Op, Scope
 from podwire.model.describe import describe, kind_of
 from podwire.model.state import (
@@ -51,24 +52,6 @@ _POD_ROUTE_PROTOCOL = 3
 PodEntry = Address | Route | Neighbor
 
 
-def links(sock: NetlinkSocket) -> dict[str, LinkState]:
-    """All links of the socket's namespace, by name."""
-    dump = sock.dump(messages.RTM_GETLINK, link_messages.get_links())
-    return {link.name: link for link in map(link_messages.parse_link, dump)}
-
-
-def find_link(sock: NetlinkSocket, which: str | int) -> LinkState | None:
-    """One link of the socket's namespace, by name or index, or None."""
-    answer = sock.get(messages.RTM_GETLINK, link_messages.get_link(which))
-    return link_messages.parse_link(answer) if answer is not None else None
-
-
-def socket_in(netns_fd: int) -> NetlinkSocket:
-    """A netlink socket inside another namespace."""
-    with netns.entered(netns_fd):
-        return NetlinkSocket()
-
-
 def attach(
     sock: NetlinkSocket,
     host: Link | Sequence[Entry],
@@ -84,7 +67,7 @@ def attach(
     then.
     """
     entries = (host,) if isinstance(host, Link) else host
-    port, veth = _port(entries)
+    port, veth = port_of(entries)
     master = {port.master: _bridge_index(sock, port.master)} if port.master is not None else {}
     inside = socket_in(netns_fd)
     try:
@@ -103,7 +86,8 @@ def attach(
         inside.close()
 
 
-def _port(entries: Sequence[Entry]) -> tuple[Link, Veth]:
+def port_of(entries: Sequence[Entry]) -> tuple[Link, Veth]:
+    """The veth's link, which comes first. Raises TypeError where it does not."""
     port = entries[0]
     if not isinstance(port, Link) or not isinstance(port.kind, Veth):
         raise TypeError(f"the first of a pod's entries is no veth: {port}")
@@ -131,7 +115,7 @@ def _configure_host(
     sock: NetlinkSocket, port: Link, entries: Sequence[Entry], ports: Guards | None
 ) -> None:
     for one in entries:
-        if isinstance(one, Sysctl) and _is_amiss(one):
+        if isinstance(one, Sysctl) and sysctl.is_amiss(one.key, one.value):
             sysctl.write(one.key, one.value)
     _set_elements(entries)
     index = _index_of(sock, port.name)
@@ -164,12 +148,6 @@ def _guard(entries: Iterable[Entry], index: int, ports: Guards) -> list[bytes]:
         if isinstance(one, PortGuard)
         for message in ports.prepare(index, guards.wire(one))
     ]
-
-
-def _is_amiss(one: Sysctl) -> bool:
-    """Of a machine without IPv6 none of its settings is."""
-    value = sysctl.read(one.key)
-    return value != one.value and not (value is None and one.key.startswith("net/ipv6/"))
 
 
 def _ops(entries: Iterable[Entry], scope: Scope) -> list[Op]:
@@ -239,11 +217,11 @@ def _resolve_anew(sock: NetlinkSocket, bridge: int, pod: Sequence[PodEntry]) -> 
 def _pod_message(entry: PodEntry, scope: Scope) -> bytes:
     table = TABLE_OF[type(entry)]
     key, value = table.wire(entry, scope)
-    message: bytes = table.add(key, _of_pod(value))  # All tables of theirs are rtnetlink's.
+    message: bytes = table.add(key, of_pod(value))  # All tables of theirs are rtnetlink's.
     return message
 
 
-def _of_pod(value: Any) -> Any:
+def of_pod(value: Any) -> Any:
     """The value of a route inside of a pod, or of another entry as it is."""
     if isinstance(value, RouteValue):
         return value._replace(protocol=_POD_ROUTE_PROTOCOL)
@@ -261,94 +239,6 @@ def _index_of(sock: NetlinkSocket, name: str) -> int:
         ) from error
     index: int = struct.unpack_from("i", answer, 16)[0]
     return index
-
-
-def check(
-    sock: NetlinkSocket, host: Link | Sequence[Entry], pod: Sequence[PodEntry], netns_fd: int
-) -> list[str]:
-    """What is wrong with a pod's interface, one sentence a fault; empty when all is as planned."""
-    entries = (host,) if isinstance(host, Link) else host
-    port, veth = _port(entries)
-    state = find_link(sock, port.name)
-    if state is None:
-        return [f"{port.name} does not exist on the node"]
-    faults = _host_faults(sock, port, state, entries)
-    with socket_in(netns_fd) as inside:
-        link = find_link(inside, veth.peer)
-        if link is None:
-            return [*faults, f"{veth.peer} does not exist in the pod"]
-        if not link.up:
-            faults.append(f"{veth.peer} is down in the pod")
-        if link.mac != veth.peer_mac:
-            faults.append(f"{veth.peer} has MAC {link.mac.hex(':')} in the pod")
-        faults += _missing(inside, pod, Scope({veth.peer: link.index}), "in the pod")
-    return faults
-
-
-def _host_faults(
-    sock: NetlinkSocket, port: Link, state: LinkState, entries: Sequence[Entry]
-) -> list[str]:
-    faults: list[str] = []
-    if port.master is not None:
-        bridge = find_link(sock, port.master)
-        if bridge is None or state.master != bridge.index:
-            faults.append(f"{port.name} is not a port of {port.master}")
-    elif state.master:
-        faults.append(f"{port.name} is a port of a bridge")
-    if not state.up:
-        faults.append(f"{port.name} is down")
-    faults += [
-        f"sysctl {one.key} is not {one.value}"
-        for one in entries
-        if isinstance(one, Sysctl) and _is_amiss(one)
-    ]
-    keys = [nft_elements.untyped_key(one) for one in entries if isinstance(one, NftElement)]
-    if keys:
-        with NetlinkSocket(NETLINK_NETFILTER) as netfilter:
-            faults += [
-                f"{nft_elements.text(key)} is missing in nft set {key.table} {key.set}"
-                for key in keys
-                if not nft_elements.is_there(netfilter, key)
-            ]
-    for one in entries:
-        if isinstance(one, PortGuard):
-            found = guards.guard_at(sock, state.index)
-            if found is None or not found.lets_pass(guards.wire(one)):
-                faults.append(f"{port.name} has no guard, or another one (tc filter show)")
-    return faults + _missing(sock, entries, Scope({port.name: state.index}), "on the node")
-
-
-def _missing(sock: NetlinkSocket, entries: Sequence[Entry], scope: Scope, where: str) -> list[str]:
-    """The addresses, routes and neighbours of a link that are not there."""
-    (index,) = scope.values()
-    found: set[Any] = set()
-    for body in sock.dump(messages.RTM_GETADDR, messages.get_addresses()):
-        found.add((messages.parse_address(body)[0], None))
-    for family in (socket.AF_INET, socket.AF_INET6):
-        question = messages.get_routes(family, 0, ifindex=index)
-        for body in sock.dump(messages.RTM_GETROUTE, question):
-            key, value, _, _ = messages.parse_route(body)
-            found.add((key, _of_pod(value)))
-        question = messages.get_neighbors(family, index)
-        for body in sock.dump(messages.RTM_GETNEIGH, question):
-            _, _, state, ip, mac = messages.parse_neighbor(body)
-            if state & messages.NUD_PERMANENT:
-                found.add((NeighborKey(index, family, ip), mac))
-    faults = []
-    for entry in entries:
-        if not isinstance(entry, Address | Route | Neighbor):
-            continue
-        key, value = TABLE_OF[type(entry)].wire(entry, scope)
-        if (key, _of_pod(value)) in found:
-            continue
-        if isinstance(entry, Address):
-            faults.append(f"address {entry.ip} is missing {where}")
-        elif isinstance(entry, Neighbor):
-            faults.append(f"neighbour {entry.ip} is missing {where}")
-        else:
-            via = f" via {entry.via}" if entry.via is not None else ""
-            faults.append(f"route {entry.dst}{via} is missing {where}")
-    return faults
 
 
 def cut_off(sock: NetlinkSocket, host_ifname: str) -> None:
@@ -377,13 +267,3 @@ def detach(sock: NetlinkSocket, *host_ifnames: str) -> None:
         if failure.errno != errno.ENODEV:  # The pod's namespace died meanwhile and took it along.
             names = ", ".join(link.name for link in doomed)
             raise kernel_error(f"delete {names}", failure)
-
-
-def addresses(sock: NetlinkSocket, index: int) -> list[str]:
-    """The global addresses of a link with their prefix lengths, as text."""
-    found = []
-    for body in sock.dump(messages.RTM_GETADDR, messages.get_addresses()):
-        key, scope = messages.parse_address(body)
-        if key.ifindex == index and scope == messages.RT_SCOPE_UNIVERSE:
-            found.append(f"{ip_address(key.ip)}/{key.prefixlen}")
-    return found

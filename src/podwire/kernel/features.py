@@ -17,8 +17,8 @@ import msgspec
 
 from podwire.errors import PodwireError, UnsupportedError
 from podwire.kernel import guards, link_messages, netns
-from podwire.kernel.attach import find_link
 from podwire.kernel.guards import Guards, GuardValue
+from podwire.kernel.link_queries import find_link
 from podwire.kernel.netlink import NetlinkSocket, kernel_error
 from podwire.kernel.nft_context import Nft
 from podwire.kernel.observe.drops import DropTap

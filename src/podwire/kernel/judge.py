@@ -18,6 +18,7 @@ from podwire.kernel import guards, link_messages, links, messages, nft, nft_elem
 from podwire.kernel.guards import GuardKey
 from podwire.kernel.holdings import Holdings
 from podwire.kernel.link_messages import LinkState
+from podwire.kernel.link_queries import find_link
 from podwire.kernel.messages import ConnectedKey, NeighborKey, RouteKey, RouteValue
 from podwire.kernel.netlink import Message
 from podwire.kernel.nft_context import Nft
@@ -126,7 +127,7 @@ class Judge:
         found = guards.guard_at(sock, index)
         if found is not None:
             return not self._socks.guards.right({index: found}, {GuardKey(index): want.value})
-        return sock.get(messages.RTM_GETLINK, link_messages.get_link(index)) is not None
+        return find_link(sock, index) is not None
 
     def _link_amiss(self, notified: LinkState) -> bool:
         """Looks at the link as it is now: our own making of one is notified in several steps."""
@@ -137,9 +138,8 @@ class Judge:
         below = link.kind.dev if isinstance(link.kind, Vxlan) else None
         actual = {}
         for one in filter(None, (name, below, link.master)):
-            found = self._socks.route.get(messages.RTM_GETLINK, link_messages.get_link(one))
-            if found is not None:
-                actual[one] = link_messages.parse_link(found)
+            if (found := find_link(self._socks.route, one)) is not None:
+                actual[one] = found
         if not isinstance(link.kind, Veth):
             # Addresses, neighbours and FDB entries hang on the index.
             now = holdings.indexes_of(actual).get(name, -1)
@@ -261,11 +261,10 @@ class Judge:
         attached, or is to go in a moment. What hangs on it is left to whoever does that."""
         if not which:
             return False
-        found = self._socks.route.get(messages.RTM_GETLINK, link_messages.get_link(which))
-        if found is None:
+        link = find_link(self._socks.route, which)
+        if link is None or link.name in self._holdings.links:
             return False
-        link = link_messages.parse_link(found)
-        return link.ours and link.kind == "veth" and link.name not in self._holdings.links
+        return link.ours and link.kind == "veth"
 
     def _is_pods_end(self, index: int) -> bool:
         return isinstance(self._kind(index), Veth)

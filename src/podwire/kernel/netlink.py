@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from podwire.errors import KernelError
+from podwire.kernel import netns
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x2, 0x4, 0x10
@@ -251,6 +252,12 @@ class NetlinkSocket:
             except BlockingIOError:
                 return found
             found += [Message(kind, flags, body) for kind, flags, _, body in split(data)]
+
+
+def socket_in(netns_fd: int) -> NetlinkSocket:
+    """A netlink socket inside another namespace."""
+    with netns.entered(netns_fd):
+        return NetlinkSocket()
 
 
 def kernel_error(what: str, failure: Failure) -> KernelError:

@@ -21,11 +21,11 @@ from functools import partial
 
 from podwire.kernel import links, nft, nft_elements, read, sysctl, tables
 from podwire.kernel.apply import Applier
-from podwire.kernel.attach import find_link
-from podwire.kernel.attach import links as read_links
 from podwire.kernel.guards import Guards
 from podwire.kernel.holdings import Holdings, Pairs
 from podwire.kernel.judge import Judge
+from podwire.kernel.link_queries import find_link
+from podwire.kernel.link_queries import links as read_links
 from podwire.kernel.netlink import NETLINK_NETFILTER, Message, NetlinkSocket
 from podwire.kernel.nft_context import Nft
 from podwire.kernel.nft_counters import Counts, read_counters

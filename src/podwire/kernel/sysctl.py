@@ -22,6 +22,12 @@ def read(key: str) -> str | None:
         return None
 
 
+def is_amiss(key: str, value: str) -> bool:
+    """Whether it is another value. Of a machine without IPv6 none of its settings is amiss."""
+    found = read(key)
+    return found != value and not (found is None and key.startswith("net/ipv6/"))
+
+
 def write(key: str, value: str) -> None:
     try:
         (_ROOT / key).write_text(value)

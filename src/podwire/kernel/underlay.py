@@ -10,8 +10,8 @@ from ipaddress import ip_address, ip_network
 import msgspec
 
 from podwire.kernel import messages
-from podwire.kernel.attach import links
 from podwire.kernel.link_messages import LinkState
+from podwire.kernel.link_queries import links
 from podwire.kernel.netlink import NetlinkSocket, parse_attrs
 from podwire.model.cluster import Underlay
 from podwire.model.state import IPAddress, IPNetwork

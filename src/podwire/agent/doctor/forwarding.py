@@ -15,7 +15,7 @@ from podwire.agent.doctor.firewall import FORWARD_HOOKS, culprit, forwarded_and_
 from podwire.agent.doctor.subject import Findings, Subject, named
 from podwire.agent.doctor.ways import Way, devices
 from podwire.kernel import sysctl
-from podwire.kernel.attach import find_link
+from podwire.kernel.link_queries import find_link
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe import lookup
 from podwire.kernel.observe.lookup_messages import RouteQuestion

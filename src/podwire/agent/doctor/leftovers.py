@@ -19,8 +19,8 @@ from podwire.agent.files import subnet_env
 from podwire.cni import install
 from podwire.cni.configurations import configurations
 from podwire.cni.types import PLUGIN_TYPE
-from podwire.kernel.attach import links
 from podwire.kernel.link_messages import LinkState
+from podwire.kernel.link_queries import links
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.ruleset import list_chains
 from podwire.model.cluster import NetworkConfig

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from podwire.agent.doctor.subject import Findings, Subject
 from podwire.agent.doctor.ways import Way, devices
 from podwire.kernel import messages
-from podwire.kernel.attach import links
+from podwire.kernel.link_queries import links
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe import lookup
 from podwire.kernel.observe.lookup_messages import FibEntry, RouteQuestion, parse_fib_entry

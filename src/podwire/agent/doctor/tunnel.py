@@ -17,7 +17,7 @@ from podwire.agent.doctor.firewall import TUNNEL_HOOKS, culprit, tunnelled_and_s
 from podwire.agent.doctor.measure import Path
 from podwire.agent.doctor.subject import Findings, Subject, named
 from podwire.agent.doctor.ways import Way
-from podwire.kernel.attach import find_link
+from podwire.kernel.link_queries import find_link
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe import lookup
 from podwire.kernel.observe.interfaces import find_interface

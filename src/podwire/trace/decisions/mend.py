@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from shlex import quote
 
 from podwire.kernel import links, sysctl
-from podwire.kernel.attach import find_link
+from podwire.kernel.link_queries import find_link
 from podwire.kernel.netlink import NetlinkSocket
 from podwire.kernel.observe.lookup_messages import ROUTE_TYPES, RTN_UNICAST, FibEntry
 from podwire.kernel.tables import TABLE_OF, Op, Scope
