@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from podwire.errors import InputError
+from podwire.lab.cni_network import Network
 from podwire.lab.kubelet import attachment, decide, environment, files, status
 from podwire.lab.kubelet.container import back_off_s
 from podwire.lab.kubelet.records import ContainerRecord, PodRecord, Termination
@@ -304,6 +305,25 @@ def test_capabilities_from_ports_and_annotations() -> None:
     assert offered["bandwidth"]["ingressRate"] == 10_000_000
     assert offered["bandwidth"]["egressRate"] == 1024 * 1024
     assert (offered["ips"], offered["mac"]) == (["10.244.0.9"], "02:00:00:00:00:01")
+
+
+def test_what_no_plugin_does_for_a_pod_is_said_with_the_remedy() -> None:
+    obj = pod()
+    obj["spec"]["containers"][0]["ports"] = [{"containerPort": 80, "hostPort": 8080}]
+    obj["metadata"]["annotations"] = {"kubernetes.io/egress-bandwidth": "1Mi"}
+
+    def said(*capabilities: str) -> str | None:
+        plugin = {"type": "x", "capabilities": dict.fromkeys(capabilities, True)}
+        network = Network("net", "1.0.0", ({"type": "podwire"}, plugin), b"")
+        return attachment.without_effect(parse(obj), network)
+
+    assert said() == (
+        "hostPort 8080, kubernetes.io/egress-bandwidth: without effect, as no plugin of network net"
+        " has the capability portMappings or bandwidth; chain portmap and bandwidth behind it in"
+        " /etc/cni/net.d of the node, and create the pod anew"
+    )
+    assert "chain portmap behind it" in (said("bandwidth") or "")
+    assert said("portMappings", "bandwidth") is None
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,17 @@ def test_host_network_pod_is_on_the_nodes_network(lab: Lab, name: str) -> None:
     assert pod.exec(["hostname"]).stdout.strip() == "node2"
 
 
+def test_host_port_that_no_plugin_maps_is_said(lab: Lab, name: str) -> None:
+    main = {"name": "main", "command": ["sleep", "inf"]}
+    ports = [{"containerPort": 80, "hostPort": 8080}]
+    pod = lab.run(name, node="node1", containers=[main | {"ports": ports}])
+    pod.wait_ready()
+    deadline = time.monotonic() + 60
+    while "IgnoredByNetwork" not in events(lab, pod):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_busybox_applet_runs_where_the_machine_has_no_such_program(lab: Lab, name: str) -> None:
     listed = subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=True)
     assert "httpd" in listed.stdout, "apt-get install busybox-static"

@@ -54,6 +54,10 @@ class Network:
     def at_least(self, version: str) -> bool:
         return SUPPORTED_VERSIONS.index(self.version) >= SUPPORTED_VERSIONS.index(version)
 
+    def has_capability(self, capability: str) -> bool:
+        """Whether any plugin takes what the runtime has for `capability`."""
+        return any((plugin.get("capabilities") or {}).get(capability) for plugin in self.plugins)
+
 
 @dataclass(frozen=True, slots=True)
 class Attachment:

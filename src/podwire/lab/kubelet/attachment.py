@@ -12,7 +12,7 @@ from typing import Any
 
 from podwire.decoding import decode
 from podwire.errors import InputError
-from podwire.lab.cni_network import Attachment
+from podwire.lab.cni_network import Attachment, Network
 from podwire.lab.kubelet.spec import Pod
 from podwire.lab.sandbox import Sandbox
 
@@ -53,6 +53,28 @@ def attachment(pod: Pod, sandbox: Sandbox, keep_ips: Sequence[str] = ()) -> Atta
             ("K8S_POD_UID", pod.metadata.uid),
         ),
         capabilities=capabilities,
+    )
+
+
+def without_effect(pod: Pod, network: Network) -> str | None:
+    """What a pod asks for that no plugin of `network` does, and the remedy, in a sentence."""
+    ports = [
+        f"hostPort {port.host_port}"
+        for container in pod.spec.containers
+        for port in container.ports
+        if port.host_port
+    ]
+    limits = [one for one in (_INGRESS, _EGRESS) if one in pod.metadata.annotations]
+    asked = (("portMappings", "portmap", ports), ("bandwidth", "bandwidth", limits))
+    unmet = [one for one in asked if one[2] and not network.has_capability(one[0])]
+    if not unmet:
+        return None
+    return (
+        f"{', '.join(what for *_, asking in unmet for what in asking)}: without effect, as no"
+        f" plugin of network {network.name} has the capability"
+        f" {' or '.join(capability for capability, _, _ in unmet)}; chain"
+        f" {' and '.join(plugin for _, plugin, _ in unmet)} behind it in /etc/cni/net.d of the"
+        " node, and create the pod anew"
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from podwire.errors import InputError
 from podwire.kernel.inotify import ENTRIES, Watch
 from podwire.lab.cni_network import Attachment, CniError, Network, addresses, load_network
-from podwire.lab.kubelet.attachment import IFNAME, attachment
+from podwire.lab.kubelet.attachment import IFNAME, attachment, without_effect
 from podwire.lab.kubelet.spec import Pod
 from podwire.lab.runtime_cni import CniRuntime
 from podwire.lab.sandbox import Sandbox
@@ -95,6 +95,10 @@ class PodNetwork:
         if not ips:
             raise CniError(f"network {self._network.name} gave the pod no IP")
         return ips
+
+    def without_effect(self, pod: Pod) -> str | None:
+        """A sentence on what the pod asks of the network and no plugin does, if there is such."""
+        return without_effect(pod, self._network) if self._network is not None else None
 
     async def detach(self, pod: Pod, sandbox: Sandbox) -> None:
         """DEL, also of what was attached in part, or not at all. Raises CniError."""

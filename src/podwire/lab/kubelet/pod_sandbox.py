@@ -136,6 +136,9 @@ class PodSandbox:
             keep_ips, self._record.keep_ips = self._record.keep_ips, ()
             self._record.ips = await self._node.network.attach(pod, sandbox, keep_ips)
             self._record.network = self._node.pod_network
+            unmet = self._node.network.without_effect(pod)
+            if unmet is not None:
+                self._event(pod, "Warning", "IgnoredByNetwork", unmet)
         self._record.attached = True
         self._write_files(pod, self._record.ips)
         self._save()
