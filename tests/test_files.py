@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+import stat
 from pathlib import Path
 
 import pytest
 
 from podwire.errors import PodwireError
-from podwire.files import write_atomically
+from podwire.files import listen_unix, write_atomically
 
 
 def test_a_file_is_written_with_its_directory_and_mode_and_leaves_no_other(tmp_path: Path) -> None:
@@ -42,3 +44,15 @@ def test_what_is_in_the_way_is_told(tmp_path: Path) -> None:
     with pytest.raises(PodwireError, match=r"cannot write .*/file/subnet.env: Not a directory"):
         write_atomically(tmp_path / "file" / "subnet.env", b"")
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_dead_servers_socket_is_replaced_by_one_that_only_its_owner_may_connect_to(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.sock"
+    listen_unix(path, 1).close()
+    with listen_unix(path, 1) as listener, socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        listener.accept()[0].close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(tmp_path.iterdir()) == [path]

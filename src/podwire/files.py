@@ -1,8 +1,9 @@
-"""Files that are replaced as a whole: whoever reads one, or a crash, sees the old or the new."""
+"""Files and Unix sockets replaced as a whole: whoever opens one gets the old or the new."""
 
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 from podwire.errors import PodwireError
@@ -33,6 +34,27 @@ def write_atomically(
     except OSError as error:
         raise PodwireError(f"cannot write {path}: {error.strerror or error}") from error
     return True
+
+
+def listen_unix(path: Path, backlog: int) -> socket.socket:
+    """A listening socket that only its owner may connect to; what a dead process left is replaced.
+
+    It does not block. Raises OSError.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    # Bound under another name and renamed, so that the path is never one that anybody may connect
+    # to (the mode), nor one that nobody listens at.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.unlink(missing_ok=True)
+        listener.bind(str(temporary))
+        temporary.chmod(0o600)
+        listener.listen(backlog)
+        temporary.replace(path)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def _is_so(path: Path, content: bytes, mode: int) -> bool:

@@ -32,6 +32,7 @@ import msgspec
 from podwire.cni.service import CniService
 from podwire.cni.shim import ENVIRONMENT_MAX, MAGIC, REPLY_HEADER, REQUEST_HEADER, STDIN_MAX
 from podwire.errors import PodwireError
+from podwire.files import listen_unix
 from podwire.log import fields
 
 log = logging.getLogger(__name__)
@@ -71,20 +72,10 @@ class CniServer:
     async def start(self) -> None:
         """Listen. A socket that a dead agent left at `path` is replaced."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            # Bound under another name and renamed, so that the path is never one that anybody may
-            # connect to (the mode), nor one that nobody listens at.
-            temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-            temporary.unlink(missing_ok=True)
-            listener.bind(str(temporary))
-            temporary.chmod(0o600)
-            listener.listen(_BACKLOG)
-            temporary.replace(self._path)
+            self._listener = listen_unix(self._path, _BACKLOG)
         except OSError as error:
-            listener.close()
             raise PodwireError(f"CNI socket {self._path}: {error.strerror or error}") from error
-        self._listener = listener
         self._listen()
 
     async def stop(self) -> None:

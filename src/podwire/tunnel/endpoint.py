@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from podwire.errors import InputError, PodwireError
+from podwire.files import listen_unix
 from podwire.log import fields
 from podwire.model.tunnel import Answer, Failed, Request
 from podwire.tunnel.control import Frames, pack
@@ -174,16 +175,7 @@ def _is_at(path: Path, fd: int) -> bool:
 
 
 def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        # Under another name first, so that nobody can connect before the mode is right.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.unlink(missing_ok=True)
-        listener.bind(str(temporary))
-        temporary.chmod(0o600)
-        listener.listen(4)
-        temporary.replace(path)
+        return listen_unix(path, 4)
     except OSError as error:
-        listener.close()
         raise PodwireError(f"tunnel socket {path}: {error.strerror or error}") from error
-    return listener

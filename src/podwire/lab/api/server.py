@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import msgspec
 from aiohttp import web
 
 from podwire.errors import ApiError, LabError
+from podwire.files import listen_unix
 from podwire.lab.api import discovery, negotiation, openapi, status
 from podwire.lab.api.auth import Gate
 from podwire.lab.api.cuts import Cuts
@@ -40,6 +40,7 @@ from podwire.lab.controllers import (
 log = logging.getLogger("podwire.lab.api")
 
 _STOP_S = 2.0
+_BACKLOG = 1024
 _ROOTS = ("/api", "/apis", "/openapi/v3", "/version")
 _HEALTH = ("healthz", "livez", "readyz")
 
@@ -190,21 +191,10 @@ def _failure(error: ApiError) -> web.Response:
 
 
 def _listen_unix(path: Path) -> socket.socket:
-    """A listening Unix socket of mode 0600; what a dead server left there is replaced."""
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # Bound under another name and renamed, so that the path never leads to a socket of wider mode,
-    # and a client that waits for the path can connect as soon as it is there.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
     try:
-        listening.bind(str(temporary))
-        temporary.chmod(0o600)
-        listening.listen(1024)
-        temporary.replace(path)
+        return listen_unix(path, _BACKLOG)
     except OSError as error:
-        listening.close()
         raise LabError(f"cannot listen on {path}: {error}") from error
-    return listening
 
 
 def _listen_tcp(port: int) -> socket.socket:
@@ -212,7 +202,7 @@ def _listen_tcp(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(("127.0.0.1", port))
-        listening.listen(1024)
+        listening.listen(_BACKLOG)
     except OSError as error:
         listening.close()
         raise LabError(
