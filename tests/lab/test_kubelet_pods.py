@@ -58,6 +58,13 @@ def events(lab: Lab, pod: LabPod) -> set[str]:
     return {item["reason"] for item in items if item["involvedObject"]["name"] == pod.name}
 
 
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 # -- what a container sees -------------------------------------------------------------------------
 
 
@@ -122,10 +129,7 @@ def test_host_port_that_no_plugin_maps_is_said(lab: Lab, name: str) -> None:
     ports = [{"containerPort": 80, "hostPort": 8080}]
     pod = lab.run(name, node="node1", containers=[main | {"ports": ports}])
     pod.wait_ready()
-    deadline = time.monotonic() + 60
-    while "IgnoredByNetwork" not in events(lab, pod):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: "IgnoredByNetwork" in events(lab, pod))
 
 
 def test_busybox_applet_runs_where_the_machine_has_no_such_program(lab: Lab, name: str) -> None:
@@ -193,14 +197,47 @@ def test_pod_whose_worker_fails_is_taken_up_again(lab: Lab, name: str) -> None:
     record.mkdir()  # So it can't be written.
     try:
         node.exec(["kill", "-9", str(container)], check=True)
-        deadline = time.monotonic() + 60
-        while "FailedSync" not in events(lab, pod):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: "FailedSync" in events(lab, pod))
     finally:
         record.rmdir()
     pod.wait(lambda obj: is_ready(obj) and container_status(obj)["restartCount"] == 1, "again")
     assert (pod.ip, pod.pause) == (ip, pause)
+
+
+def test_logs_that_are_followed_end_also_where_the_worker_failed_meanwhile(
+    lab: Lab, name: str
+) -> None:
+    script = "echo up; until [ -e /tmp/go ]; do sleep 0.05; done; echo down"
+    pod = lab.run(name, ["sh", "-c", script], node="node1", restartPolicy="Never")
+    pod.wait_ready()
+    kept = pod.node.directory / "var-lib/kubelet/pods" / pod.object["metadata"]["uid"]
+    record = kept / "record.json"
+    seen = b""
+
+    async def follow(client: KubeClient) -> None:
+        nonlocal seen
+        async for chunk in client.pod_logs(name, "default", follow=True):
+            seen += chunk
+            if seen == b"up\n":
+                await asyncio.to_thread(fail)
+                assert await asyncio.to_thread(pod.exec, ["touch", "/tmp/go"])
+
+    def fail() -> None:
+        record.unlink()
+        record.mkdir()  # So it can't be written.
+        try:
+            waking = {"metadata": {"annotations": {"wakes": "the worker"}}}
+            lab.call(lambda client: client.merge_patch(PODS, name, waking, "default"))
+            until(lambda: "FailedSync" in events(lab, pod))
+        finally:
+            record.rmdir()
+        until(record.is_file)
+
+    async def bounded(client: KubeClient) -> None:
+        await asyncio.wait_for(follow(client), 120)
+
+    lab.call(bounded)
+    assert seen == b"up\ndown\n"
 
 
 def test_program_that_does_not_exist(lab: Lab, name: str) -> None:

@@ -44,11 +44,16 @@ class ContainerRun:
         """Set while it does not run; each run has an event of its own."""
         self.ended.set()
 
+    def succeed(self, earlier: ContainerRun) -> None:
+        """Take over who waits for the end of the run that `earlier`, which failed, has watched."""
+        self.ended = earlier.ended
+
     def adopt(self) -> None:
-        """Watch a container that an earlier kubelet started."""
+        """Watch a container that an earlier kubelet or worker started."""
         process = self.record.process
         if process is not None:
-            self.ended = asyncio.Event()
+            if self.ended.is_set():
+                self.ended = asyncio.Event()
             self._end = ProcessEnd(process, self._ended)
 
     def start(

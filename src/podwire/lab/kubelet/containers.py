@@ -41,13 +41,18 @@ class Containers:
             self._runs[name] = ContainerRun(self._record.container(name), self._on_change)
         return self._runs[name]
 
+    def succeed(self, earlier: Containers) -> None:
+        """Take over from those of a worker that failed; they are watched from `adopt` on."""
+        for name, run in earlier._runs.items():
+            self.run(name).succeed(run)
+
     @property
     def running(self) -> list[str]:
         """The names of those that run and are watched."""
         return [name for name, run in self._runs.items() if run.record.state == "running"]
 
     def adopt(self) -> None:
-        """Watch those that an earlier kubelet started."""
+        """Watch those that an earlier kubelet or worker started."""
         for name in self._record.containers:
             self.run(name).adopt()
 

@@ -100,6 +100,7 @@ class PodWorker:
         """One that goes on from what is on record."""
         worker = PodWorker(self._node, self.record)
         worker._removed = self._removed
+        worker._containers.succeed(self._containers)
         return worker
 
     def _adopt(self) -> None:
