@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from podwire.tunnel.icmp import Budget, Problem, error_about, is_multicast, stays_on_link
+from podwire.tunnel.icmp import Problem, error_about, is_multicast, stays_on_link
 from tests.tunnel.packets import Packet, checksum
 
 FOUR, SIX = Packet(payload=bytes(2000)), Packet(version=6, payload=bytes(2000))
@@ -76,10 +76,3 @@ def test_groups_of_the_link() -> None:
     on_link = [bytes([224, 0, 0, 22]), b"\xff\x02" + bytes(14)]
     others = [bytes([224, 0, 1, 1]), b"\xff\x05" + bytes(14), bytes([10, 0, 0, 1])]
     assert [stays_on_link(one) for one in on_link + others] == [True] * 2 + [False] * 3
-
-
-def test_no_more_than_the_budget() -> None:
-    budget = Budget(rate=10, burst=3, now=0.0)
-    assert [budget.take(0.0) for _ in range(4)] == [True, True, True, False]
-    assert [budget.take(0.25) for _ in range(3)] == [True, True, False]
-    assert [budget.take(100.0) for _ in range(4)] == [True, True, True, False]

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from podwire.tunnel.handshake import Limiter, mac_key
+from podwire.tunnel.budget import Budget
+from podwire.tunnel.handshake import mac_key
 from podwire.tunnel.noise import Initiator
 from podwire.tunnel.session import Session
 
@@ -47,12 +48,12 @@ class Association:
 
     __slots__ = (
         "attempt_ends_at",
+        "budget",
         "current",
         "initiation",
         "initiation_index",
         "keepalive_at",
         "leads",
-        "limiter",
         "mac_key",
         "name",
         "newest_timestamp",
@@ -74,7 +75,7 @@ class Association:
         self.ss = ss
         self.leads = leads
         self.mac_key = mac_key(public)
-        self.limiter = Limiter(PEER_HANDSHAKES_PER_S, PEER_HANDSHAKES_BURST, now)
+        self.budget = Budget(PEER_HANDSHAKES_PER_S, PEER_HANDSHAKES_BURST, now)
         self.newest_timestamp = b""
         self.current: Session | None = None
         self.previous: Session | None = None

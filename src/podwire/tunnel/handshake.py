@@ -1,8 +1,7 @@
 """The two handshake messages as datagrams, and what bounds the cost of forged ones.
 
-What lives here: layouts, the first and cheapest proof that each carries, timestamps, and the
-limiter. What does not: the cryptographic handshake (`noise`), and what follows from a message
-(`secure`).
+What lives here: layouts, the first and cheapest proof that each carries, and timestamps. What does
+not: the cryptographic handshake (`noise`), and what follows from a message (`secure`).
 
     initiation (132)  1 . . . | sender 4 | Noise's first message 108: a timestamp of 12 | mac 16
     response    (76)  2 . . . | sender 4 | receiver 4 | Noise's second message 48: empty | mac 16
@@ -72,26 +71,6 @@ def parse_response(datagram: bytes) -> tuple[int, int, bytes]:
     """The sender's index, the receiver's, and Noise's message, of one of `RESPONSE_SIZE`."""
     _, sender, receiver = _RESPONSE.unpack_from(datagram)
     return sender, receiver, datagram[_RESPONSE.size : -_MAC_SIZE]
-
-
-class Limiter:
-    """So many a second and no more, of which `burst` may come at once (a token bucket)."""
-
-    __slots__ = ("_burst", "_rate", "_since", "_tokens")
-
-    def __init__(self, rate: float, burst: float, now: float) -> None:
-        self._rate = rate
-        self._burst = self._tokens = burst
-        self._since = now
-
-    def allows(self, now: float) -> bool:
-        """Whether one more is within bounds at this time, and then count it."""
-        self._tokens = min(self._burst, self._tokens + (now - self._since) * self._rate)
-        self._since = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
 
 def _with_mac(key: bytes, message: bytes) -> bytes:

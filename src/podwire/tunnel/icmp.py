@@ -1,4 +1,4 @@
-"""ICMP errors about packets that go no further (RFC 792, 1812, 4443), and how many are sent.
+"""ICMP errors about packets that go no further (RFC 792, 1812, 4443).
 
 What lives here: whether a packet may be answered, and the message. What does not: the IP header in
 front of it, which the kernel makes, with the address that it would answer from itself.
@@ -76,20 +76,3 @@ def stays_on_link(address: bytes) -> bool:
 def _is_host4(address: bytes) -> bool:
     """Not this network, loopback, a group, or broadcast (RFC 1122, section 3.2.1.3)."""
     return 0 < address[0] < 224 and address[0] != 127
-
-
-class Budget:
-    """A token bucket: `rate` a second, `burst` at once. Time is monotonic seconds."""
-
-    def __init__(self, rate: float, burst: float, now: float) -> None:
-        self._rate, self._burst = rate, burst
-        self._tokens, self._since = burst, now
-
-    def take(self, now: float) -> bool:
-        """Whether there is one more."""
-        self._tokens = min(self._burst, self._tokens + (now - self._since) * self._rate)
-        self._since = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True

@@ -21,7 +21,8 @@ from podwire.tunnel.association import (
     REJECT_AFTER_S,
     Association,
 )
-from podwire.tunnel.handshake import PROLOGUE, Limiter
+from podwire.tunnel.budget import Budget
+from podwire.tunnel.handshake import PROLOGUE
 from podwire.tunnel.noise import HandshakeRefusedError, Initiator, Responder, StaticKey
 from podwire.tunnel.session import Session, prefix_of
 
@@ -54,7 +55,7 @@ class Negotiation:
         self._outbox = outbox
         self._wall_clock = wall_clock
         self._randomness = randomness
-        self._limiter = Limiter(HANDSHAKES_PER_S, HANDSHAKES_BURST, now)
+        self._budget = Budget(HANDSHAKES_PER_S, HANDSHAKES_BURST, now)
         self._last_stamp = 0
         # By what their datagrams begin with.
         self._sessions: dict[int, tuple[Association, Session]] = {}
@@ -208,7 +209,7 @@ class Negotiation:
         if not handshake.has_mac(self._mac_key, datagram):
             self._counters["handshake_forged"] += 1
             return False
-        if not (peer.limiter.allows(now) and self._limiter.allows(now)):
+        if not (peer.budget.take(now) and self._budget.take(now)):
             self._counters["handshake_limited"] += 1
             return False
         return True

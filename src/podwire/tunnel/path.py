@@ -13,8 +13,9 @@ from collections.abc import Iterable
 
 from podwire.kernel.tun import Tun
 from podwire.model.tunnel import BATCH_BYTES
+from podwire.tunnel.budget import Budget
 from podwire.tunnel.headers import may_fragment
-from podwire.tunnel.icmp import Budget, Problem, error_about
+from podwire.tunnel.icmp import Problem, error_about
 from podwire.tunnel.secure import OVERHEAD, BatchBuffer, SecurePeers
 from podwire.tunnel.sockets import MAX_SEGMENTS, IcmpSocket, Underlay
 from podwire.tunnel.table import Peer, Table
