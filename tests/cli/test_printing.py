@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from podwire.cli.printing import (
     Table,
     age,
-    human_duration,
     print_json,
     print_table,
     status_style,
@@ -91,31 +90,6 @@ def test_own_styles_replace_the_default(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_status_colours(word: str, colour: int) -> None:
     assert status_style(word) == f"\x1b[{colour}m{word}\x1b[0m"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (-5, "<invalid>"),
-        (-0.5, "0s"),
-        (5, "5s"),
-        (119, "119s"),
-        (120, "2m"),
-        (200, "3m20s"),
-        (600, "10m"),
-        (3 * 3600, "3h"),
-        (3 * 3600 + 300, "3h5m"),
-        (9 * 3600, "9h"),
-        (47 * 3600, "47h"),
-        (3 * 86400, "3d"),
-        (3 * 86400 + 5 * 3600, "3d5h"),
-        (100 * 86400, "100d"),
-        (800 * 86400, "2y70d"),
-        (3650 * 86400, "10y"),
-    ],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert human_duration(seconds) == text
 
 
 def test_ages() -> None:

@@ -15,6 +15,7 @@ import click
 
 from podwire.cli.context import target_options
 from podwire.cli.lab_shape import resolve
+from podwire.durations import human_duration
 
 if TYPE_CHECKING:
     from podwire.lab.control import ProcessStatus, Snapshot
@@ -194,7 +195,7 @@ def _print_faults(info: LabInfo, snapshot: Snapshot) -> None:
 
 
 def _print_processes(info: LabInfo, snapshot: Snapshot) -> None:
-    from podwire.cli.printing import Table, human_duration
+    from podwire.cli.printing import Table
 
     Table(("PROCESS", "STATUS", "PID", "RESTARTS", "AGE", "MESSAGE")).print(
         (

@@ -17,6 +17,7 @@ import msgspec
 
 from podwire.cli import printing
 from podwire.cli.context import target_options
+from podwire.durations import human_duration
 from podwire.errors import InputError, PodwireError
 from podwire.plan.paths import over
 from podwire.trace.render.ink import clean
@@ -134,7 +135,7 @@ def _lines(one: NodeStatus) -> Iterator[str]:
         times = one.tunnel.restarts
         restarts = f", restarted {'once' if times == 1 else f'{times} times'}" if times else ""
         restarts += f" ({one.tunnel.lost})" if one.tunnel.lost else ""
-        since = printing.human_duration(time.time() - one.tunnel.since)
+        since = human_duration(time.time() - one.tunnel.since)
         uses = ", ".join(one.tunnel.features) or "no offloads"
         yield f"  tunnel    process {one.tunnel.pid} for {since}{restarts}, uses {uses}"
     if one.store:
@@ -183,7 +184,7 @@ def _rtt(path: PathStatus) -> str:
 
 
 def _ago(seconds: float | None) -> str:
-    return printing.human_duration(seconds) if seconds is not None else ""
+    return human_duration(seconds) if seconds is not None else ""
 
 
 def _drops(one: NodeStatus) -> Iterator[str]:

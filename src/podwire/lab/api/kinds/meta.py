@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from podwire.durations import human_duration
 from podwire.lab.api.names import (
     TextCheck,
     dns_label,
@@ -107,30 +108,10 @@ def now() -> str:
 
 
 def age(when: str | None) -> str:
-    """Time since `when`, as kubectl shortens it (k8s.io/apimachinery/pkg/util/duration)."""
+    """Time since `when`, as kubectl shortens it."""
     if not when:
         return "<unknown>"
-    seconds = max(0, int(time.time() - datetime.fromisoformat(when).timestamp()))
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if seconds < 120:
-        return f"{seconds}s"
-    if minutes < 10:
-        return _two(minutes, "m", seconds % 60, "s")
-    if minutes < 180:
-        return f"{minutes}m"
-    if hours < 8:
-        return _two(hours, "h", minutes % 60, "m")
-    if hours < 48:
-        return f"{hours}h"
-    if days < 8:
-        return _two(days, "d", hours % 24, "h")
-    if days < 730:
-        return f"{days}d"
-    return f"{days // 365}y"
-
-
-def _two(large: int, unit: str, small: int, small_unit: str) -> str:
-    return f"{large}{unit}{small}{small_unit}" if small else f"{large}{unit}"
+    return human_duration(max(0.0, time.time() - datetime.fromisoformat(when).timestamp()))
 
 
 def _name(obj: Object) -> str:
