@@ -7,7 +7,7 @@ The keys and values are those of `podwire.kernel.tables`, which are compared wit
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -88,23 +88,22 @@ def _neighbors(socks: Sockets, mine: Mine) -> dict[Any, Any]:
 
 
 def _fdb(socks: Sockets, mine: Mine) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    for index in mine.tunnels:
-        for body in socks.route.dump(messages.RTM_GETNEIGH, messages.get_fdb(index)):
-            one = messages.parse_neighbor_state(body)
-            if (key := fdb_key(one)) is not None and one.ifindex == index:
-                found[key] = one.dst
-    return found
+    entries = _entries(socks, mine.tunnels)
+    return {key: one.dst for one in entries if (key := fdb_key(one)) is not None}
 
 
 def _port_fdb(socks: Sockets, mine: Mine) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    for index in mine.ports:
+    entries = _entries(socks, mine.ports)
+    return {key: None for one in entries if (key := port_fdb_key(one)) is not None}
+
+
+def _entries(socks: Sockets, devices: Iterable[int]) -> Iterator[messages.NeighborState]:
+    """The forwarding entries of these devices, of both kinds."""
+    for index in devices:
         for body in socks.route.dump(messages.RTM_GETNEIGH, messages.get_fdb(index)):
             one = messages.parse_neighbor_state(body)
-            if (key := port_fdb_key(one)) is not None and one.ifindex == index:
-                found[key] = None
-    return found
+            if one.ifindex == index:
+                yield one
 
 
 def fdb_key(one: messages.NeighborState) -> FdbKey | None:
