@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from podwire.agent.doctor import clock, disk, firewall, leftovers, run
+from podwire.agent.doctor import clock, disk, firewall, leftovers, mtu, run
+from podwire.agent.doctor.measure import Path as MeasuredPath
 from podwire.agent.doctor.measure import Target, _Scout
 from podwire.agent.doctor.names import CHECKS
 from podwire.agent.doctor.subject import Findings, Subject, named
@@ -39,6 +40,10 @@ NETWORK = NetworkConfig(
     lease=Lease((ip_network("10.244.1.0/24"),), "vxlan", ip_address("172.18.0.11"), 1, bytes(6)),
     underlay=Underlay("eth0", ip_address("172.18.0.11"), 1500),
     mtu=1450,
+)
+PEER = Node(
+    "node2",
+    lease=Lease((ip_network("10.244.2.0/24"),), "vxlan", ip_address("172.18.0.12"), 1, bytes(6)),
 )
 
 
@@ -258,6 +263,47 @@ async def test_a_peer_answers_although_the_first_question_for_its_mac_was_lost(
     assert target.carries
 
 
+@pytest.mark.root
+async def test_larger_packets_vanish_or_are_answered_by_a_router_that_is_too_narrow(
+    inside: Namespace, make_namespace: Callable[[], Namespace]
+) -> None:
+    router, peer = make_namespace(), make_namespace()
+    inside.run(
+        f"ip link add eth0 type veth peer name near netns {router.name};"
+        " ip address add 172.18.1.11/24 dev eth0; ip link set eth0 up;"
+        " ip route add default via 172.18.1.1"
+    )
+    router.run(
+        f"ip link add far mtu 1400 type veth peer name eth0 netns {peer.name};"
+        " ip address add 172.18.1.1/24 dev near; ip address add 172.18.2.1/24 dev far;"
+        " ip link set near up; ip link set far up; sysctl -qw net.ipv4.ip_forward=1"
+    )
+    peer.run(
+        "ip address add 172.18.2.12/24 dev eth0; ip link set eth0 up;"
+        " ip route add default via 172.18.2.1"
+    )
+    (way,) = ways(NETWORK, (PEER,))
+
+    async def told() -> str:
+        with ThreadPoolExecutor(16) as executor:
+            scout = _Scout(NETWORK, executor)
+            found = await scout._target(ip_address("172.18.2.12"), 1500)
+            found = await scout._searched(found, set())
+        narrow = mtu._narrow(MeasuredPath(way, found, None))
+        assert narrow is not None
+        return mtu._too_small(NETWORK, narrow, ["node2"]).text
+
+    carried = (
+        "the network to node2 carries packets of 1400 bytes, not the 1500 of eth0: larger ones"
+    )
+    assert await told() == f"{carried} are answered with ICMP errors"
+    router.run(
+        "nft 'table ip quiet { chain out { type filter hook output priority 0;"
+        " icmp type destination-unreachable drop; }; }'"
+    )
+    assert await told() == f"{carried} vanish"
+
+
 # --- firewalls of ordinary hosts --------------------------------------------------------------
 
 #: What stops pods' packets, by who made the rules: all, for sure, or nothing.
@@ -313,14 +359,8 @@ HOSTS = {
 def test_what_an_ordinary_host_does_to_pods_packets(host: str, inside: Namespace) -> None:
     rules, stops = HOSTS[host]
     inside.run(rules)
-    peer = Node(
-        "node2",
-        lease=Lease(
-            (ip_network("10.244.2.0/24"),), "vxlan", ip_address("172.18.0.12"), 1, bytes(6)
-        ),
-    )
     ruleset = read_ruleset(firewall.FORWARD_HOOKS)
-    found = firewall.forwarded_and_stopped(NETWORK, ruleset, ways(NETWORK, (peer,)), ("cni0",))
+    found = firewall.forwarded_and_stopped(NETWORK, ruleset, ways(NETWORK, (PEER,)), ("cni0",))
     assert [firewall.culprit(ruling).text for ruling, _ in found] == [stops] * bool(stops)
     for ruling, packets in found:
         assert ruling.unless is None

@@ -1,7 +1,8 @@
 """The largest packet that the underlay and the tunnel carry, and what the pods think it is.
 
 The tunnel's MTU is the underlay link's less what the encapsulation takes. Where the network
-between two nodes carries less than that link says, small packets pass and large ones vanish.
+between two nodes carries less than that link says, small packets pass, and large ones vanish or,
+where a router is too narrow for them, are answered with ICMP errors (fragmentation needed).
 """
 
 from __future__ import annotations
@@ -48,17 +49,19 @@ async def examine(subject: Subject) -> AsyncIterator[Checked]:
 
 class _Narrow(NamedTuple):
     """The largest packet that passes, where that is too little: through the device `dev` of a
-    tunnel that adds `added` bytes, else over the underlay itself."""
+    tunnel that adds `added` bytes, else over the underlay itself. `refused`: somebody there tells
+    the senders of larger ones."""
 
     largest: int
     dev: str
     added: int
+    refused: bool = False
 
 
 def _narrow(path: Path) -> _Narrow | None:
     way = path.way
     if path.node.largest is not None:
-        return _Narrow(path.node.largest, "", way.added)
+        return _Narrow(path.node.largest, "", way.added, path.node.full.outcome != "timeout")
     if path.far is not None and path.far.largest is not None:
         return _Narrow(path.far.largest, way.dev, way.added)
     return None
@@ -75,7 +78,8 @@ def _too_small(network: NetworkConfig, narrow: _Narrow, peers: list[str]) -> Che
     else:
         text = (
             f"the network to {named(peers)} carries packets of {largest} bytes, not the"
-            f" {network.underlay.mtu} of {dev}: larger ones vanish"
+            f" {network.underlay.mtu} of {dev}: larger ones"
+            f" {'are answered with ICMP errors' if narrow.refused else 'vanish'}"
         )
     try:
         there = msgspec.structs.replace(network.underlay, mtu=underlay)
