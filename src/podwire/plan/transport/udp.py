@@ -50,12 +50,12 @@ def plan_node(config: NetworkConfig) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def objections(config: NetworkConfig, peer: Node, *, backends: tuple[str, ...] = ()) -> list[str]:
-    """Why a peer can't be reached through the tunnel. `backends` are those it may have."""
+def objections(config: NetworkConfig, peer: Node) -> list[str]:
+    """Why a peer can't be reached through the tunnel."""
     lease, name = peer.lease, peer.name
     if lease is None:
         return []
-    if other := carrier.other_backend(name, lease, BACKEND, backends):
+    if other := carrier.other_backend(name, lease, BACKEND):
         return other
     found = carrier.unreachable(config, name, lease)
     if config.fabric.encrypt and lease.public_key is None:
