@@ -138,13 +138,12 @@ def test_a_node_whose_address_changes(lab: Lab, pods: list[LabPod]) -> None:
     assert old == "172.18.0.13"
     try:
         readdress(node, old, new)
-        patch(
-            lab,
-            "node3",
-            {"status": {"addresses": [{"type": "InternalIP", "address": new}]}},
-            "status",
-        )
         until(lambda: lease(lab, "node3") == (subnet, new, mac), "the address is published")
+        told = {"type": "InternalIP", "address": new}
+        until(
+            lambda: told in lab.get(NODES, "node3")["status"]["addresses"],
+            "the kubelet tells it, too",
+        )
         until(lambda: converged(lab), "peers use it")
         local = re.search(r" local (\S+) ", node.exec(["ip", "-d", "link"]).stdout)
         assert local is not None

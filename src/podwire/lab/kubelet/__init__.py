@@ -4,6 +4,7 @@
 
     agent        the process: ties the following together
     node_status  the Node object: registration, Lease, conditions
+    node_addresses   its addresses, as they are on its links
     network      is the pod network ready; CNI for a pod
     pods         which pods should be here, each with its worker
     worker       one pod's life, as a level-triggered loop

@@ -17,6 +17,7 @@ from podwire.lab.kubelet import pods as pods_module
 from podwire.lab.kubelet.events import EventRecorder
 from podwire.lab.kubelet.network import PodNetwork
 from podwire.lab.kubelet.node import Node
+from podwire.lab.kubelet.node_addresses import NodeAddresses
 from podwire.lab.kubelet.node_status import NodeStatus
 from podwire.lab.kubelet.pods import Pods
 from podwire.lab.kubelet.records import RecordStore
@@ -48,7 +49,7 @@ async def run(options: Options) -> None:
     async with KubeClient(ClientConfig.from_kubeconfig(options.kubeconfig)) as client:
         node = Node(
             name=options.node_name,
-            ips=options.node_ips,
+            addresses=NodeAddresses(options.node_ips),
             client=client,
             records=records,
             network=PodNetwork(lambda: pods_module.attachments(records)),

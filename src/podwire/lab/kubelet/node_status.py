@@ -97,6 +97,7 @@ class NodeStatus:
 
     async def _report(self) -> None:
         problem = self._node.network.problem
+        self._node.addresses.look()
         await self._node.client.strategic_patch(
             NODES, self._node.name, {"status": self._status(problem)}, subresource="status"
         )
