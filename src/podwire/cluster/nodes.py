@@ -172,16 +172,6 @@ def network_available(now: str) -> dict[str, str]:
     }
 
 
-def published_vtep_mac(obj: NodeObject, version: int = 4) -> bytes | None:
-    """The MAC of the VTEP over that IP version that this node published before; peers already know
-    it, so it is kept."""
-    try:
-        data = _vxlan_data(obj, _ENDPOINT_KEYS[version][2])
-        return _vtep_mac(data, _ENDPOINT_KEYS[version][2])
-    except InputError:
-        return None
-
-
 def public_ip_overwrites(obj: NodeObject) -> tuple[IPAddress, ...]:
     """The addresses that an administrator set for peers to use (a NAT in front of the node)."""
     found = (_public_ip_overwrite(obj, version) for version in _ENDPOINT_KEYS)

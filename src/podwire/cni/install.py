@@ -31,8 +31,6 @@ from podwire.files import write_atomically
 
 CONFLIST_NAME = "10-podwire.conflist"
 NETWORK_NAME = "podwire"
-DEFAULT_BIN_DIR = Path("/opt/cni/bin")
-DEFAULT_CONF_DIR = Path("/etc/cni/net.d")
 DEFAULT_SOCKET = Path(shim.SOCKET_PATH)
 
 _SOURCE = Path(__file__).with_name("shim") / "podwire-cni.c"

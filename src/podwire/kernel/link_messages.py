@@ -152,16 +152,11 @@ def _vxlan(data: dict[int, bytes]) -> VxlanState:
 
 
 def create_link(
-    link: Link,
-    indexes: Mapping[str, int],
-    *,
-    peer_netns_fd: int | None = None,
-    up: bool = False,
+    link: Link, indexes: Mapping[str, int], *, peer_netns_fd: int | None = None
 ) -> bytes:
-    """Make a link, already in our group; `set_link` does what a creation can't.
+    """Make a link, down, already in our group; `set_link` does what a creation can't.
 
-    A veth's peer is made, down, in the namespace of `peer_netns_fd`. Only a veth can be `up` from
-    the beginning: the kernel refuses to bring up either end before both exist.
+    A veth's peer is made, down too, in the namespace of `peer_netns_fd`.
     """
     attrs = [attr_str(IFLA_IFNAME, link.name), attr_u32(IFLA_GROUP, LINK_GROUP)]
     if link.mtu is not None:
@@ -188,8 +183,7 @@ def create_link(
             attrs.append(_link_info("veth", nested(VETH_INFO_PEER, inside)))
         case _:
             raise TypeError(f"{link.name}: rtnetlink makes no {type(link.kind).__name__}")
-    flags = IFF_UP if up else 0
-    head = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, flags, flags)
+    head = _IFINFO.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
     return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, head + b"".join(attrs))
 
 

@@ -45,7 +45,6 @@ _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEM = _ELEM_KEY = _DATA_VALUE = 1
 _GENERIC = struct.Struct("!BBH")  # struct nfgenmsg: family, version, resource
 _ATTR = struct.Struct("=HH")
-_TYPE_MASK = 0x3FFF
 
 #: A transaction is one datagram; what has no end is dropped as a whole.
 _TRANSACTION_BYTES = 100 * 1024

@@ -17,7 +17,6 @@ from podwire.errors import InputError
 from podwire.model.fabric import Fabric, Ipam, Transport, Wiring
 from podwire.model.state import IPNetwork
 
-DEFAULT_PROFILE = "flannel-vxlan"
 CUSTOM = "custom"
 
 #: Calico's routes carry the number that iproute2 knows nobody else by (REFERENCE: `proto 80`).

@@ -98,9 +98,6 @@ class Assembler:
         """A = the packet's WORD, HALF or BYTE at `offset`; `indexed` adds X to it."""
         self._steps.append(_Step(LD | size | (IND if indexed else ABS), offset))
 
-    def load_memory(self, slot: int) -> None:
-        self._steps.append(_Step(LD | MEM, slot))
-
     def load_x(self, value: int) -> None:
         self._steps.append(_Step(LDX | IMM, value))
 
