@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 #: Two full reconciles are at least this far apart, so that a burst of notifications costs one.
 _SETTLE_S = 0.02
-#: Seconds after which the kernel is asked again for a device that it refused, where it did not
-#: notify before that what was in the way is gone.
+#: Seconds after which the kernel is asked again for what it refused, where it did not notify before
+#: that what was in the way is gone: another's device, or an underlay that had no IPv6 for a while.
 _REFUSED_AGAIN_S = 5.0
 #: From so many causes on, comparing the whole costs less than applying each by itself.
 _MANY_CAUSES = 500
@@ -111,7 +111,12 @@ class Mender:
                     reason=reason, changes=report.changes, ms=round(report.seconds * 1000, 1)
                 ),
             )
-        self._ask_again_where_refused(report.refused)
+        if self._refused_timer is not None:
+            self._refused_timer.cancel()
+            self._refused_timer = None
+        if report.failures:
+            self._ask_again()
+        self._note_refused(report.refused[0] if report.refused else None)
         if report.missing:
             await self._attach_again([link.name for link in report.missing])
         return report
@@ -135,6 +140,9 @@ class Mender:
                 continue
             account("peer", report)
             log_failures(report.failures)
+            if report.failures:
+                self._failures |= frozenset(report.failures)
+                self._ask_again()
             if report.changes:
                 log.info("updated", extra=fields(cause=cause, changes=report.changes))
         if whole:
@@ -145,11 +153,8 @@ class Mender:
         for cause, entries in plans.items():
             self._worker.reconciler.want(cause, entries)
 
-    def _ask_again_where_refused(self, refused: list[str]) -> None:
-        if self._refused_timer is not None:
-            self._refused_timer.cancel()
-            self._refused_timer = None
-        if refused:
+    def _ask_again(self) -> None:
+        """Compare all in some seconds, whether or not more is refused until then."""
+        if self._refused_timer is None:
             loop = asyncio.get_running_loop()
             self._refused_timer = loop.call_later(_REFUSED_AGAIN_S, self.note_amiss)
-        self._note_refused(refused[0] if refused else None)
