@@ -136,6 +136,24 @@ def test_an_option_that_changes_nothing_is_refused(
     assert refused.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("fabric", "given", "option", "wanted"),
+    [
+        (FabricOptions(), {"probe_interval_s": 0.5}, "probe-interval", "auto, and this is vxlan"),
+        (FabricOptions(anti_spoofing=False), {"guard": "ebpf"}, "guard", "takes anti-spoofing"),
+    ],
+)
+def test_an_option_beside_the_fabrics_that_changes_nothing_is_refused(
+    fabric: FabricOptions, given: dict[str, Any], option: str, wanted: str
+) -> None:
+    with pytest.raises(InputError, match=wanted) as refused:
+        AgentConfig(node_name="node1", **given).refuse_idle(fabric.fabric())
+    assert refused.value.field == option
+    both = FabricOptions(transport="auto").fabric()
+    AgentConfig(node_name="node1", guard="ebpf", probe_interval_s=0.5).refuse_idle(both)
+    AgentConfig(node_name="node1").refuse_idle(fabric.fabric())
+
+
 def test_an_option_that_matters_or_only_says_what_is_usual_is_not() -> None:
     auto = FabricOptions(transport="auto", vni=7, udp_port=9)
     assert stored_fabric(auto, IPV4, None)[0].vni == 7

@@ -224,3 +224,16 @@ def test_flannels_configuration_says_the_same() -> None:
     assert host_gw["Backend"] == {"Type": "host-gw"}
     udp = json.loads(flannel_config(shape(profile="flannel-udp", mtu=1400)))
     assert udp["Backend"] == {"Type": "udp", "Port": 8285, "MTU": 1400}
+
+
+def test_agents_options_wait_for_a_fabric_where_they_change_something() -> None:
+    words = ("--probe-interval", "0.2", "--guard=ebpf", "--log-level", "debug")
+    auto = shape(transport="auto", agent_options=words)
+    assert auto.agent_arguments()[-5:] == words
+    direct = msgspec.structs.replace(auto, fabric={"transport": "direct", "anti_spoofing": False})
+    assert direct.agent_arguments()[-3:] == ("--no-anti-spoofing", "--log-level", "debug")
+    with pytest.raises(InputError, match="it takes the transport auto") as refused:
+        shape(agent_options=words)
+    assert refused.value.field == "probe-interval"
+    with pytest.raises(InputError, match="it takes anti-spoofing"):
+        shape(anti_spoofing=False, agent_options=("--guard", "nftables"))

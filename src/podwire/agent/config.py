@@ -11,19 +11,23 @@ import msgspec
 
 from podwire.agent.fabrics import FabricOptions
 from podwire.errors import InputError
-from podwire.model.fabric import Guard
+from podwire.model.fabric import Fabric, Guard
 from podwire.model.state import IPNetwork
-from podwire.plan.profiles import not_for_pods
+from podwire.plan.profiles import not_for_pods, refuse_idle
 
 #: What does anti-spoofing; by itself programs where the kernel takes them.
 GuardChoice: TypeAlias = Literal["auto"] | Guard
+
+#: Where another one was not asked for.
+PROBE_INTERVAL_S = 1.0
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Paths, names and numbers.
 
     `network` is the whole cluster's pod network, a CIDR a family; none for the profile's own or
-    what the store says. `store` is `kube`, or the URL of an etcd.
+    what the store says. `store` is `kube`, or the URL of an etcd. `probe_interval_s` is None for
+    the usual one.
     """
 
     node_name: str
@@ -34,13 +38,19 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     iface: str | None = None
     masquerade: bool = True
     guard: GuardChoice = "auto"
-    probe_interval_s: float = 1.0
+    probe_interval_s: float | None = None
     health_address: str = "127.0.0.1:9910"
     run_dir: Path = Path("/run/podwire")
     state_dir: Path = Path("/var/lib/podwire")
     cni_conf_dir: Path = Path("/etc/cni/net.d")
     cni_bin_dir: Path = Path("/opt/cni/bin")
     subnet_file: Path = Path("/run/flannel/subnet.env")
+
+    def refuse_idle(self, fabric: Fabric) -> None:
+        """Raise InputError for one of these that changes nothing in this fabric."""
+        guard = self.guard if self.guard != "auto" else None
+        given = {"guard": guard, "probe_interval": self.probe_interval_s}
+        refuse_idle(fabric, given, ())
 
     @property
     def cni_socket(self) -> Path:

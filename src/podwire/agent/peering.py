@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 
-from podwire.agent.config import AgentConfig
+from podwire.agent.config import PROBE_INTERVAL_S, AgentConfig
 from podwire.agent.nodes import Nodes
 from podwire.agent.paths.prober import PathState, Prober
 from podwire.agent.paths.targets import Key, Target, targets
@@ -42,7 +42,8 @@ class Peering:
         self._targets: dict[str, dict[Key, Target]] = {}
         #: By peer and IP version: the kind of way that is used, and since when.
         self._since: dict[Key, tuple[str, float]] = {}
-        self.prober = Prober(config.probe_interval_s, config.paths_file, on_paths)
+        interval_s = config.probe_interval_s or PROBE_INTERVAL_S
+        self.prober = Prober(interval_s, config.paths_file, on_paths)
         self.tunnel = Tunnel(config.tunnel_socket, on_tunnel)
 
     @property

@@ -99,6 +99,7 @@ class Renewal:
             fabric, networks = stored_fabric(
                 self._config.options, self._config.network, self._source.network
             )
+            self._config.refuse_idle(fabric)
             underlay = relevant(underlay, networks)
             check_mtu(fabric, networks, underlay)
             macs = await self._vtep_macs(fabric, before)

@@ -71,8 +71,7 @@ Examples:
     "--probe-interval",
     type=Interval(0.1, 60),
     metavar="SECONDS",
-    default=1.0,
-    show_default=True,
+    show_default="1",
     help="With --transport auto: how often VXLAN to each peer is probed.",
 )
 @click.option(
@@ -147,7 +146,7 @@ def agent(
     store: str,
     network: str | None,
     iface: str | None,
-    probe_interval: float,
+    probe_interval: float | None,
     masquerade: bool,
     guard: GuardChoice,
     health_address: str,
@@ -196,7 +195,7 @@ def agent(
     )
     if store == "kube":
         # In another store stands more of the fabric, which the options have to fit.
-        stored_fabric(config.options, config.network, None)
+        config.refuse_idle(stored_fabric(config.options, config.network, None)[0])
     make_directory(run_dir, "--run-dir", longest=f".{config.operator_socket.name}.{2**22}")
     make_directory(state_dir, "--state-dir")
     asyncio.run(_run(config, lease_source(config)))

@@ -9,7 +9,7 @@ open stays so: a profile's numbers are looked up when they are needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_network
 from typing import Literal, TypeAlias, get_args
 
@@ -37,6 +37,8 @@ IPV6_MIN_MTU = 1280
 #: How long a node may be silent before it counts as not ready, as Kubernetes has it.
 NODE_GRACE_S = 40.0
 
+#: Options of the agent, but not of the fabric, that change nothing in some.
+_FOR_SOME_FABRICS = ("guard", "probe_interval")
 _BLOCK_LENGTHS = ("block_len", "block_len6")
 _FIELDS = {field.name: field.type for field in msgspec.structs.fields(Fabric)}
 
@@ -44,8 +46,8 @@ _FIELDS = {field.name: field.type for field in msgspec.structs.fields(Fabric)}
 class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The choices. `networks` are the pod networks that were given, by the IPAM they are for.
 
-    `agent_options` are handed on to each agent as they are. `node_grace_s`: how long a node may be
-    silent before the API has it as not ready.
+    `agent_options` are handed on to each agent, as far as they change something. `node_grace_s`:
+    how long a node may be silent before the API has it as not ready.
     """
 
     fabric: dict[str, Choice] = {}
@@ -96,7 +98,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Options of `podwire agent` that say the same."""
         words = ["--network", ",".join(map(str, self.network))]
         # What was chosen for another transport waits for it, and would be refused now.
-        idle = {one.name for one in profiles.idle(self.resolved, self.fabric, self.versions)}
+        given = {**self.fabric, **_for_some_fabrics(self.agent_options)}
+        idle = {one.name for one in profiles.idle(self.resolved, given, self.versions)}
         chosen = {name: value for name, value in self.fabric.items() if name not in idle}
         lengths = [str(chosen[name]) for name in _BLOCK_LENGTHS if name in chosen]
         if lengths:
@@ -109,7 +112,9 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                 words.append(f"--{option}" if value else f"--no-{option}")
             else:
                 words += [f"--{option}", str(value)]
-        return (*words, *self.agent_options)
+        for name, _, said in _options(self.agent_options):
+            words += said if name not in idle else ()
+        return tuple(words)
 
     def refuse_idle(self, given: Mapping[str, Choice]) -> None:
         """Raise InputError for a choice that changes nothing in this shape."""
@@ -155,8 +160,31 @@ def shape(
         node_grace_s=NODE_GRACE_S if node_grace_s is None else node_grace_s,
     )
     check(made)
-    made.refuse_idle(chosen)
+    made.refuse_idle({**chosen, **_for_some_fabrics(agent_options)})
     return made
+
+
+def _for_some_fabrics(agent_options: Sequence[str]) -> dict[str, Choice]:
+    """What they say that changes nothing in other fabrics."""
+    return {
+        name: value
+        for name, value, _ in _options(agent_options)
+        if name in _FOR_SOME_FABRICS and value != "auto"
+    }
+
+
+def _options(words: Sequence[str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """The agent's options: name, value and words of each; others than `_FOR_SOME_FABRICS` may be
+    told in parts."""
+    rest = iter(words)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        if name in _FOR_SOME_FABRICS and not equals:
+            value = next(rest, "")
+            yield name, value, (word, value)
+        else:
+            yield name, value, (word,)
 
 
 def choices(fabric: Mapping[str, Choice | None]) -> dict[str, Choice]:

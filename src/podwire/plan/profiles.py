@@ -203,7 +203,7 @@ def senseless(fabric: Fabric) -> str | None:
 
 
 class Idle(NamedTuple):
-    """A field of `Fabric` that changes nothing: what it takes, and what there is."""
+    """An option that changes nothing: what it takes, and what there is."""
 
     name: str
     wanted: str
@@ -213,19 +213,27 @@ class Idle(NamedTuple):
 def idle(fabric: Fabric, given: Mapping[str, Any], versions: Collection[int]) -> Iterator[Idle]:
     """What changes nothing in this fabric, whose pods have addresses of these IP versions.
 
-    `given` are fields of `Fabric`, None what was left open. What is usually off may be said to be.
+    `given` are fields of `Fabric` and the agent's options `guard` and `probe_interval`, None what
+    was left open. What is usually off may be said to be.
     """
     families = " and ".join(f"IPv{version}" for version in sorted(versions))
     for names, applies, wanted, is_now in (
         (_VXLANS, fabric.uses_vxlan, "a transport with VXLAN", fabric.transport),
         (("udp_port",), fabric.uses_udp, "the transport udp or auto", fabric.transport),
+        (
+            ("probe_interval",),
+            fabric.transport == "auto",
+            "the transport auto",
+            fabric.transport,
+        ),
+        (("guard",), fabric.anti_spoofing, "anti-spoofing", "without it"),
         (("hairpin", "promiscuous"), fabric.wiring == "bridge", "the wiring bridge", fabric.wiring),
         (("block_len", "block_len6"), fabric.ipam == "blocks", "the IPAM blocks", fabric.ipam),
         (("block_len",), 4 in versions, "a pod network of IPv4", families),
         (("block_len6",), 6 in versions, "a pod network of IPv6", families),
     ):
         for name in () if applies else names:
-            value, usual = given.get(name), getattr(_FLANNEL, name)
+            value, usual = given.get(name), getattr(_FLANNEL, name, None)
             if not (value is None or value is usual is False):
                 yield Idle(name, wanted, is_now)
 
