@@ -10,7 +10,7 @@ import pytest
 from podwire.model.cluster import NetworkConfig, PodPlace, Underlay
 from podwire.model.state import FdbEntry, Link, Neighbor, PortFdbEntry, Route, Sysctl
 from podwire.plan import guard
-from podwire.plan.node import objections, plan_peer, plan_pod, pod_mtu
+from podwire.plan.node import objections, plan_peer, plan_pod, pod_mtu, unreached
 from podwire.plan.paths import paths
 from podwire.plan.profiles import PROFILES, fabric
 from podwire.plan.transport import auto, l2_vxlan, transport_of, udp
@@ -42,6 +42,26 @@ def test_direct_refuses_who_is_behind_a_router_by_name() -> None:
     ]
     assert "172.18.0.0/16" in found[0]
     assert plan_peer(of, behind_a_router(of)) == ()
+
+
+def test_direct_reaches_by_one_family_who_has_lost_the_other() -> None:
+    of = config("flannel-host-gw", (4, 6))
+    node = peer(of)
+    assert node.lease is not None and unreached(of, node) == []
+    lost = msgspec.structs.replace(node, lease=msgspec.structs.replace(node.lease, public_ip6=None))
+    assert objections(of, lost) == []
+    assert unreached(of, lost) == ["node node2 has no IPv6 address to route its pods' through"]
+    assert reach(of)[:1] == lines(plan_peer(of, lost)) == ["10.244.2.0/24 via 172.18.0.12 dev eth0"]
+    assert [path.version for path in paths(of, lost)] == [4]
+    # So does this node, when it is the one that has lost it.
+    alone = msgspec.structs.replace(
+        of,
+        underlay=msgspec.structs.replace(
+            of.underlay, on_link=tuple(net for net in of.underlay.on_link if net.version == 4)
+        ),
+    )
+    assert lines(plan_peer(alone, node)) == ["10.244.2.0/24 via 172.18.0.12 dev eth0"]
+    assert "no layer-2 neighbour" in unreached(alone, node)[0]
 
 
 def test_calicos_routes_are_calicos() -> None:

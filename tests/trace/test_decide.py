@@ -279,8 +279,8 @@ TROUBLES = [
         target="{unleased}",
         cause=Cause.NO_ROUTE,
         at="node1 cni0 in",
-        says=("no node has leased",),
-        remedy="podwire get nodes",
+        says=("in no lease that",),
+        remedy="podwire status",
     ),
     Trouble(
         name="missing neighbour",

@@ -11,7 +11,7 @@ from podwire.agent.telling import strays
 from podwire.model.cluster import NetworkConfig, Node
 from podwire.model.fabric import Fabric
 from podwire.model.tunnel import PeerStats
-from podwire.plan.node import objections
+from podwire.plan.node import objections, unreached
 from podwire.plan.profiles import PROFILES
 from podwire.trace.status import NodeStatus, PeerStatus
 
@@ -93,7 +93,8 @@ def _problems(agent: Agent) -> Iterator[str]:
         reason
         for name, node in sorted(agent.nodes.by_name.items())
         if name != agent.network.node
-        for reason in objections(agent.network, node, agent.nodes.claims)
+        for why_not in (objections, unreached)
+        for reason in why_not(agent.network, node, agent.nodes.claims)
     ]
     yield from unused[:_NAMED]
     if len(unused) > _NAMED:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 
 from podwire.agent import metrics
 from podwire.kernel.reconcile import Report
 from podwire.log import fields
 from podwire.model.cluster import Attachment, NetworkConfig, Node
 from podwire.plan.claims import Claims
-from podwire.plan.node import objections
+from podwire.plan.node import objections, unreached
 
 log = logging.getLogger(__name__)
 
 
 class ObjectionLog:
-    """Tells of leases that are not used and why, each once: not again when the node changes in
-    some other way, but when it is objected to anew."""
+    """Tells of leases that are not used, or not for all pods, and why, each once: not again when
+    the node changes in some other way, but when it is objected to anew."""
 
     def __init__(self) -> None:
-        self._told: dict[str, list[str]] = {}
+        self._told: dict[str, dict[str, str]] = {}
 
     def tell(
         self,
@@ -30,19 +31,18 @@ class ObjectionLog:
         limit: int | None = None,
     ) -> None:
         """`nodes` by name, None for those that are gone; beyond `limit` only how many more."""
-        new: list[str] = []
+        new: dict[str, str] = {}
         for name, node in nodes.items():
-            found = (
-                objections(network, node, claims)
-                if node is not None and name != network.node
-                else []
-            )
-            told = self._told.pop(name, [])
+            found: dict[str, str] = {}
+            if node is not None and name != network.node:
+                found = dict.fromkeys(objections(network, node, claims), "lease not believed")
+                found |= dict.fromkeys(unreached(network, node, claims), "pods not reached")
+            told = self._told.pop(name, {})
             if found:
                 self._told[name] = found
-            new += [objection for objection in found if objection not in told]
-        for objection in new[:limit]:
-            log.warning("lease not believed", extra=fields(reason=objection))
+            new |= {reason: what for reason, what in found.items() if reason not in told}
+        for reason, what in islice(new.items(), limit):
+            log.warning(what, extra=fields(reason=reason))
         if limit is not None and len(new) > limit:
             log.warning("more leases not believed", extra=fields(count=len(new) - limit))
 

@@ -174,7 +174,8 @@ def _rows(peer: PeerStatus, *, wide: bool) -> Iterator[list[str]]:
 
 def _kind(peer: PeerStatus, path: PathStatus) -> str:
     """With two families, first whose packets these are; what carries them, if it is the other."""
-    pods = f"IPv{path.version}: " if len(peer.paths) > 1 else ""
+    families = {":" in subnet for subnet in peer.subnets}
+    pods = f"IPv{path.version}: " if len(families) > 1 else ""
     kind = f"{pods}{path.kind}{over(path.version, path.via)}"
     return f"{kind}, encrypted" if path.kind == "udp" and peer.encrypted else kind
 

@@ -22,7 +22,7 @@ from podwire.model.state import NFT_TABLE, Desired, Entry, IPNetwork, NftTable, 
 from podwire.model.tunnel import OVERHEAD_ENCRYPTED
 from podwire.plan import guard, isolation, masquerade, spoofing
 from podwire.plan.claims import Claims
-from podwire.plan.transport import auto, l2_vxlan, transport_of
+from podwire.plan.transport import auto, direct, l2_vxlan, transport_of
 from podwire.plan.wiring import plan_attachment, wiring_of
 
 
@@ -134,6 +134,14 @@ def objections(config: NetworkConfig, peer: Node, claims: Claims | None = None) 
     ]
     found += transport_of(config.fabric).objections(config, peer)
     return found + (claims.disputes(peer, config.network) if claims is not None else [])
+
+
+def unreached(config: NetworkConfig, peer: Node, claims: Claims | None = None) -> list[str]:
+    """Which of a peer's pods are not reached although its lease is used: one sentence for each IP
+    version that stays behind. A tunnel carries both, or none."""
+    if config.fabric.transport != "direct" or objections(config, peer, claims):
+        return []
+    return list(direct.unreached(config, peer).values())
 
 
 def _takes(fabric: Fabric, subnet: IPNetwork, own: IPNetwork) -> bool:

@@ -27,12 +27,15 @@ class Path(msgspec.Struct, frozen=True):
 
 
 def paths(config: NetworkConfig, peer: Node, *, blocked: bool = False) -> tuple[Path, ...]:
-    """One a family of the peer's pods; none without a lease. `blocked`: VXLAN doesn't reach it."""
+    """One a family of the peer's pods that is reached; none without a lease. `blocked`: VXLAN does
+    not get through to it."""
     lease = peer.lease
     if lease is None:
         return ()
     found = []
     families = {network.version for network in config.network}
+    if config.fabric.transport == "direct":
+        families -= direct.unreached(config, peer).keys()
     for version in sorted(families):
         endpoint = carrier.carrier(config, lease, version)
         if endpoint is None:

@@ -18,7 +18,7 @@ from podwire.kernel.observe import lookup
 from podwire.kernel.observe.lookup_messages import FibEntry, RouteQuestion, parse_fib_entry
 from podwire.model.cluster import NetworkConfig, Node
 from podwire.model.state import ROUTE_PROTOCOL, IPAddress, IPNetwork, within
-from podwire.plan.node import objections
+from podwire.plan.node import objections, unreached
 from podwire.trace.wire import Checked
 
 _find = Findings("overlap")
@@ -45,10 +45,14 @@ def _leases(subject: Subject, network: NetworkConfig) -> Iterator[Checked]:
     if not network.underlay.on_link:
         remedy = f"is {network.underlay.dev} up here, with its address? See `tunnel`"
     for name, node in sorted(nodes.by_name.items()):
-        for text in objections(network, node, nodes.claims) if name != network.node else ():
+        if name == network.node:
+            continue
+        for text in objections(network, node, nodes.claims):
+            yield _find.fail(f"{text}: its lease is not used", remedy.format(name=name))
+        for text in unreached(network, node, nodes.claims):
             yield _find.fail(
-                f"{text}: its lease is not used",
-                remedy.format(name=name),
+                f"{text}: its lease is used for the other IP version only",
+                f"see to the addresses of {network.node} and {name} on the underlay, or take vxlan",
             )
 
 

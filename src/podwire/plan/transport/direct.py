@@ -51,28 +51,40 @@ def route(config: NetworkConfig, peer: Node, subnet: IPNetwork) -> Route:
     )
 
 
-def objections(config: NetworkConfig, peer: Node) -> list[str]:
-    """Why a peer can't be reached by plain routes."""
+def unreached(config: NetworkConfig, peer: Node) -> dict[int, str]:
+    """The IP versions of the peer's pods that plain routes do not reach, and why."""
     lease = peer.lease
-    if lease is None:
-        return []
-    if other := carrier.other_backend(peer.name, lease, BACKEND):
-        return other
-    found = []
-    for version in carrier.versions(lease.subnets):
-        endpoint = lease.endpoint(version)
+    found: dict[int, str] = {}
+    for version in carrier.versions(lease.subnets) if lease is not None else ():
+        endpoint = lease.endpoint(version) if lease is not None else None
         if endpoint is None:
-            found.append(f"node {peer.name} has no IPv{version} address to route its pods' through")
+            found[version] = (
+                f"node {peer.name} has no IPv{version} address to route its pods' through"
+            )
         elif not config.underlay.is_neighbor(endpoint.ip):
             on_link = " and ".join(map(str, config.underlay.on_link)) or "no network"
-            found.append(
+            found[version] = (
                 f"node {peer.name} at {endpoint.ip} is no layer-2 neighbour: plain routes reach"
                 f" {on_link} on {config.underlay.dev}; use vxlan with cross-subnet, or auto"
             )
     return found
 
 
+def objections(config: NetworkConfig, peer: Node) -> list[str]:
+    """Why a peer can't be reached by plain routes, by no IP version of its pods."""
+    lease = peer.lease
+    if lease is None:
+        return []
+    if other := carrier.other_backend(peer.name, lease, BACKEND):
+        return other
+    found = unreached(config, peer)
+    return list(found.values()) if len(found) == len(carrier.versions(lease.subnets)) else []
+
+
 def plan_peer(config: NetworkConfig, peer: Node) -> tuple[Entry, ...]:
     """One route a subnet, to whose lease there are no `objections`."""
     subnets = peer.lease.subnets if peer.lease is not None else ()
-    return tuple(route(config, peer, subnet) for subnet in subnets)
+    left_out = unreached(config, peer)
+    return tuple(
+        route(config, peer, subnet) for subnet in subnets if subnet.version not in left_out
+    )

@@ -141,7 +141,7 @@ def no_way(v: Vantage, dst: IPAddress) -> Problem:
 
 
 def unleased_problem(v: Vantage, dst: IPAddress, entry: FibEntry | None) -> Problem | None:
-    """`dst` is in the pod network, and in no node's lease that this node knows."""
+    """`dst` is in the pod network, and in no lease that this node uses."""
     config = v.intent.config
     if v.is_pod or config is None or v.intent.way(dst) is not None:
         return None
@@ -153,13 +153,14 @@ def unleased_problem(v: Vantage, dst: IPAddress, entry: FibEntry | None) -> Prob
     network = next((one for one in config.network if dst in one), None)
     if network is None:
         return None
-    text = f"{dst} is in the pod network {network}, and no node has leased a subnet with it"
+    text = f"{dst} is in the pod network {network}, and in no lease that {v.name} uses"
     if entry is not None:
         text += f": it takes `{iproute.route_text(entry, v.dev)}`"
     return v.problem(
         Cause.NO_ROUTE,
         text,
-        remedy="start the agent of the node that is to have it; podwire get nodes lists them",
+        remedy="start the agent of the node that is to have it; podwire status tells whose lease is"
+        " not used, and why",
     )
 
 
