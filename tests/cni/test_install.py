@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,24 @@ def test_status_without_an_agent(tmp_path: Path) -> None:
     result = CliRunner().invoke(cni, ["status", "--socket", str(tmp_path / "cni.sock")])
     assert isinstance(result.exception, PodwireError)
     assert "No such file" in result.exception.message
+
+
+_BUILD = """
+import sys
+from pathlib import Path
+from podwire.cni import install
+install._cache_dirs = lambda: iter([Path(sys.argv[1])])
+sys.stdout.buffer.write(install._compiled())
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_nodes_of_one_machine_may_build_it_at_once(tmp_path: Path) -> None:
+    # Each has the process id 1, as agents of lab nodes may.
+    line = ["unshare", "--pid", "--fork", sys.executable, "-c", _BUILD, str(tmp_path)]
+    builds = [subprocess.Popen(line, stdout=subprocess.PIPE) for _ in range(4)]
+    built = {build.communicate()[0] for build in builds}
+    assert {build.returncode for build in builds} == {0}
+    (kept,) = tmp_path.iterdir()
+    assert built == {kept.read_bytes()} and kept.stat().st_mode & 0o777 == 0o755

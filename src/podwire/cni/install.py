@@ -20,6 +20,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,18 +143,19 @@ def _compiled() -> bytes | None:
     if compiler is None:
         return None
     for directory in _cache_dirs():
-        built, temporary = directory / name, directory / f".{name}.{os.getpid()}"
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            temporary.touch()
+            # Of its own, by a name that is nobody's: agents of several nodes may build at once, and
+            # in PID namespaces of their own they have the same process id.
+            room = tempfile.TemporaryDirectory(prefix=f".{name}.", dir=directory)
         except OSError:
             continue
-        try:
-            _compile(compiler, temporary)
-            temporary.replace(built)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return built.read_bytes()
+        with room:
+            made = Path(room.name, name)
+            _compile(compiler, made)
+            binary = made.read_bytes()
+            made.replace(directory / name)
+        return binary
     raise PodwireError("the CNI executable cannot be built: no directory to write it to")
 
 
