@@ -6,7 +6,8 @@ encryption, one with the plainest loop in C (`packet_loop.c`), which is what Fla
 does, and one with VXLAN set up by hand, the kernel's own way to do the same. The underlay is a
 veth, so nothing but the processors limits anything: two nodes, two pods and what is measured share
 the machine's cores. Each round sets everything up anew, since two set-ups of the very same differ
-for as long as they live, and takes the pairs in random order, since what ran before matters.
+for as long as they live. What is compared follows each other, in random order; latency comes
+first, since for some seconds after everything was busy all of it is slower.
 
 Latency is half of a round trip, as ping tells it of echoes that follow each other, and, in the line
 below, as a process sees it that sends one and waits for it, its own part included.
@@ -31,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -249,16 +250,20 @@ def pairs() -> Iterator[dict[str, Pair]]:
 
 
 def main() -> None:
-    gbits, micros, seen, most, wanted = ({kind: list[float]() for kind in KINDS} for _ in range(5))
+    measures: tuple[Callable[[Pair], float], ...] = (
+        ping_us,
+        lambda pair: latency_us(pair.pods[0], pair.target, ECHOES),
+        throughput,
+        lambda pair: flood(pair, 0) / 1e3,
+        lambda pair: flood(pair, WANTED) / 1e3,
+    )
+    figures = [{kind: list[float]() for kind in KINDS} for _ in measures]
     for _ in range(ROUNDS):
         with pairs() as found:
-            for kind in random.sample(KINDS, len(KINDS)):
-                pair = found[kind]
-                gbits[kind].append(throughput(pair))
-                micros[kind].append(ping_us(pair))
-                seen[kind].append(latency_us(pair.pods[0], pair.target, ECHOES))
-                most[kind].append(flood(pair, 0) / 1e3)
-                wanted[kind].append(flood(pair, WANTED) / 1e3)
+            for measure, figure in zip(measures, figures, strict=True):
+                for kind in random.sample(KINDS, len(KINDS)):
+                    figure[kind].append(measure(found[kind]))
+    micros, seen, gbits, most, wanted = figures
     middle = statistics.median
     share = middle(gbits["tunnel"]) / middle(gbits["vxlan"])
     show(
